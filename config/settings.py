@@ -1,0 +1,238 @@
+"""The settings schema: one TOML file, any key overridden by the environment as MAMMOD_<SECTION>__<KEY>.
+
+Every section and key is documented in `config/mammod.toml`, which a test holds equal to the defaults here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from config.errors import ConfigurationError
+
+DEFAULT_FILE = Path("/etc/mammod/mammod.toml")
+ENVIRONMENT_PREFIX = "MAMMOD_"
+
+# Segments with these codes outline anatomy, not lesions (SNOMED CT; DCM where SNOMED has none).
+NOT_LESION_CODES = (
+    "SCT:76752008",  # breast structure
+    "SCT:39607008",  # lung structure
+    "SCT:39937001",  # skin structure
+    "SCT:24142002",  # nipple structure
+    "SCT:265780007",  # structure of pectoral muscle
+    "SCT:91723000",  # anatomical structure
+    "SCT:85756007",  # body tissue
+    "SCT:181131000",  # entire breast
+    "SCT:91727004",  # implant / prosthesis as a device
+    "DCM:111099",  # selected region
+)
+
+
+def _ae_title(value: Any) -> Any:
+    if isinstance(value, str):
+        stripped = value.strip()
+        if not 1 <= len(stripped) <= 16 or "\\" in stripped or not stripped.isascii() or not stripped.isprintable():
+            raise ValueError("an AE title is 1 to 16 printable ASCII characters without a backslash (PS3.5 6.2)")
+        return stripped
+    return value
+
+
+AETitle = Annotated[str, BeforeValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TLS(_Section):
+    """PEM files for DICOM TLS; `ca` names who may have signed the other side's certificate."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+class Peer(_Section):
+    """Who may call: an AE title together with the networks it may come from (none: from anywhere)."""
+
+    ae_title: AETitle
+    networks: tuple[str, ...] = ()
+
+    @field_validator("networks")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
+
+
+class Listener(_Section):
+    ae_title: AETitle = "MAMMOD"
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    called_ae_required: bool = True
+    peers: tuple[Peer, ...] = ()
+    max_associations: int = Field(50, ge=1, le=10_000)
+    max_pdu: int = Field(131_072, ge=4_096, le=1_048_576)
+    network_timeout_s: float = Field(60, gt=0)
+    tls: TLS | None = None
+
+
+def _retrieve(value: Any) -> Any:
+    return {True: "c-get", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class Archive(_Section):
+    ae_title: AETitle = "ARCHIVE"
+    host: str | None = None
+    port: Port = 104
+    tls: TLS | None = None
+    retrieve: Annotated[Literal["off", "c-get", "c-move"], BeforeValidator(_retrieve)] = "off"
+    retrieve_after_s: float = Field(60, ge=0)
+    stow_url: str | None = None
+    timeout_s: float = Field(60, gt=0)
+    retry_first_s: float = Field(10, gt=0)
+    retry_longest_s: float = Field(900, gt=0)
+
+
+class Spool(_Section):
+    directory: Path = Path("/var/lib/mammod/spool")
+    min_free: ByteSize = ByteSize(2 * 1024**3)
+
+
+class Ledger(_Section):
+    url: str | None = None
+
+
+class Model(_Section):
+    bundle: Path | None = None
+    engine: Literal["auto", "tensorflow"] = "auto"
+
+
+class Workers(_Section):
+    count: int = Field(0, ge=0, le=64)
+    decoders: int = Field(0, ge=0, le=256)
+    backend: Literal["local"] = "local"
+    max_batch: int = Field(8, ge=1, le=256)
+    max_wait_ms: float = Field(5, ge=0, le=10_000)
+
+
+class Lesions(_Section):
+    not_lesions: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,16}:[^:\s]{1,64}$")], ...] = NOT_LESION_CODES
+
+
+class Reports(_Section):
+    kinds: tuple[Literal["tid1500"], ...] = Field(("tid1500",), min_length=1)
+
+
+class Retention(_Section):
+    finished_days: float = Field(30, gt=0)
+    quarantined_days: float = Field(90, gt=0)
+
+
+class Status(_Section):
+    host: str = "127.0.0.1"
+    port: Port = 11180
+
+
+class Log(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(BaseSettings):
+    """All settings, immutable. Make it with `load_settings`, which reports errors for people."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    listener: Listener = Listener()
+    archive: Archive = Archive()
+    spool: Spool = Spool()
+    ledger: Ledger = Ledger()
+    model: Model = Model()
+    workers: Workers = Workers()
+    lesions: Lesions = Lesions()
+    reports: Reports = Reports()
+    retention: Retention = Retention()
+    status: Status = Status()
+    log: Log = Log()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment wins over the file, whose content arrives as init values.
+        return env_settings, init_settings
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger's SQLAlchemy URL; without one of its own, a SQLite file inside the spool directory."""
+        return self.ledger.url or f"sqlite:///{self.spool.directory / 'ledger.sqlite'}"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read `path` (or the default file where it exists) and the environment.
+
+    Raises:
+        ConfigurationError: one line per wrong key: the key, its value, where it was set and what is allowed.
+    """
+    if path is None and DEFAULT_FILE.exists():
+        path = DEFAULT_FILE
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"settings file {path}: {error.strerror}; name a readable TOML file") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"settings file {path} is not valid TOML: {error}") from error
+    _refuse_unknown_environment()
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_line(problem, path) for problem in error.errors())) from error
+    except ValueError as error:  # pydantic-settings: a value of the environment that should be JSON and is not
+        raise ConfigurationError(f"environment: {error}; lists and tables are written as JSON there") from error
+
+
+def _refuse_unknown_environment() -> None:
+    sections = Settings.model_fields
+    for name in os.environ:
+        section, delimiter, _ = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
+        if name.startswith(ENVIRONMENT_PREFIX) and delimiter and section.lower() not in sections:
+            raise ConfigurationError(
+                f"environment {name}: there is no section {section.lower()!r}; allowed: {', '.join(sections)}"
+            )
+
+
+def _line(problem: Any, path: Path | None) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
+    source = f"environment {variable}" if variable in os.environ else f"{path or 'defaults'}"
+    if problem["type"] == "extra_forbidden":
+        return f"{key} ({source}): there is no such setting; allowed here: {_siblings(problem['loc'])}"
+    return f"{key} = {problem['input']!r} ({source}): {problem['msg']}"
+
+
+def _siblings(location: tuple[Any, ...]) -> str:
+    fields: dict[str, Any] = Settings.model_fields
+    for part in location[:-1]:
+        annotation = getattr(fields.get(part), "annotation", None)
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return "see config/mammod.toml"
+        fields = annotation.model_fields
+    return ", ".join(fields)

@@ -1,0 +1,1 @@
+"""The service: listener, spool, ledger, pairing, lesions, classifier, reports, outbox, status and the `mammod` command."""

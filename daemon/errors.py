@@ -1,0 +1,28 @@
+"""Exceptions of the daemon room."""
+
+from config.errors import MammodError
+
+
+class RefusedInstance(MammodError):
+    """An instance is not accepted; `status` is the C-STORE response status (PS3.4 B.2.3, PS3.7 C.5)."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class LesionError(MammodError):
+    """A lesion object (SEG or SR) cannot be read as lesions; the message is the quarantine reason."""
+
+
+class ReportError(MammodError):
+    """A report cannot be written from what is known."""
+
+
+class ArchiveError(MammodError):
+    """The archive could not be reached or refused the association; worth trying again."""
+
+
+class LedgerError(MammodError):
+    """The ledger cannot be opened, or its schema is newer than this program."""

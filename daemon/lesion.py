@@ -1,0 +1,68 @@
+"""`Lesion`: one marked place on one image frame, the contract between readers, crop and report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept (PS3.3 section 8): value, coding scheme designator, meaning."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The region as its source draws it: a graphic type of PS3.3 C.18.6.1.2 and its points.
+
+    `points` is (N, 2) float64 of (column, row), DICOM SCOORD convention: (0, 0) is the top-left CORNER of the
+    top-left pixel. CIRCLE is (centre, perimeter point); ELLIPSE is (ends of major axis, then ends of minor axis).
+    """
+
+    graphic_type: str
+    points: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """One lesion of one lesion object on one frame of one image.
+
+    `outline` is (N, 2) float64 of (column, row) in pixels, SCOORD convention (see `Region`), N >= 1; closed shapes do
+    not repeat their first point. A POINT has one row. `region` is what the report draws again, as in the source
+    (a segment's region is the POLYLINE of its outline, first point repeated at the end).
+    `frame` counts from 1. `finding`, `finding_site` and `laterality` are None where the source does not say.
+    """
+
+    source_uid: str
+    image_uid: str
+    frame: int
+    outline: np.ndarray
+    region: Region
+    tracking_id: str | None = None
+    tracking_uid: str | None = None
+    finding: Code | None = None
+    finding_site: Code | None = None
+    laterality: Code | None = None
+    labels: tuple[Code, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something in a lesion object that was read and deliberately not taken as a lesion, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class LesionReading:
+    """All that was read from one lesion object: lesions in the source's order, and what was left out with reasons."""
+
+    source_uid: str
+    lesions: tuple[Lesion, ...]
+    left_out: tuple[LeftOut, ...] = ()

@@ -1,0 +1,1 @@
+"""Networks, ROI geometry and normalisation, the bundle, and inference engines. Never imports `daemon`."""

@@ -1,0 +1,11 @@
+"""Exceptions of the model room."""
+
+from config.errors import MammodError
+
+
+class BundleError(MammodError):
+    """A bundle is missing, incomplete, damaged (hash), untrained where that is not allowed, or unfit for this engine."""
+
+
+class ImageError(MammodError):
+    """An image cannot be decoded, normalised or cut as the bundle's manifest asks."""

@@ -1,0 +1,1 @@
+"""Data readers, augmentation, fit, evaluate, reproduce and export. Never imported by `daemon`."""
