@@ -26,8 +26,9 @@ def create(
     connection: Connection, instance_id: int, source_uid: str, needed: Sequence[str], bundle: str, now: float
 ) -> int:
     """A job for this lesion object, waiting for the instances it needs or ready when they are all here."""
-    row = connection.execute(
-        insert(jobs).values(
+    job_id = connection.execute(
+        insert(jobs)
+        .values(
             instance_id=instance_id,
             source_uid=source_uid,
             bundle=bundle,
@@ -37,8 +38,8 @@ def create(
             not_before=now,
             created_at=now,
         )
-    )
-    (job_id,) = row.inserted_primary_key or ()
+        .returning(jobs.c.id)
+    ).scalar_one()
     if needed:
         connection.execute(insert(needs), [{"job_id": job_id, "sop_instance_uid": uid} for uid in needed])
     promote(connection, [job_id], now)
