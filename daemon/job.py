@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,11 +55,14 @@ class Inputs:
 
 
 class JobWorker:
-    """Does jobs. Thread-safe: holds no state of its own; what a job came to stands in the ledger."""
+    """Does jobs. Thread-safe: holds no state of its own; what a job came to stands in the ledger.
+
+    `settings` is asked anew for each job, since they can be reloaded.
+    """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Callable[[], Settings],
         ledger: Ledger,
         spool: Spool,
         decoders: DecoderPool,
@@ -97,7 +100,7 @@ class JobWorker:
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
         begun = time.monotonic()
         inputs = load_inputs(self._ledger, self._spool, job)
-        reading = read_lesions(inputs.source, inputs.images, inputs.segmentations, self._settings.lesions.not_lesions)
+        reading = read_lesions(inputs.source, inputs.images, inputs.segmentations, self._settings().lesions.not_lesions)
         for left_out in reading.left_out:
             bound.info("left out", what=left_out.what, reason=left_out.reason)
         if not reading.lesions:
@@ -139,7 +142,7 @@ class JobWorker:
         self, job: Row, inputs: Inputs, reading: LesionReading, results: Sequence[Result], digest: str
     ) -> list[outbox.Report]:
         reports = []
-        for kind in self._settings.reports.kinds:
+        for kind in self._settings().reports.kinds:
             uid = derive_uid("report", job.source_uid, digest, self._bundle, kind)
             with self._ledger.read() as connection:
                 before = outbox.newest_of(connection, job.source_uid, kind, other_than=uid)

@@ -79,7 +79,7 @@ def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -
     promotion = (
         update(jobs)
         .where(jobs.c.state == JobState.WAITING, ~missing)
-        .values(state=JobState.READY, reason=None, not_before=now, complete_at=now)
+        .values(state=JobState.READY, reason=None, attempts=0, not_before=now, complete_at=now)
     )
     if job_ids is not None:
         promotion = promotion.where(jobs.c.id.in_(list(job_ids)))
