@@ -1,4 +1,4 @@
-"""The archive as we call it: associations, C-ECHO and C-STORE (or STOW-RS where `archive.stow_url` is set)."""
+"""The archive as we call it: associations, C-ECHO, C-STORE (or STOW-RS where `archive.stow_url` is set), retrieval."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -16,16 +17,21 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification
 
-from config import settings
 from config.errors import ConfigurationError
-from daemon import stow
+from config.settings import TLS
+from config.settings import Archive as ArchiveSettings
+from daemon import query_retrieve, stow
 from daemon.errors import ArchiveError
+from daemon.incoming import Incoming
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
+from daemon.query_retrieve import Wanted
 
 MAX_CONTEXTS = 128  # per association (PS3.8 9.3.2.2: odd numbers 1 to 255)
 MAX_PDU = 131_072
 # Associations in a row that break before anything was answered: then it is the archive, not the instance.
 BREAKS_IN_A_ROW = 2
+# Retrieving may wait for a tape robot, and each wait covers the transfer of a whole image: times archive.timeout_s.
+RETRIEVE_PATIENCE = 5
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 CONVERTIBLE = (*UNCOMPRESSED, DeflatedExplicitVRLittleEndian)
 
@@ -37,17 +43,21 @@ class ContextsRefused(ArchiveError):
     """The archive took the association's calls but none of the presentation contexts."""
 
 
-class ArchiveClient:
-    """Calls the archive of `config.settings.Archive` as `calling_ae`. Holds no connection between calls.
+class Archive:
+    """Calls the archive of `settings` as `calling_ae`; what it retrieves by C-GET is written into `incoming` first.
+
+    Holds no connection between calls, so `settings` may be replaced at any time.
 
     Raises:
         ConfigurationError: `archive.tls` names files that cannot be used.
     """
 
-    def __init__(self, archive: settings.Archive, calling_ae: str) -> None:
-        self.settings = archive
+    def __init__(self, settings: ArchiveSettings, calling_ae: str, incoming: Path) -> None:
+        self.settings = settings
         self.calling_ae = calling_ae
-        self._tls = client_tls(archive.tls) if archive.tls else None
+        self.incoming = incoming
+        if settings.tls:
+            client_tls(settings.tls)
 
     def echo(self) -> None:
         """C-ECHO the archive.
@@ -69,6 +79,40 @@ class ArchiveClient:
         if self.settings.stow_url:
             return stow.store(self.settings.stow_url, items, self.settings.timeout_s, self._https())
         return self._c_store(list(items))
+
+    def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
+        """C-FIND: those of `wanted` that the archive holds, with study and series filled in.
+
+        Raises:
+            ArchiveError: the archive cannot be asked, or does not answer.
+        """
+        with self.associate([build_context(query_retrieve.FIND)]) as association:
+            return query_retrieve.find(association, wanted)
+
+    def get_instances(
+        self, wanted: Iterable[Wanted], accept: Callable[[Incoming], None]
+    ) -> list[query_retrieve.RetrieveOutcome]:
+        """C-GET: each instance goes to `accept`, which refuses by RefusedInstance or OSError; outcomes in order.
+
+        Raises:
+            ArchiveError: the association cannot be had; a break later makes the rest RETRY.
+        """
+        contexts, roles = query_retrieve.get_contexts()
+        receiver = query_retrieve.Receiver(self.incoming, accept)
+        limit_s = RETRIEVE_PATIENCE * self.settings.timeout_s
+        handlers = [(evt.EVT_C_STORE, receiver)]
+        with self.associate(contexts, ext_neg=roles, handlers=handlers, response_timeout_s=limit_s) as association:
+            return list(query_retrieve.get(association, wanted, receiver))
+
+    def move_instances(self, wanted: Iterable[Wanted], destination_ae: str) -> list[query_retrieve.RetrieveOutcome]:
+        """C-MOVE: the archive sends each instance to `destination_ae` (our listener); outcomes in order.
+
+        Raises:
+            ArchiveError: the association cannot be had; a break later makes the rest RETRY.
+        """
+        limit_s = RETRIEVE_PATIENCE * self.settings.timeout_s
+        with self.associate([build_context(query_retrieve.MOVE)], response_timeout_s=limit_s) as association:
+            return list(query_retrieve.move(association, wanted, destination_ae))
 
     def _c_store(self, waiting: list[Outgoing]) -> Iterator[StoreOutcome]:
         breaks = 0
@@ -140,7 +184,7 @@ class ArchiveClient:
             ContextsRefused: it accepted none of `contexts`.
             ArchiveError: no archive is set, it cannot be reached, or it refuses the association.
         """
-        host, port, limit_s = self.settings.host, self.settings.port, self.settings.timeout_s
+        host, port, tls, limit_s = self.settings.host, self.settings.port, self.settings.tls, self.settings.timeout_s
         if host is None:
             raise ArchiveError("no archive is set; set archive.host")
         ae = AE(ae_title=self.calling_ae)
@@ -160,7 +204,7 @@ class ArchiveClient:
                 ae_title=self.settings.ae_title,
                 max_pdu=MAX_PDU,
                 ext_neg=list(ext_neg),
-                tls_args=(self._tls, host) if self._tls else None,
+                tls_args=(client_tls(tls), host) if tls else None,
                 evt_handlers=[(evt.EVT_CONN_OPEN, on_open), *handlers],
             )
         except OSError as error:
@@ -178,7 +222,7 @@ class ArchiveClient:
     def _refused(self, association: Association, opened: bool) -> ArchiveError:
         answer = association.acceptor.primitive
         if not opened:
-            secure = " or failed the TLS handshake" if self._tls else ""
+            secure = " or failed the TLS handshake" if self.settings.tls else ""
             return ArchiveError(f"{self} cannot be reached{secure}; check archive.host, archive.port and the network")
         if association.is_rejected and answer is not None:
             return ArchiveError(
@@ -199,7 +243,7 @@ class ArchiveClient:
         return f"archive {self.settings.ae_title} at {self.settings.host}:{self.settings.port}"
 
 
-def client_tls(tls: settings.TLS) -> ssl.SSLContext:
+def client_tls(tls: TLS) -> ssl.SSLContext:
     """TLS 1.2 or newer, the archive's certificate verified by `tls.ca` and ours shown.
 
     The host name is not compared: DICOM nodes are known by certificate and AE title (PS3.15 B.1).
