@@ -39,16 +39,16 @@ def ask_for_missing(
         return 0
     wanted = {Wanted(row.study_uid, None, row.sop_instance_uid) for row in rows}
     reason = None
-    found: set[str] = set()
+    there: list[Wanted] = []
     try:
-        found = {item.sop_uid for item in archive.find_instances(wanted)}
-        there = [item for item in wanted if item.sop_uid in found]
+        there = archive.find_instances(wanted)
         if there and settings.retrieve == "c-move":
             archive.move_instances(there, own_ae_title)
         elif there:
             archive.get_instances(there, accept)
     except ArchiveError as error:
         reason = f"the archive could not be asked: {error}"
+    found = {item.sop_uid for item in there}
     missing: dict[int, list[str]] = defaultdict(list)
     attempts: dict[int, int] = {}
     for row in rows:
