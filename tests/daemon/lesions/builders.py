@@ -14,6 +14,7 @@ from pydicom.uid import (
     BreastTomosynthesisImageStorage,
     DigitalMammographyXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
+    RLELossless,
     generate_uid,
 )
 
@@ -258,10 +259,13 @@ def segmentation_of(
         device_serial_number="1",
         pixel_measures=measures,
         max_fractional_value=max_fractional_value,
-        transfer_syntax_uid=transfer_syntax_uid,
     )
     if "PatientOrientation" in image:
         segmentation.PatientOrientation = image.PatientOrientation
+    if transfer_syntax_uid == RLELossless:
+        segmentation.compress(RLELossless, encoding_plugin="pydicom")  # GDCM's encoder aborts on some sizes
+    elif transfer_syntax_uid != ExplicitVRLittleEndian:
+        segmentation.compress(transfer_syntax_uid)
     return segmentation
 
 
