@@ -245,6 +245,8 @@ class IncomingAssociation(Association):
         )  # shared: negotiation only reads them, and copying costs 20 ms
         self.requestor.address_info = AddressInformation.from_tuple(address)
         self.bind(evt.EVT_REQUESTED, lambda event: server.rules(self))
+        # A connection closed before any request would else hold its thread and its place for the whole ACSE timeout.
+        self.bind(evt.EVT_CONN_CLOSE, lambda event: self.dul.to_user_queue.put(None))
 
     def _bind_defaults(self) -> None:
         # Without the handlers that describe every PDU for the log (they cost 11 % of the throughput).

@@ -186,18 +186,16 @@ class Listener:
         if self._server is None:
             return
         end = time.monotonic() + limit_s
-        aborted: set[IncomingAssociation] = set()
         while associations := self._server.associations:
             now = time.monotonic()
-            for association in set(associations) - aborted:
-                is_idle = not association.files and now - association.last_active > IDLE_S
-                if is_idle or now > end or association not in self._admitted:
-                    association.abort(block=False)
-                    aborted.add(association)
-            if now > end + ABORT_LIMIT_S:
-                for association in associations:
+            for association in associations:
+                if association not in self._admitted or now > end + ABORT_LIMIT_S:
                     association.disconnect()
-                break
+                elif now > end or (not association.files and now - association.last_active > IDLE_S):
+                    association.abort(block=False)
+            if now > end + 2 * ABORT_LIMIT_S:
+                log.error("associations do not end", count=len(associations))
+                return
             time.sleep(0.02)
 
     def _rules(self, association: IncomingAssociation) -> None:
