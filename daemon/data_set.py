@@ -31,7 +31,7 @@ DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.8
 # MIME, XML and Papyrus encodings have no element stream; those of SMPTE ST 2110 are for real-time video, not for storage.
 _NOT_ELEMENTS = ("1.2.840.10008.1.2.6.", "1.2.840.10008.1.20", "1.2.840.10008.1.2.7.")
 
-# Younger than pydicom's dictionary: JPEG XL (Supplement 232), Deflated Image Frame Compression (Supplement 244).
+# Younger than pydicom's dictionary: three of JPEG XL, Deflated Image Frame Compression.
 _YOUNG = (
     "1.2.840.10008.1.2.4.110",
     "1.2.840.10008.1.2.4.111",
@@ -46,6 +46,7 @@ TRANSFER_SYNTAXES = frozenset(
 
 MAX_DEPTH = 64  # sequences within sequences; content trees of real reports stay below 20
 MAX_INFLATED = 4 << 30  # bytes; a bomb of 4 MB inflates to this
+MAX_AFTER_DEFLATED = 9  # bytes: a byte of padding, and the gzip trailer that some writers leave
 
 _SOP_CLASS_UID = 0x0008_0016
 _SOP_INSTANCE_UID = 0x0008_0018
@@ -81,8 +82,6 @@ def check_data_set(file: BinaryIO, transfer_syntax_uid: str) -> DataSetFacts:
             A900 it names no SOP Class or SOP Instance; 0117 one of the two is not a UID.
     """
     reader: _Reader = _Inflated(file) if transfer_syntax_uid in DEFLATED else _Stored(file)
-    if reader.at_end():
-        raise RefusedInstance(CANNOT_UNDERSTAND, "the data set is empty; send the object whole")
     values = _walk(reader, _form(transfer_syntax_uid))
     return DataSetFacts(
         sop_class_uid=_uid(values, _SOP_CLASS_UID, "SOP Class UID (0008,0016)"),
@@ -103,7 +102,7 @@ def _uid(values: dict[int, bytes], tag: int, name: str) -> str:
 
 
 class _CutError(Exception):
-    """The bytes end before what was begun is complete."""
+    """The bytes end, after so many, before what was begun is complete."""
 
 
 class _Reader(Protocol):
@@ -128,13 +127,13 @@ class _Stored:
         data = self._file.read(count)
         self.position += count
         if len(data) < count:
-            raise _CutError
+            raise _CutError(self._size)
         return data
 
     def skip(self, count: int) -> None:
         self.position += count
         if self.position > self._size:
-            raise _CutError
+            raise _CutError(self._size)
         self._file.seek(count, os.SEEK_CUR)
 
     def at_end(self) -> bool:
@@ -157,7 +156,7 @@ class _Inflated:
         parts = []
         while count:
             if self._used == len(self._block) and not self._next_block():
-                raise _CutError
+                raise _CutError(self.position)
             part = self._block[self._used : self._used + count]
             parts.append(part)
             self._advance(len(part))
@@ -167,7 +166,7 @@ class _Inflated:
     def skip(self, count: int) -> None:
         while count:
             if self._used == len(self._block) and not self._next_block():
-                raise _CutError
+                raise _CutError(self.position)
             step = min(count, len(self._block) - self._used)
             self._advance(step)
             count -= step
@@ -184,7 +183,7 @@ class _Inflated:
             )
 
     def _next_block(self) -> bool:
-        """Inflate on; False at the end of the deflate stream, which only one byte of padding may follow."""
+        """Inflate on; False at the end of the deflate stream, which only a little may follow."""
         try:
             while not self._inflate.eof:
                 data = self._inflate.unconsumed_tail or self._file.read(self.BLOCK)
@@ -192,13 +191,13 @@ class _Inflated:
                 if self._block:
                     return True
                 if not data:
-                    raise _CutError
+                    raise _CutError(self.position)
         except zlib.error as error:
             raise RefusedInstance(
                 CANNOT_UNDERSTAND,
                 f"the data set cannot be inflated after byte {self.position}: it is damaged or not deflated",
             ) from error
-        if len(self._inflate.unused_data + self._file.read(2)) > 1:
+        if len(self._inflate.unused_data + self._file.read(MAX_AFTER_DEFLATED + 1)) > MAX_AFTER_DEFLATED:
             raise RefusedInstance(CANNOT_UNDERSTAND, "there are bytes after the end of the deflated data set")
         return False
 
@@ -243,7 +242,7 @@ def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
     levels = [_Level(form, None, None)]
     values: dict[int, bytes] = {}
     seen: set[int] = set()
-    tag = 0
+    tag = outermost = 0
     try:
         while True:
             level = levels[-1]
@@ -253,6 +252,8 @@ def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
                 levels.pop()
                 continue
             if len(levels) == 1 and reader.at_end():
+                if not seen:
+                    raise _CutError(0)
                 return values
             at = reader.position
             tag, vr, length = _element(reader, level)
@@ -264,6 +265,7 @@ def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
                 raise _not_a_data_set(at, tag, "no data set may hold this tag here")
             else:
                 if len(levels) == 1:
+                    outermost = tag
                     if tag in seen:
                         raise _not_a_data_set(at, tag, "the element comes twice")
                     seen.add(tag)
@@ -274,9 +276,10 @@ def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
                     reader.skip(length - len(values[tag]))
                 else:
                     reader.skip(length)
-    except _CutError:
+    except _CutError as error:
         raise RefusedInstance(
-            CANNOT_UNDERSTAND, f"the data set ends too early, at or after {_name(tag)}; it was cut, send it whole"
+            CANNOT_UNDERSTAND,
+            f"the data set ends at byte {error}, in or after {_name(outermost)}; it was cut, send it whole",
         ) from None
 
 
