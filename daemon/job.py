@@ -17,7 +17,7 @@ from config.settings import Settings
 from daemon.errors import LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, Pipeline, Written, read_inputs
-from daemon.reports import Predecessor
+from daemon.reports.tid1500 import Predecessor
 from daemon.spool import Spool
 from model.errors import ImageError
 
@@ -85,7 +85,7 @@ class JobWorker:
         def find(kind: str, sop_instance_uid: str) -> Predecessor | None:
             with self._ledger.read() as connection:
                 row = outbox.newest_of(connection, inputs.source_uid, kind, other_than=sop_instance_uid)
-            return row and Predecessor(row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid)
+            return row and (row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid)
 
         return find
 

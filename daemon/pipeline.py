@@ -17,8 +17,9 @@ from daemon.decode import DecoderPool
 from daemon.errors import LesionError
 from daemon.lesion import Lesion, LesionReading
 from daemon.lesions import lesion_references, read_lesions
-from daemon.reports import Algorithm, Predecessor, Result, build_report
-from daemon.uids import derive_uid
+from daemon.reports.facts import Algorithm, Result
+from daemon.reports.tid1500 import Predecessor, build_report
+from daemon.uids import report_series_uid, report_uid
 from model.cut import Cut
 from model.roi import Roi
 
@@ -132,14 +133,15 @@ class Pipeline:
         """
         written = []
         for kind in kinds:
-            uid = derive_uid("report", inputs.source_uid, classified.digest, self._bundle, kind)
+            identity = (inputs.source_uid, classified.digest, self._bundle, kind)
+            uid = report_uid(*identity)
             report = build_report(
                 inputs.source,
                 inputs.images,
                 classified.results,
                 self._algorithm,
                 sop_instance_uid=uid,
-                series_instance_uid=derive_uid("series", uid),
+                series_instance_uid=report_series_uid(*identity),
                 written_at=datetime.now(UTC),
                 predecessor=predecessor_of(kind, uid),
                 left_out=classified.reading.left_out,

@@ -27,7 +27,7 @@ from daemon.job import JobWorker
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.listener import Listener
 from daemon.pipeline import Pipeline
-from daemon.reports import Algorithm
+from daemon.reports.facts import Algorithm
 from daemon.sd_notify import sd_notify, watchdog_interval_s
 from daemon.sender import send_due
 from daemon.spool import Spool
