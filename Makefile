@@ -59,7 +59,7 @@ lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes 
 	fi
 	echo "Setting up .venv with $$("$$python" --version) (some 700 MB are downloaded the first time)"
 	"$$python" -m venv --clear .venv
-	$(PIP) install --quiet --require-hashes --only-binary :all: --requirement requirements.lock
+	$(PIP) install --require-hashes --only-binary :all: --requirement requirements.lock
 	touch $@
 
 .venv/.ready: .venv/.locked pyproject.toml
