@@ -8,6 +8,7 @@ Layout, all of it derived from digests, never from a UID off the wire:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -19,11 +20,12 @@ from daemon.errors import RefusedInstance
 
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
 READ_SIZE = 1 << 20  # bytes
+FILE_META_START = 128 + 4 + 8 + 4  # bytes
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A durable file of the spool: `path` relative to its directory, sha256 `digest` of its bytes, `size` in bytes."""
+    """A durable file of the spool: `path` relative to its directory, sha256 `digest` of its data set, `size` in bytes."""
 
     path: str
     digest: str
@@ -70,10 +72,8 @@ class Spool:
         _make_parent(final)
         received.chmod(0o600)
         _sync(received)
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(received, final)
-        except FileExistsError:
-            pass
         _sync(final.parent)
         return Placed(relative, digest, size)
 
@@ -83,7 +83,7 @@ class Spool:
         final = self.directory / relative
         _make_parent(final)
         temporary = final.with_suffix(f".{os.getpid()}.tmp")
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -130,13 +130,15 @@ def _make_parent(path: Path) -> None:
 
 
 def _digest(path: Path) -> tuple[str, int]:
+    """Sha256 of the data set alone (the file meta information names who wrote the file), and the file's size."""
     sha256 = hashlib.sha256()
-    size = 0
     with path.open("rb") as file:
+        # PS3.10 7.1: preamble 128, "DICM" 4, then (0002,0000) UL: 8 bytes of header and the length of the rest of the group
+        header = file.read(FILE_META_START)
+        file.seek(FILE_META_START + int.from_bytes(header[-4:], "little"))
         while chunk := file.read(READ_SIZE):
             sha256.update(chunk)
-            size += len(chunk)
-    return sha256.hexdigest(), size
+        return sha256.hexdigest(), file.tell()
 
 
 def _sync(path: Path) -> None:

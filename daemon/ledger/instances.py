@@ -55,14 +55,15 @@ def record(connection: Connection, instance: StoredInstance) -> tuple[Arrival, i
         .where(same_uid, instances.c.state == InstanceState.CURRENT)
         .values(state=InstanceState.SUPERSEDED)
     ).rowcount
-    row = connection.execute(
-        insert(instances).values(
+    instance_id = connection.execute(
+        insert(instances)
+        .values(
             **{name: getattr(instance, name) for name in StoredInstance.__dataclass_fields__},
             state=InstanceState.CURRENT,
             times_received=1,
         )
-    )
-    (instance_id,) = row.inserted_primary_key or ()
+        .returning(instances.c.id)
+    ).scalar_one()
     return (Arrival.CHANGED if replaced else Arrival.NEW), instance_id
 
 

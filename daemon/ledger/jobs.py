@@ -26,8 +26,9 @@ def create(
     connection: Connection, instance_id: int, source_uid: str, needed: Sequence[str], bundle: str, now: float
 ) -> int:
     """A job for this lesion object, waiting for the instances it needs or ready when they are all here."""
-    row = connection.execute(
-        insert(jobs).values(
+    job_id = connection.execute(
+        insert(jobs)
+        .values(
             instance_id=instance_id,
             source_uid=source_uid,
             bundle=bundle,
@@ -37,8 +38,8 @@ def create(
             not_before=now,
             created_at=now,
         )
-    )
-    (job_id,) = row.inserted_primary_key or ()
+        .returning(jobs.c.id)
+    ).scalar_one()
     if needed:
         connection.execute(insert(needs), [{"job_id": job_id, "sop_instance_uid": uid} for uid in needed])
     promote(connection, [job_id], now)
@@ -78,7 +79,7 @@ def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -
     promotion = (
         update(jobs)
         .where(jobs.c.state == JobState.WAITING, ~missing)
-        .values(state=JobState.READY, reason=None, not_before=now, complete_at=now)
+        .values(state=JobState.READY, reason=None, attempts=0, not_before=now, complete_at=now)
     )
     if job_ids is not None:
         promotion = promotion.where(jobs.c.id.in_(list(job_ids)))
@@ -252,7 +253,7 @@ def forget_finished(
 
 
 def waiting_for(connection: Connection, created_before: float, now: float, limit: int) -> Sequence[Row]:
-    """What jobs have waited for since before `created_before`: rows of (job_id, study_uid, series_uid, sop_instance_uid).
+    """What jobs have waited for since before `created_before`: rows of (job_id, attempts, study_uid, sop_instance_uid).
 
     `study_uid` is the lesion object's own study. Rows whose job was asked for already are due again at its `not_before`.
     """
@@ -261,7 +262,7 @@ def waiting_for(connection: Connection, created_before: float, now: float, limit
     )
     source = instances.alias("source")
     return connection.execute(
-        select(jobs.c.id.label("job_id"), source.c.study_uid, needs.c.sop_instance_uid)
+        select(jobs.c.id.label("job_id"), jobs.c.attempts, source.c.study_uid, needs.c.sop_instance_uid)
         .join(needs, needs.c.job_id == jobs.c.id)
         .join(source, source.c.id == jobs.c.instance_id)
         .where(
@@ -298,3 +299,19 @@ def unfinished(connection: Connection) -> int:
     return connection.execute(
         select(func.count()).select_from(jobs).where(jobs.c.state.in_([str(state) for state in UNFINISHED]))
     ).scalar_one()
+
+
+def claimable(connection: Connection, now: float, in_flight: Sequence[int]) -> bool:
+    """Whether there is a ready job, or one that runs in the ledger but is not among `in_flight`."""
+    ready = (jobs.c.state == JobState.READY) & (jobs.c.not_before <= now)
+    stray = (jobs.c.state == JobState.RUNNING) & jobs.c.id.not_in(in_flight)
+    return connection.execute(select(exists().where(ready | stray))).scalar_one()
+
+
+def release(connection: Connection, in_flight: Sequence[int], now: float) -> int:
+    """Running jobs that nobody works on become ready again; returns how many."""
+    return connection.execute(
+        update(jobs)
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.id.not_in(in_flight))
+        .values(state=JobState.READY, not_before=now)
+    ).rowcount
