@@ -139,7 +139,9 @@ def _mask(lesion: KnownLesion, form: str) -> np.ndarray:
 def _report(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
     groups = [
         hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
-            tracking_identifier=hd.sr.TrackingIdentifier(uid=tracking_uid(lesion), identifier=tracking_id(case, lesion)),
+            tracking_identifier=hd.sr.TrackingIdentifier(
+                uid=tracking_uid(lesion), identifier=tracking_id(case, lesion)
+            ),
             referenced_region=_region(lesion, form, image),
             finding_type=_MASS,
             finding_sites=[
