@@ -9,10 +9,11 @@ from collections.abc import Callable
 import structlog
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import Archive, Wanted
+from daemon.archive import Archive
 from daemon.errors import ArchiveError
 from daemon.incoming import Incoming
 from daemon.ledger import Ledger, jobs
+from daemon.query_retrieve import Wanted
 from daemon.sender import next_attempt
 
 JOBS_AT_ONCE = 100
@@ -39,16 +40,16 @@ def ask_for_missing(
         return 0
     wanted = {Wanted(row.study_uid, None, row.sop_instance_uid) for row in rows}
     reason = None
-    found: set[str] = set()
+    there: list[Wanted] = []
     try:
-        found = {item.sop_uid for item in archive.find_instances(wanted)}
-        there = [item for item in wanted if item.sop_uid in found]
+        there = archive.find_instances(wanted)
         if there and settings.retrieve == "c-move":
             archive.move_instances(there, own_ae_title)
         elif there:
             archive.get_instances(there, accept)
     except ArchiveError as error:
         reason = f"the archive could not be asked: {error}"
+    found = {item.sop_uid for item in there}
     missing: dict[int, list[str]] = defaultdict(list)
     attempts: dict[int, int] = {}
     for row in rows:
