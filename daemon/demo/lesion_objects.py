@@ -5,9 +5,9 @@ Two runs make the same objects under the same UIDs, so that an archive which get
 
 from __future__ import annotations
 
-import uuid
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import highdicom as hd
@@ -19,9 +19,17 @@ from pydicom.uid import UID
 
 from config import __version__
 from daemon.demo.cases import Case, KnownLesion
+from daemon.uids import derive_uid
 
-_NAMESPACE = uuid.UUID("6f6f0a5e-6f54-4b58-9f4e-3b0a8a1f5c11")  # the demo's own, for UIDs by name
-_WRITTEN = ("20160426", "121918")  # the content date and time of the images: objects are the same in every run
+# What highdicom would make anew in each run; the date and time are the content date and time of the images.
+_SAME_IN_EVERY_RUN = {
+    "ContentDate": "20160426",
+    "ContentTime": "121918",
+    "InstanceCreationDate": "20160426",
+    "InstanceCreationTime": "121918",
+    "ContributionDateTime": "20160426121918",
+    "DimensionOrganizationUID": derive_uid("demo dimensions"),
+}
 _MAKER = "mammod demo"
 _MASS = codes.SCT.Mass
 _ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
@@ -34,6 +42,18 @@ _ORIENTATION = {
     ("L", "MLO"): ["A", "FR"],
     ("R", "MLO"): ["P", "FL"],
 }
+# May be empty in patient and study, must be there (PS3.3 C.7.1.1, C.7.2.1).
+_TYPE_2 = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +64,9 @@ class Shape:
     form: str
 
 
-def uid_for(*names: object) -> str:
-    """A UID under 2.25 that is the same for the same names (PS3.5 B.2, from a UUID of version 5)."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(map(str, names))).int}"
-
-
 def tracking_uid(lesion: KnownLesion) -> str:
     """The Tracking UID that the demo gives a lesion, by which the report names it again."""
-    return uid_for("tracking", lesion.image_uid, lesion.number)
+    return derive_uid("demo tracking", lesion.image_uid, str(lesion.number))
 
 
 def tracking_id(case: Case, lesion: KnownLesion) -> str:
@@ -68,20 +83,16 @@ def build(case: Case, image: Dataset, shapes: Sequence[Shape]) -> Dataset:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The string .* person name")  # these patients' names have one component
         built = _segmentation(case, copy, forms) if shapes[0].kind == "SEG" else _report(case, copy, forms)
-    for date, time in (("ContentDate", "ContentTime"), ("InstanceCreationDate", "InstanceCreationTime")):
-        setattr(built, date, _WRITTEN[0])
-        setattr(built, time, _WRITTEN[1])
+    for element in built.iterall():
+        if element.keyword in _SAME_IN_EVERY_RUN:
+            element.value = _SAME_IN_EVERY_RUN[element.keyword]
     return built
 
 
 def normalised(case: Case, image: Dataset) -> Dataset:
     """A copy of the header with what highdicom insists on and the file lacks; the identity of patient and study stays."""
-    copy = Dataset()
-    copy.update({element.tag: element for element in image if element.keyword != "PixelData"})
-    copy.file_meta = image.file_meta
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
-        copy.setdefault(keyword, "")
-    for keyword in ("StudyDate", "StudyTime", "ReferringPhysicianName", "InstanceNumber"):
+    copy = deepcopy(image)
+    for keyword in _TYPE_2:
         copy.setdefault(keyword, "")
     copy.PatientOrientation = _ORIENTATION[case.laterality, case.view]
     return copy
@@ -108,9 +119,9 @@ def _segmentation(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
             )
             for number, lesion in enumerate(case.lesions, start=1)
         ],
-        series_instance_uid=uid_for("series", "SEG", case.image_uid),
+        series_instance_uid=derive_uid("demo series", "SEG", case.image_uid),
         series_number=2,
-        sop_instance_uid=uid_for("object", "SEG", case.image_uid),
+        sop_instance_uid=derive_uid("demo object", "SEG", case.image_uid),
         instance_number=1,
         manufacturer=_MAKER,
         manufacturer_model_name=_MAKER,
@@ -156,7 +167,7 @@ def _report(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
     observer = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
-            uid=uid_for("device"), name=_MAKER, manufacturer_name=_MAKER
+            uid=derive_uid("demo device"), name=_MAKER, manufacturer_name=_MAKER
         ),
     )
     content = hd.sr.MeasurementReport(
@@ -168,10 +179,10 @@ def _report(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
     return hd.sr.Comprehensive3DSR(
         evidence=[image],
         content=content[0],
-        series_instance_uid=uid_for("series", "SR", case.image_uid),
+        series_instance_uid=derive_uid("demo series", "SR", case.image_uid),
         series_number=2,
         series_description="Lesions (demo)",
-        sop_instance_uid=uid_for("object", "SR", case.image_uid),
+        sop_instance_uid=derive_uid("demo object", "SR", case.image_uid),
         is_complete=True,
         instance_number=1,
         manufacturer=_MAKER,

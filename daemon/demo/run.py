@@ -30,11 +30,11 @@ _EMBEDDED_AE_TITLE = "DEMOARCHIVE"
 _SILENCE_LIMIT_S = 300  # without one more lesion in a report
 _POLL_S = 0.1
 _RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis, screening or treatment."
-_UNTRAINED = "The model is UNTRAINED: its weights are random, and every probability and class here is meaningless."
+_UNTRAINED = "The model is UNTRAINED: it has learned nothing; every probability and class here is meaningless."
 _UNKNOWN = "The reports do not say whether the model was trained."
 
 
-def run_demo(output: Path, archive: tuple[str, int] | None = None, aet: str | None = None) -> int:
+def run_demo(output: Path, archive: tuple[str, int] | None = None, aet: str = "ARCHIVE") -> int:
     """Run the demo into the folder `output`; returns the exit status, 0 when every lesion came back in a report.
 
     Without `archive` an embedded one takes the reports. With `archive` (host, port) and its AE title `aet`, a real one
@@ -51,9 +51,7 @@ def run_demo(output: Path, archive: tuple[str, int] | None = None, aet: str | No
         return 1
 
 
-def _run(output: Path, archive: tuple[str, int] | None, aet: str | None, console: Console) -> int:
-    if (archive is None) != (aet is None):
-        raise MammodError("a real archive needs its address and its AE title: --archive HOST:PORT --aet NAME")
+def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Console) -> int:
     cases = read_cases()
     _clear(output)
     reports = output / "reports"
@@ -64,7 +62,7 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str | None, console
         with _step(progress, "Preparing eight mammograms and their lesion objects"):
             prepared = prepare(cases, output / "sent")
         items = [item for case in prepared for item in case.in_order]
-        if archive is None or aet is None:
+        if archive is None:
             embedded = stack.enter_context(EmbeddedArchive(reports, _EMBEDDED_AE_TITLE))
             service = DemoService(folder, ("127.0.0.1", embedded.port, _EMBEDDED_AE_TITLE), output / "service.log")
             stored = embedded.stored
