@@ -20,6 +20,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
 )
 from pynetdicom import AllStoragePresentationContexts, evt
+from pynetdicom.dsutils import split_dataset
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import CTImageStorage, Verification
 
@@ -88,6 +89,19 @@ def test_many_on_one_association_unchanged_and_judged_each(tmp_path: Path) -> No
     assert len(associations) == 1
     for item in items:
         assert item.path.read_bytes().endswith(received[item.sop_instance_uid])
+
+
+def test_a_file_leaves_byte_by_byte(tmp_path: Path) -> None:
+    item = outgoing(tmp_path)
+    _, start = split_dataset(item.path)
+    content = item.path.read_bytes()
+    # A group length (0008,0000), retired: writing the data set anew would drop it.
+    dataset = b"\x08\x00\x00\x00UL\x04\x00\x0c\x00\x00\x00" + content[start:]
+    item.path.write_bytes(content[:start] + dataset)
+    received = []
+    with stub(lambda event: received.append(event.encoded_dataset(include_meta=False)) or 0x0000) as port:
+        assert next(archive(port, tmp_path).store([item])).kind is STORED
+    assert received == [dataset]
 
 
 def test_outcomes_come_one_by_one_and_a_consumer_that_stops_ends_the_association(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from daemon.query_retrieve import (
     MOVE,
     RetrieveKind,
     Wanted,
+    _each,
     get_contexts,
     judge_get,
     judge_move,
@@ -216,6 +217,17 @@ def test_c_get_and_c_move_that_break_off_leave_the_rest_to_be_retried(tmp_path: 
         moved = client.move_instances([WANTED, WANTED], "MAMMOD")
     assert [outcome.kind for outcome in got + moved] == [RETRY] * 4
     assert len(calls) == 2
+
+
+def test_nothing_is_asked_on_an_association_that_broke() -> None:
+    asked: list[Wanted] = []
+
+    def silent(item: Wanted) -> Dataset:
+        asked.append(item)
+        return Dataset()
+
+    assert list(_each([WANTED, WANTED], silent)) == [(WANTED, Dataset())] * 2
+    assert len(asked) == 1
 
 
 def test_c_move_to_an_unknown_destination_fails(tmp_path: Path) -> None:
