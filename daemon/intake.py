@@ -20,7 +20,7 @@ from daemon.incoming import Incoming
 from daemon.ledger import Ledger, instances, jobs
 from daemon.ledger.instances import Arrival, StoredInstance
 from daemon.lesions import References, lesion_references
-from daemon.reports import is_own_report
+from daemon.reports.identity import is_own_report
 from daemon.spool import Spool
 
 CANNOT_UNDERSTAND = 0xC000  # PS3.4 table B.2-1

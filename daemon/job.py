@@ -1,57 +1,30 @@
-"""One job, from the lesion object and its images to its reports in the outbox."""
+"""One claimed job, brought from its lesion object to its reports in the outbox."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import structlog
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
-from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy import Row
 
 from config.settings import Settings
-from daemon.classifier import Classifier
-from daemon.decode import DecoderPool
 from daemon.errors import LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
-from daemon.lesion import Lesion, LesionReading
-from daemon.lesions import lesion_references, read_lesions
-from daemon.reports import Algorithm, Predecessor, Result, build_report
+from daemon.pipeline import Classified, Inputs, Pipeline, Written, read_inputs
+from daemon.reports.tid1500 import Predecessor
 from daemon.spool import Spool
-from daemon.uids import derive_uid
-from model.cut import Cut
 from model.errors import ImageError
-from model.roi import Roi
 
 RETRY_AFTER_S = 30
 MAX_INTERNAL_FAILURES = 3
-CLASSIFY_LIMIT_S = 600
-
-# What a report copies from the image: a correction there is worth a new report.
-IDENTITY_KEYWORDS = (
-    "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex",
-    "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
-)  # fmt: skip
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What one job reads: the lesion object whole, the headers of its images, and where each image's file lies."""
-
-    source: Dataset
-    images: Mapping[str, Dataset]
-    image_paths: Mapping[str, Path]
-    segmentations: Mapping[str, Dataset]
 
 
 class JobWorker:
@@ -60,26 +33,14 @@ class JobWorker:
     `settings` is asked anew for each job, since they can be reloaded.
     """
 
-    def __init__(
-        self,
-        settings: Callable[[], Settings],
-        ledger: Ledger,
-        spool: Spool,
-        decoders: DecoderPool,
-        classifier: Classifier,
-        algorithm: Algorithm,
-        bundle: str,
-    ) -> None:
+    def __init__(self, settings: Callable[[], Settings], ledger: Ledger, spool: Spool, pipeline: Pipeline) -> None:
         self._settings = settings
         self._ledger = ledger
         self._spool = spool
-        self._decoders = decoders
-        self._classifier = classifier
-        self._algorithm = algorithm
-        self._bundle = bundle
+        self._pipeline = pipeline
 
     def do(self, job: Row) -> None:
-        """Work a claimed job to its next state; never raises for what the input or the network code does."""
+        """Work a claimed job to its next state; raises only when the ledger cannot be written."""
         bound = log.bind(job=job.id, source_uid=job.source_uid)
         try:
             self._do(job, bound)
@@ -100,152 +61,86 @@ class JobWorker:
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
         begun = time.monotonic()
         inputs = load_inputs(self._ledger, self._spool, job)
-        reading = read_lesions(inputs.source, inputs.images, inputs.segmentations, self._settings().lesions.not_lesions)
-        for left_out in reading.left_out:
+        classified = self._pipeline.classify(inputs, self._settings().lesions.not_lesions)
+        for left_out in classified.reading.left_out:
             bound.info("left out", what=left_out.what, reason=left_out.reason)
-        if not reading.lesions:
+        if not classified.results:
             with self._ledger.write() as connection:
-                jobs.done(connection, job, "nothing to classify", {"left_out": len(reading.left_out)}, time.time())
+                jobs.done(connection, job, "nothing to classify", _facts(classified), time.time())
             bound.info("nothing to classify")
             return
-        rois = self._cut(inputs, reading.lesions)
-        results = self._classify(reading.lesions, rois)
-        digest = reading_digest(reading, rois, inputs.images)
-        reports = self._write_reports(job, inputs, reading, results, digest)
+        written = self._pipeline.write(inputs, classified, self._settings().reports.kinds, self._predecessor_of(inputs))
+        reports = [self._place(report) for report in written]
         with self._ledger.write() as connection:
             now = time.time()
-            if jobs.sending(connection, job, _result(results, digest), now):
-                new = outbox.put(connection, job.id, job.source_uid, reports, now)
-                bound.info(
-                    "job classified", lesions=len(results), reports=new, seconds=round(time.monotonic() - begun, 3)
-                )
-            else:
-                bound.info("an input changed meanwhile, doing the job again")
+            current = jobs.sending(connection, job, _facts(classified), now)
+            new = outbox.put(connection, job.id, job.source_uid, reports, now) if current else 0
+        if current:
+            seconds = round(time.monotonic() - begun, 3)
+            bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
+        else:
+            bound.info("an input changed meanwhile: this work is dropped")
 
-    def _cut(self, inputs: Inputs, lesions: Sequence[Lesion]) -> list[Roi]:
-        """One ROI per lesion, in order; each image is decoded once."""
-        rois: dict[int, Roi] = {}
-        for image_uid in dict.fromkeys(lesion.image_uid for lesion in lesions):
-            chosen = [index for index, lesion in enumerate(lesions) if lesion.image_uid == image_uid]
-            cuts = [Cut(lesions[index].frame, lesions[index].outline) for index in chosen]
-            rois.update(zip(chosen, self._decoders.cut(inputs.image_paths[image_uid], cuts), strict=True))
-        return [rois[index] for index in range(len(lesions))]
-
-    def _classify(self, lesions: Sequence[Lesion], rois: Sequence[Roi]) -> list[Result]:
-        futures = [self._classifier.submit(roi.pixels) for roi in rois]
-        return [
-            Result(lesion, future.result(CLASSIFY_LIMIT_S), roi)
-            for lesion, roi, future in zip(lesions, rois, futures, strict=True)
-        ]
-
-    def _write_reports(
-        self, job: Row, inputs: Inputs, reading: LesionReading, results: Sequence[Result], digest: str
-    ) -> list[outbox.Report]:
-        reports = []
-        for kind in self._settings().reports.kinds:
-            uid = derive_uid("report", job.source_uid, digest, self._bundle, kind)
+    def _predecessor_of(self, inputs: Inputs) -> Callable[[str, str], Predecessor | None]:
+        def find(kind: str, sop_instance_uid: str) -> Predecessor | None:
             with self._ledger.read() as connection:
-                before = outbox.newest_of(connection, job.source_uid, kind, other_than=uid)
-            report = build_report(
-                inputs.source,
-                inputs.images,
-                results,
-                self._algorithm,
-                sop_instance_uid=uid,
-                series_instance_uid=derive_uid("series", uid),
-                written_at=datetime.now(UTC),
-                predecessor=before
-                and Predecessor(before.sop_class_uid, before.sop_instance_uid, before.series_uid, before.study_uid),
-                left_out=reading.left_out,
-            )
-            placed = self._spool.write_report(uid, _part10(report))
-            reports.append(
-                outbox.Report(
-                    kind=kind,
-                    sop_class_uid=str(report.SOPClassUID),
-                    sop_instance_uid=uid,
-                    study_uid=str(report.StudyInstanceUID),
-                    series_uid=str(report.SeriesInstanceUID),
-                    transfer_syntax_uid=str(report.file_meta.TransferSyntaxUID),
-                    path=placed.path,
-                    size=placed.size,
-                )
-            )
-        return reports
+                row = outbox.newest_of(connection, inputs.source_uid, kind, other_than=sop_instance_uid)
+            return row and (row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid)
+
+        return find
+
+    def _place(self, written: Written) -> outbox.Report:
+        report = written.report
+        placed = self._spool.write_report(written.sop_instance_uid, part10(report))
+        return outbox.Report(
+            kind=written.kind,
+            sop_class_uid=str(report.SOPClassUID),
+            sop_instance_uid=written.sop_instance_uid,
+            study_uid=str(report.StudyInstanceUID),
+            series_uid=str(report.SeriesInstanceUID),
+            transfer_syntax_uid=str(report.file_meta.TransferSyntaxUID),
+            path=placed.path,
+            size=placed.size,
+        )
 
 
 def load_inputs(ledger: Ledger, spool: Spool, job: Row) -> Inputs:
-    """Read what the job needs from the spool."""
+    """Read what the job needs from the spool, each instance in its current version."""
     with ledger.read() as connection:
-        source_row = instances.by_id(connection, job.instance_id)
+        source = instances.by_id(connection, job.instance_id)
         rows = instances.current(connection, jobs.needed_by(connection, job.id))
-    source = dcmread(spool.absolute(source_row.path))
-    references = lesion_references(source)
-    if references is None:
-        raise LesionError("the object marks no lesion")
-    paths = {uid: spool.absolute(row.path) for uid, row in rows.items()}
-    return Inputs(
-        source=source,
-        images={uid: dcmread(paths[uid], stop_before_pixels=True) for uid in references.image_uids},
-        image_paths={uid: paths[uid] for uid in references.image_uids},
-        segmentations={uid: dcmread(paths[uid]) for uid in references.segmentation_uids},
-    )
+    return read_inputs(spool.absolute(source.path), lambda uid: spool.absolute(rows[uid].path))
 
 
-def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[str, Dataset]) -> str:
-    """Sha256 of all that was read: the same objects in another encoding give the same digest, so the same report UID."""
-    read = {
-        "lesions": [_lesion_facts(lesion) for lesion in reading.lesions],
-        "left_out": [asdict(left_out) for left_out in reading.left_out],
-        "rois": [hashlib.sha256(roi.pixels.tobytes()).hexdigest() for roi in rois],
-        "identity": {
-            uid: [str(header.get(keyword, "")) for keyword in IDENTITY_KEYWORDS] for uid, header in images.items()
-        },
-    }
-    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
-
-
-def _lesion_facts(lesion: Lesion) -> list[Any]:
-    return [
-        lesion.image_uid,
-        lesion.frame,
-        lesion.region.graphic_type,
-        lesion.region.points.round(3).tolist(),
-        lesion.tracking_id,
-        lesion.tracking_uid,
-        *(code and [code.value, code.scheme] for code in (lesion.finding, lesion.finding_site, lesion.laterality)),
-    ]
-
-
-def _result(results: Sequence[Result], digest: str) -> dict[str, Any]:
-    """What the ledger keeps of a classified job, for `mammod jobs show`; nothing of the patient."""
-    return {
-        "digest": digest,
-        "lesions": [
-            {
-                "image_uid": result.lesion.image_uid,
-                "frame": result.lesion.frame,
-                "box": [round(value, 1) for value in asdict(result.roi.box).values()],
-                "probability": round(result.prediction.probability, 4),
-                "malignant": result.prediction.malignant,
-            }
-            for result in results
-        ],
-    }
-
-
-def _part10(report: Dataset) -> bytes:
+def part10(report: Dataset) -> bytes:
+    """A report as a Part 10 file (PS3.10 section 7)."""
     buffer = DicomBytesIO()
-    report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     report.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
+def _facts(classified: Classified) -> dict[str, Any]:
+    """What the ledger keeps of a classified job, for `mammod jobs show`; nothing of the patient."""
+    return {
+        "digest": classified.digest,
+        "left_out": len(classified.reading.left_out),
+        "lesions": [
+            {
+                "image_uid": result.lesion.image_uid,
+                "frame": result.lesion.frame,
+                "box": [round(value, 1) for value in asdict(result.box).values()],
+                "probability": round(result.prediction.probability, 4),
+                "malignant": result.prediction.malignant,
+            }
+            for result in classified.results
+        ],
+    }
+
+
 def _place(error: Exception) -> str:
-    frame = error.__traceback__
-    place = "?"
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        place = f"{Path(code.co_filename).name}:{frame.tb_lineno}"
-        frame = frame.tb_next
+    """File and line where an error arose."""
+    trace, place = error.__traceback__, "?"
+    while trace is not None:
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
     return place

@@ -16,8 +16,11 @@ DAY_S = 86_400
 log = structlog.get_logger()
 
 
-def forget(ledger: Ledger, spool: Spool, settings: Retention) -> None:
-    """Remove finished jobs with their reports, then instances that no job holds or waits for, past their days."""
+def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:
+    """Remove finished jobs with their reports, then instances that no job holds or waits for, past their days.
+
+    Returns how many files went.
+    """
     now = time.time()
     finished = now - settings.finished_days * DAY_S
     quarantined = now - settings.quarantined_days * DAY_S
@@ -29,3 +32,4 @@ def forget(ledger: Ledger, spool: Spool, settings: Retention) -> None:
         removed = spool.remove([*reports, *files])
     if removed:
         log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
+    return removed

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import structlog
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import Archive, Wanted
+from daemon.archive import Archive
 from daemon.errors import ArchiveError
 from daemon.incoming import Incoming
 from daemon.ledger import Ledger, jobs
+from daemon.query_retrieve import Wanted
 from daemon.sender import next_attempt
 
 JOBS_AT_ONCE = 100

@@ -13,6 +13,7 @@ from types import FrameType
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
+import model
 from config.errors import ConfigurationError, MammodError
 from config.settings import Settings, load_settings
 from daemon import log as logging_setup
@@ -25,11 +26,13 @@ from daemon.intake import Intake
 from daemon.job import JobWorker
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.listener import Listener
-from daemon.reports import Algorithm
+from daemon.pipeline import Pipeline
+from daemon.reports.facts import Algorithm
 from daemon.sd_notify import sd_notify, watchdog_interval_s
 from daemon.sender import send_due
 from daemon.spool import Spool
 from daemon.status_page import StatusServer
+from daemon.uids import device_uid
 from model.bundle import Bundle, load_bundle, untrained_bundle
 
 DRAIN_LIMIT_S = 60
@@ -69,9 +72,20 @@ def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
 
 
 def default_bundle_path() -> Path:
-    import model
-
     return Path(model.__file__).parent / "bundles" / "default"
+
+
+def algorithm(bundle: Bundle) -> Algorithm:
+    """The facts of the bundle that a report states."""
+    manifest = bundle.manifest
+    return Algorithm(
+        name=manifest.name,
+        version=manifest.version,
+        device_uid=device_uid(bundle.digest),
+        trained=manifest.trained,
+        threshold=manifest.threshold,
+        intended_use=manifest.intended_use,
+    )
 
 
 class Service:
@@ -97,15 +111,8 @@ class Service:
         self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
         self._decoders = DecoderPool(settings.workers.decoders or os.cpu_count() or 1, bundle.manifest)
         self._classifier.start()
-        worker = JobWorker(
-            lambda: self._settings,
-            self._ledger,
-            self._spool,
-            self._decoders,
-            self._classifier,
-            Algorithm.of(bundle),
-            bundle.digest,
-        )
+        pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
+        worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
         self._dispatcher = Dispatcher(self._ledger, worker.do, after=self._plan_sending)
         self._scheduler = BackgroundScheduler(timezone=UTC)
         self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake)
