@@ -197,6 +197,16 @@ def _newest_reports(connection: Connection, job_id: int) -> Sequence[Row]:
     return list({item.kind: item for item in items}.values())
 
 
+def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float) -> None:
+    """A running job turned out to need these instances as well: it waits for them."""
+    known = set(needed_by(connection, job.id))
+    new = [{"job_id": job.id, "sop_instance_uid": uid} for uid in uids if uid not in known]
+    if new:
+        connection.execute(insert(needs), new)
+    _finish(connection, job, now, state=JobState.WAITING, attempts=0, not_before=now)
+    promote(connection, [job.id], now)
+
+
 def settle(connection: Connection, job_id: int, now: float) -> None:
     """After an outbox item ended: a sending job is done when its newest reports are stored, failed when one is refused."""
     items = _newest_reports(connection, job_id)
