@@ -34,6 +34,11 @@ class DecoderPool:
             self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
         )
 
+    def start(self) -> None:
+        """Have the processes up and their modules loaded before the first image comes; does not wait for it."""
+        for _ in range(self._count):
+            self._executor.submit(os.getpid)
+
     def cut(self, path: Path, cuts: Sequence[Cut]) -> list[Roi]:
         """The ROIs of one image file, one per cut, each frame decoded once.
 

@@ -72,6 +72,9 @@ class Dispatcher:
             log.error(
                 "a job's end could not be recorded, it will be done again", job=job.id, error=type(error).__name__
             )
+        self._after_work()
+
+    def _after_work(self) -> None:
         self._after()
         self._wake.set()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -68,16 +67,9 @@ def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
         )
     made = settings.spool.directory / "untrained-bundle"
     if not made.exists():
-        _make_untrained(made)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        return untrained_bundle(made)
     return load_bundle(made, allow_untrained=True)
-
-
-def _make_untrained(path: Path) -> None:
-    """In a process of its own: this one never imports a framework."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    process = multiprocessing.get_context("spawn").Process(target=untrained_bundle, args=(path,))
-    process.start()
-    process.join()
 
 
 def default_bundle_path() -> Path:
@@ -119,6 +111,7 @@ class Service:
         self._archive = Archive(settings.archive, settings.listener.ae_title, self._spool.incoming)
         self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
         self._decoders = DecoderPool(settings.workers.decoders or os.cpu_count() or 1, bundle.manifest)
+        self._decoders.start()
         self._classifier.start()
         pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
         worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
