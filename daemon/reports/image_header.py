@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
+from pydicom.tag import BaseTag, Tag
 
 from daemon.lesion import Code
 
-# Type 2 in the SR document: present and empty where the image has none (PS3.3 C.7.1.1, C.7.2.1).
-_ALWAYS = (
+# Of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1), and what is needed to read them.
+_PATIENT_AND_STUDY = (
+    "SpecificCharacterSet",
+    "TimezoneOffsetFromUTC",
     "StudyDate",
     "StudyTime",
     "AccessionNumber",
@@ -28,11 +30,7 @@ _ALWAYS = (
     "PatientBirthDate",
     "PatientSex",
     "StudyID",
-)
-_IF_PRESENT = (
-    "SpecificCharacterSet",
     "IssuerOfAccessionNumberSequence",
-    "TimezoneOffsetFromUTC",
     "StudyDescription",
     "IssuerOfPatientID",
     "IssuerOfPatientIDQualifiersSequence",
@@ -72,12 +70,10 @@ _VIEWS = {
 def patient_and_study(image: Dataset) -> Dataset:
     """The patient and study attributes of `image`, byte for byte where they were not decoded yet."""
     copy = Dataset()
-    for keyword in (*_ALWAYS, *_IF_PRESENT):
-        tag = BaseTag(tag_for_keyword(keyword) or 0)
+    for keyword in _PATIENT_AND_STUDY:
+        tag = Tag(keyword)
         if tag in image:
             copy[tag] = _element(image, tag)
-        elif keyword in _ALWAYS:
-            copy[tag] = DataElement(tag, dictionary_VR(tag), None)
     return copy
 
 
@@ -88,7 +84,7 @@ def _element(image: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
         return deepcopy(image[tag])
     value = element.value or b""
     value += b" " * (len(value) % 2)
-    return element._replace(VR=vr, value=value, length=len(value), is_implicit_VR=False, is_little_endian=True)
+    return element._replace(VR=vr, value=value, length=len(value))
 
 
 def patient_key(image: Dataset) -> tuple[str, str]:

@@ -135,7 +135,8 @@ def _shown_images(images: Mapping[str, Dataset], results: Sequence[Result]) -> d
         shown[uid] = images[uid]
         if not 1 <= lesion.frame <= image_header.frames(images[uid]):
             raise ReportError(f"a lesion lies on frame {lesion.frame} of image {uid}, which has no such frame")
-    if len({image_header.patient_key(image) for image in shown.values()}) > 1:
+    ids, issuers = zip(*map(image_header.patient_key, shown.values()), strict=True)
+    if len(set(ids)) > 1 or len({issuer for issuer in issuers if issuer}) > 1:
         raise ReportError("the lesions lie on images of different patients; a report is of one patient")
     return shown
 
@@ -157,7 +158,7 @@ def _in_zone_of(written_at: datetime, header: Dataset) -> datetime:
 
 
 def _reference(instance: Dataset) -> Dataset:
-    """What highdicom needs of `instance` for the evidence, with an empty patient: the real one is put in later."""
+    """What highdicom needs of `instance` for the evidence, with an empty patient where type 2 asks for one."""
     reference = Dataset()
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
         if not instance.get(keyword):

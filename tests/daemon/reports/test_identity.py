@@ -33,9 +33,11 @@ def test_a_report_that_an_archive_changed_is_recognised() -> None:
 def test_nothing_else_is_taken_for_a_report_of_ours() -> None:
     derived = read("polyline")
     derived.Manufacturer, derived.ManufacturerModelName = "Workstation Inc.", "Viewer"
+    another_model = read("polyline")
+    another_model.ManufacturerModelName = "other"
     unnamed = read("polyline")
     unnamed.Manufacturer = None
     another_class = read("polyline")
     another_class.SOPClassUID = b.SEG
-    others = (derived, unnamed, another_class, b.mammogram(), b.source(b.COMPREHENSIVE_3D_SR), Dataset())
+    others = (derived, another_model, unnamed, another_class, b.mammogram(), b.source(b.COMPREHENSIVE_3D_SR), Dataset())
     assert not any(map(is_own_report, others))

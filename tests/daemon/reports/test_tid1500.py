@@ -450,6 +450,15 @@ def test_a_region_that_its_type_does_not_allow_is_refused(graphic_type: str, poi
         b.report([b.result(b.lesion(image, graphic_type, points))], image)
 
 
+def test_an_image_without_issuer_is_of_the_same_patient() -> None:
+    image, prior = b.mammogram(), b.mammogram("prior", IssuerOfPatientID=None)
+    report = b.report([b.result(b.lesion(each)) for each in (image, prior)], image, prior)
+    assert len(b.items(report, GROUP)) == 2
+    elsewhere = b.mammogram("elsewhere", IssuerOfPatientID="ANOTHER")
+    with pytest.raises(ReportError, match="different patients"):
+        b.report([b.result(b.lesion(each)) for each in (image, elsewhere)], image, elsewhere)
+
+
 def test_refusals_name_what_is_wrong_and_no_patient() -> None:
     image, other = b.mammogram(), b.mammogram("other", PatientID="P-2")
     refusals = {
