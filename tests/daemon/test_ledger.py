@@ -390,5 +390,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(left) <= {"done", "superseded", "waiting"}, left
 
 
-LedgerMachine.TestCase.settings = hypothesis_settings(max_examples=100, stateful_step_count=20, deadline=None)
+LedgerMachine.TestCase.settings = hypothesis_settings(max_examples=40, stateful_step_count=20, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase
