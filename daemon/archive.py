@@ -25,6 +25,7 @@ from daemon.errors import ArchiveError
 from daemon.incoming import Incoming
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 from daemon.query_retrieve import Wanted
+from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 MAX_CONTEXTS = 128  # per association (PS3.8 9.3.2.2: odd numbers 1 to 255)
 MAX_PDU = 131_072
@@ -60,11 +61,14 @@ class Archive:
             client_tls(settings.tls)
 
     def echo(self) -> None:
-        """C-ECHO the archive.
+        """See whether reports can go out: C-ECHO, or a connection to `archive.stow_url` where that is set.
 
         Raises:
             ArchiveError: it cannot be reached, refuses the association or answers anything but success.
         """
+        if self.settings.stow_url:
+            stow.connect(self.settings.stow_url, self.settings.timeout_s, self._https())
+            return
         with self.associate([build_context(Verification)]) as association:
             status = association.send_c_echo().get("Status")
         if status != 0x0000:
@@ -76,9 +80,16 @@ class Archive:
         One association for all while it lasts. An instance that breaks it is to be retried, and those behind it go out
         on a new one; `BREAKS_IN_A_ROW` breaks without an answer, or an association refused: the rest is to be retried.
         """
-        if self.settings.stow_url:
-            return stow.store(self.settings.stow_url, items, self.settings.timeout_s, self._https())
-        return self._c_store(list(items))
+        items = list(items)
+        if not self.settings.stow_url:
+            yield from self._c_store(items)
+            return
+        try:
+            tls = self._https()
+        except ArchiveError as error:
+            yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in items)
+        else:
+            yield from stow.store(self.settings.stow_url, items, self.settings.timeout_s, tls)
 
     def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
         """C-FIND: those of `wanted` that the archive holds, with study and series filled in.
@@ -186,12 +197,15 @@ class Archive:
             ContextsRefused: it accepted none of `contexts`.
             ArchiveError: no archive is set, it cannot be reached, or it refuses the association.
         """
-        host, port, tls, limit_s = self.settings.host, self.settings.port, self.settings.tls, self.settings.timeout_s
+        host, port, limit_s = self.settings.host, self.settings.port, self.settings.timeout_s
         if host is None:
             raise ArchiveError("no archive is set; set archive.host")
         ae = AE(ae_title=self.calling_ae)
         ae.connection_timeout = ae.acse_timeout = limit_s
         ae.dimse_timeout = ae.network_timeout = response_timeout_s or limit_s
+        ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        tls = self._tls()
         opened: list[bool] = []
 
         def on_open(event: evt.Event) -> None:
@@ -206,7 +220,7 @@ class Archive:
                 ae_title=self.settings.ae_title,
                 max_pdu=MAX_PDU,
                 ext_neg=list(ext_neg),
-                tls_args=(client_tls(tls), host) if tls else None,
+                tls_args=(tls, host) if tls else None,
                 evt_handlers=[(evt.EVT_CONN_OPEN, on_open), *handlers],
             )
         except OSError as error:
@@ -237,9 +251,16 @@ class Archive:
         return ArchiveError(f"{self} did not answer the association request, or broke it off")
 
     def _https(self) -> ssl.SSLContext:
-        context = client_tls(self.settings.tls) if self.settings.tls else ssl.create_default_context()
+        context = self._tls() or ssl.create_default_context()
         context.check_hostname = True
         return context
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """Made anew for each use: certificates are replaced while we run, and a bad one must not end the service."""
+        try:
+            return client_tls(self.settings.tls) if self.settings.tls else None
+        except ConfigurationError as error:
+            raise ArchiveError(str(error)) from error
 
     def __str__(self) -> str:
         return f"archive {self.settings.ae_title} at {self.settings.host}:{self.settings.port}"

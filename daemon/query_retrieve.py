@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
 import structlog
-from pydicom import Dataset, dcmread, uid
+from pydicom import Dataset, uid
 from pynetdicom import build_role, evt, sop_class
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
+from daemon.data_set import DOES_NOT_MATCH_SOP_CLASS, check_data_set
 from daemon.errors import ArchiveError, RefusedInstance
 from daemon.incoming import Incoming
 
@@ -57,7 +58,7 @@ SEGMENTATION_CLASSES = (sop_class.SegmentationStorage, sop_class.LabelMapSegment
 SEGMENTATION_SYNTAXES = (SYNTAXES[0], (uid.RLELossless,), (uid.DeflatedExplicitVRLittleEndian,))
 
 OUT_OF_RESOURCES, UNABLE_TO_SEND = 0xA701, 0xA702
-OUR_OUT_OF_RESOURCES, OUR_MISMATCH, OUR_FAILURE = 0xA700, 0xA900, 0x0110
+OUR_OUT_OF_RESOURCES, OUR_FAILURE = 0xA700, 0x0110
 
 log = structlog.get_logger()
 
@@ -105,9 +106,8 @@ class Receiver:
 
     def __call__(self, event: evt.Event) -> int:
         """Handle EVT_C_STORE; returns the C-STORE status."""
-        path = self._folder / f"{self._name}-{event.request.MessageID}.dcm"
+        path = self._folder / f"{self._name}-{event.request.MessageID}.part"
         try:
-            _write(event, path)
             status = self._take(event, path)
         except RefusedInstance as error:
             status = error.status
@@ -126,16 +126,18 @@ class Receiver:
 
     def _take(self, event: evt.Event, path: Path) -> int:
         request, association = event.request, event.assoc
-        header = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+        syntax = str(event.context.transfer_syntax)
+        facts = check_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
         named = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
-        if (header.get("SOPClassUID"), header.get("SOPInstanceUID")) != named or named[1] != self.expected:
-            raise RefusedInstance(OUR_MISMATCH, "not the instance that was asked for; the archive sent another one")
+        if (facts.sop_class_uid, facts.sop_instance_uid) != named or facts.sop_instance_uid != self.expected:
+            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
+        path.write_bytes(event.encoded_dataset())
         self._accept(
             Incoming(
                 path=path,
-                sop_class_uid=str(named[0]),
-                sop_instance_uid=str(named[1]),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
+                sop_class_uid=facts.sop_class_uid,
+                sop_instance_uid=facts.sop_instance_uid,
+                transfer_syntax_uid=syntax,
                 calling_ae=association.acceptor.ae_title,
                 called_ae=association.requestor.ae_title,
                 peer_address=association.acceptor.address,
@@ -279,16 +281,6 @@ def _last(answers: Iterable[tuple[Dataset, Dataset | None]]) -> Dataset:
     for final, _ in answers:  # noqa: B007 -- pending answers first, the final one last
         pass
     return final
-
-
-def _write(event: evt.Event, path: Path) -> None:
-    """The received object as a Part 10 file at `path`, whether pynetdicom kept it in memory or in a file."""
-    chunked = getattr(event.request, "_dataset_path", None)
-    if chunked is None:
-        path.write_bytes(event.encoded_dataset())
-        return
-    event.request._dataset_file.close()
-    shutil.move(chunked, path)  # on an association that we asked for, nobody else removes it
 
 
 def _logged(outcome: RetrieveOutcome) -> RetrieveOutcome:

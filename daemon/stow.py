@@ -6,14 +6,18 @@ import json
 import os
 import ssl
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 from xml.etree import ElementTree
 
+from daemon.errors import ArchiveError
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 
+FAULTS_IN_A_ROW = 2
 MAX_ANSWER = 1 << 20  # bytes; an answer names one instance
 REFERENCED, FAILED = "00081199", "00081198"
 INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197"
@@ -24,31 +28,46 @@ PASSING = frozenset({401, 403, 404, 405, 407, 408, 421, 423, 425, 429})
 def store(url: str, items: Iterable[Outgoing], timeout_s: float, tls: ssl.SSLContext) -> Iterator[StoreOutcome]:
     """POST each item to the DICOMweb service `url`; yield the outcome of each, in order, as soon as it is known.
 
-    A transport fault makes the item, and all behind it, something to retry.
+    A fault of the transport makes the item one to be retried, and the next goes out on a new connection;
+    `FAULTS_IN_A_ROW` of them, and the rest is to be retried.
     """
-    where = urlsplit(url)
-    # http.client sets TCP_NODELAY by itself.
-    connection: HTTPConnection = (
-        HTTPSConnection(where.hostname or "", where.port, timeout=timeout_s, context=tls)
-        if where.scheme == "https"
-        else HTTPConnection(where.hostname or "", where.port, timeout=timeout_s)
-    )
-    lost: str | None = None
-    try:
+    faults = 0
+    reason = ""
+    with closing(_connection(url, timeout_s, tls)) as connection:
         for item in items:
-            if lost is None:
+            outcome = StoreOutcome(item.sop_instance_uid, OutcomeKind.RETRY, None, reason)
+            if faults < FAULTS_IN_A_ROW:
                 try:
-                    yield _store_one(connection, where, item)
-                    continue
+                    outcome = _store_one(connection, urlsplit(url), item)
+                    faults = 0
                 except FileNotFoundError as error:
-                    reason = f"the stored file cannot be read: {type(error).__name__}"
-                    yield StoreOutcome(item.sop_instance_uid, OutcomeKind.FAILED, None, reason)
-                    continue
+                    outcome = replace(
+                        outcome,
+                        kind=OutcomeKind.FAILED,
+                        reason=f"the stored file cannot be read: {type(error).__name__}",
+                    )
                 except (OSError, HTTPException) as error:
-                    lost = f"archive at {where.hostname}: {type(error).__name__}; check archive.stow_url"
-            yield StoreOutcome(item.sop_instance_uid, OutcomeKind.RETRY, None, lost)
-    finally:
-        connection.close()
+                    connection.close()  # http.client opens it again for the next
+                    faults += 1
+                    reason = f"archive at {urlsplit(url).hostname}: {type(error).__name__}; check archive.stow_url"
+                    outcome = replace(outcome, reason=reason)
+            yield outcome
+
+
+def connect(url: str, timeout_s: float, tls: ssl.SSLContext) -> None:
+    """Open a connection to `url`, and close it.
+
+    Raises:
+        ArchiveError: nobody takes it, or TLS fails.
+    """
+    try:
+        with closing(_connection(url, timeout_s, tls)) as connection:
+            connection.connect()
+    except OSError as error:
+        host = urlsplit(url).hostname
+        raise ArchiveError(
+            f"archive at {host} cannot be reached ({error.strerror or error}); check archive.stow_url"
+        ) from error
 
 
 def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: str) -> StoreOutcome:
@@ -79,6 +98,14 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
     if 400 <= http_status < 500 and http_status not in PASSING:
         return outcome(OutcomeKind.FAILED, None, "refused")
     return outcome(OutcomeKind.RETRY, None, "not taken now")
+
+
+def _connection(url: str, timeout_s: float, tls: ssl.SSLContext) -> HTTPConnection:
+    where = urlsplit(url)
+    # http.client sets TCP_NODELAY by itself.
+    if where.scheme == "https":
+        return HTTPSConnection(where.hostname or "", where.port, timeout=timeout_s, context=tls)
+    return HTTPConnection(where.hostname or "", where.port, timeout=timeout_s)
 
 
 def _store_one(connection: HTTPConnection, where: SplitResult, item: Outgoing) -> StoreOutcome:

@@ -290,3 +290,16 @@ def test_tls_files_that_cannot_be_used_are_a_configuration_error(tmp_path: Path)
     nothing = tmp_path / "nothing.pem"
     with pytest.raises(ConfigurationError, match=r"archive\.tls"):
         archive(1, tmp_path, tls=TLS(certificate=nothing, key=nothing, ca=nothing))
+
+
+@pytest.mark.parametrize("stow_url", [None, "https://127.0.0.1/dicom-web"])
+def test_tls_files_that_break_while_we_run_delay_reports(stow_url: str | None, tmp_path: Path) -> None:
+    client = archive(1, tmp_path)
+    nothing = tmp_path / "nothing.pem"
+    tls = TLS(certificate=nothing, key=nothing, ca=nothing)
+    client.settings = client.settings.model_copy(update={"tls": tls, "stow_url": stow_url})
+    outcomes = list(client.store([outgoing(tmp_path)]))
+    assert [outcome.kind for outcome in outcomes] == [RETRY]
+    assert "archive.tls" in outcomes[0].reason
+    with pytest.raises(ArchiveError, match=r"archive\.tls"):
+        client.echo()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless
-from pynetdicom import _config, evt
+from pynetdicom import evt
+from pynetdicom.dsutils import split_dataset
 from pynetdicom.sop_class import DigitalMammographyXRayImageStorageForPresentation as MG
 
 from daemon.errors import ArchiveError, RefusedInstance
@@ -18,6 +20,7 @@ from daemon.query_retrieve import (
     FIND,
     GET,
     MOVE,
+    Receiver,
     RetrieveKind,
     Wanted,
     _each,
@@ -124,12 +127,6 @@ def test_find_that_breaks_off_is_an_archive_error(tmp_path: Path) -> None:
         archive(port, tmp_path).find_instances([WANTED])
 
 
-@pytest.fixture(params=[False, True], ids=["in memory", "chunked"])
-def _receive_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_config, "STORE_RECV_CHUNKED_DATASET", request.param)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-
 def serving(*files: Path) -> Any:
     """A C-GET handler that gives each of `files` for any identifier."""
 
@@ -144,7 +141,6 @@ def serving(*files: Path) -> Any:
 GETTING = [*QUERY, (str(MG), [ExplicitVRLittleEndian])]
 
 
-@pytest.mark.usefixtures("_receive_mode")
 def test_c_get_gives_the_instance_to_accept_and_leaves_nothing_behind(tmp_path: Path) -> None:
     item = outgoing(tmp_path, sop_class=str(MG))
     folder = tmp_path / "incoming"
@@ -164,10 +160,9 @@ def test_c_get_gives_the_instance_to_accept_and_leaves_nothing_behind(tmp_path: 
     assert (incoming.sop_class_uid, incoming.sop_instance_uid) == (str(MG), item.sop_instance_uid)
     assert incoming.transfer_syntax_uid == ExplicitVRLittleEndian
     assert (incoming.calling_ae, incoming.called_ae, incoming.peer_address) == ("STUB", "MAMMOD", "127.0.0.1")
-    assert list(tmp_path.rglob("*.dcm")) == [item.path]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [item.path]
 
 
-@pytest.mark.usefixtures("_receive_mode")
 @pytest.mark.parametrize(
     ("raised", "status", "kind"),
     [
@@ -186,7 +181,7 @@ def test_c_get_answers_what_intake_says(raised: Exception, status: int, kind: Re
     with stub(contexts=GETTING, handlers=(serving(item.path),)) as port:
         [outcome] = archive(port, tmp_path).get_instances([Wanted(None, None, item.sop_instance_uid)], accept)
     assert (outcome.kind, outcome.status) == (kind, status)
-    assert list(tmp_path.rglob("*.dcm")) == [item.path]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [item.path]
 
 
 def test_c_get_refuses_what_was_not_asked_for(tmp_path: Path) -> None:
@@ -195,6 +190,24 @@ def test_c_get_refuses_what_was_not_asked_for(tmp_path: Path) -> None:
     with stub(contexts=GETTING, handlers=(serving(other.path),)) as port:
         [outcome] = archive(port, tmp_path).get_instances([WANTED], taken.append)
     assert outcome.kind is RETRY
+    assert taken == []
+
+
+def test_c_get_refuses_a_data_set_that_was_cut(tmp_path: Path) -> None:
+    item = outgoing(tmp_path, sop_class=str(MG))
+    _, start = split_dataset(item.path)
+    content = item.path.read_bytes()
+    request = SimpleNamespace(MessageID=1, AffectedSOPClassUID=MG, AffectedSOPInstanceUID=item.sop_instance_uid)
+    event = SimpleNamespace(
+        request=request,
+        assoc=None,
+        context=SimpleNamespace(transfer_syntax=ExplicitVRLittleEndian),
+        encoded_dataset=lambda include_meta=True: content[0 if include_meta else start : -1],
+    )
+    taken: list[Incoming] = []
+    receiver = Receiver(tmp_path, taken.append)
+    receiver.expected = item.sop_instance_uid
+    assert receiver(event) == receiver.status == 0xC000
     assert taken == []
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from config.settings import Archive as ArchiveSettings
 from daemon.archive import Archive
+from daemon.errors import ArchiveError
 from daemon.outgoing import OutcomeKind
 from daemon.stow import judge
 from tests.daemon.archive_stubs import outgoing
@@ -159,12 +160,13 @@ def test_each_file_is_one_part_unchanged_on_one_connection(ending: str, tmp_path
     assert len(connections) == 1
 
 
-def test_a_server_that_falls_silent_leaves_the_rest_to_be_retried(tmp_path: Path) -> None:
-    items = [outgoing(tmp_path) for _ in range(3)]
-    with server([(200, answer(items[0].sop_instance_uid)), None]) as (url, parts, _):
-        outcomes = list(stow_archive(url, tmp_path, timeout_s=0.3).store(items))
-    assert [outcome.kind for outcome in outcomes] == [STORED, RETRY, RETRY]
-    assert len(parts) == 2
+def test_silence_costs_one_item_and_twice_in_a_row_the_rest(tmp_path: Path) -> None:
+    items = [outgoing(tmp_path) for _ in range(6)]
+    answers = [(200, answer(item.sop_instance_uid)) for item in items]
+    with server([answers[0], None, answers[2], None, None]) as (url, parts, _):
+        outcomes = list(stow_archive(url, tmp_path, timeout_s=0.4).store(items))
+    assert [outcome.kind for outcome in outcomes] == [STORED, RETRY, STORED, RETRY, RETRY, RETRY]
+    assert len(parts) == 5
 
 
 def test_nobody_there_is_retried(tmp_path: Path) -> None:
@@ -172,3 +174,10 @@ def test_nobody_there_is_retried(tmp_path: Path) -> None:
     outcomes = list(stow_archive(url, tmp_path).store([outgoing(tmp_path), outgoing(tmp_path)]))
     assert [outcome.kind for outcome in outcomes] == [RETRY, RETRY]
     assert "archive.stow_url" in outcomes[0].reason
+    with pytest.raises(ArchiveError, match=r"archive\.stow_url"):
+        stow_archive(url, tmp_path).echo()
+
+
+def test_echo_is_a_connection(tmp_path: Path) -> None:
+    with server([]) as (url, _, _):
+        stow_archive(url, tmp_path).echo()
