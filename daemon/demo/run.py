@@ -23,7 +23,7 @@ from daemon.demo.cases import KnownLesion, read_cases
 from daemon.demo.lesion_objects import tracking_id, tracking_uid
 from daemon.demo.page import write_page
 from daemon.demo.results import Row, class_name, read_report, write_results
-from daemon.demo.sending import CaseItems, Item, prepare, send
+from daemon.demo.sending import CaseItems, Item, NotTaken, prepare, send
 from daemon.demo.service import AE_TITLE, DemoService
 
 _EMBEDDED_AE_TITLE = "DEMOARCHIVE"
@@ -68,7 +68,7 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
             stored = embedded.stored
         else:
             with _step(progress, f"Storing images and lesion objects in {aet}"):
-                send(items, archive, aet, lambda _item, _at: None)
+                _store_inputs(items, archive, aet, console)
             service = DemoService(folder, (*archive, aet), output / "service.log")
             stored = lambda: service.confirmed_reports(reports)  # noqa: E731
         stack.callback(service.stop)
@@ -88,6 +88,14 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
     for problem in problems:
         console.print(Text(problem, style="bold red"))
     return 1 if problems else 0
+
+
+def _store_inputs(items: Sequence[Item], archive: tuple[str, int], aet: str, console: Console) -> None:
+    """Give the archive what the reports refer to; one that does not take it can still take the reports."""
+    try:
+        send(items, archive, aet, lambda _item, _at: None)
+    except NotTaken as error:
+        console.print(Text(f"Without all images and lesion objects in the archive: {error}", style="yellow"))
 
 
 def _send_all(items: Sequence[Item], service: DemoService, progress: Progress) -> dict[str, float]:
