@@ -122,7 +122,8 @@ class Archive:
                 with self.associate(_store_contexts(batch)) as association:
                     answered = 0
                     for number, item in enumerate(batch):
-                        if not association.is_established:
+                        # The flag alone lags behind an abort, and a request sent then waits for its whole time limit.
+                        if not association.is_established or association.acse.is_aborted():
                             break
                         outcome = self._send(association, item, number % 65_535 + 1)
                         waiting.pop(0)
@@ -162,6 +163,7 @@ class Archive:
         status = answer.get("Status")
         if status is None:
             silent = monotonic() - began >= self.settings.timeout_s
+            association.abort()  # pynetdicom may not have noticed yet that it is over
             what = f"gave no answer in {self.settings.timeout_s:g} s" if silent else "broke the association off"
             return _outcome(item, OutcomeKind.RETRY, None, f"{self} {what}")
         kind, reason = judge_store_status(status)

@@ -43,7 +43,7 @@ def classify_files(
         pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
         for source in sources:
             try:
-                inputs = read_inputs(source, lambda uid: _named(paths, uid))
+                inputs = read_inputs(source, paths.get)
                 classified = pipeline.classify(inputs, settings.lesions.not_lesions)
                 written = (
                     pipeline.write(inputs, classified, settings.reports.kinds, lambda *_: None)
@@ -81,12 +81,6 @@ def _sort(files: Sequence[Path], console: Console) -> tuple[dict[str, Path], lis
         except LesionError:
             sources.append(path)  # its reason is told when its turn comes
     return paths, sources
-
-
-def _named(paths: dict[str, Path], uid: str) -> Path:
-    if uid not in paths:
-        raise LesionError(f"it names the instance {uid}, which is not among the files; add that file")
-    return paths[uid]
 
 
 def _show(

@@ -13,10 +13,11 @@ from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
 from sqlalchemy import Row
 
+from config.errors import MammodError
 from config.settings import Settings
 from daemon.errors import LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
-from daemon.pipeline import Classified, Inputs, Pipeline, Written, read_inputs
+from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs
 from daemon.reports.tid1500 import Predecessor
 from daemon.spool import Spool
 from model.errors import ImageError
@@ -44,13 +45,18 @@ class JobWorker:
         bound = log.bind(job=job.id, source_uid=job.source_uid)
         try:
             self._do(job, bound)
+        except MissingInstances as error:
+            with self._ledger.write() as connection:
+                jobs.needs_more(connection, job, error.uids, time.time())
+            bound.info("waits for more instances", missing=error.uids)
         except (LesionError, ImageError, ReportError) as error:
             with self._ledger.write() as connection:
                 jobs.quarantine(connection, job, str(error), time.time())
             bound.warning("job quarantined", reason=str(error))
         except Exception as error:
             # A message may quote the data set: the ledger and the log get the kind and the place only.
-            reason = f"internal failure: {type(error).__name__} at {_place(error)}"
+            ours = isinstance(error, MammodError)
+            reason = str(error) if ours else f"internal failure: {type(error).__name__} at {_place(error)}"
             bound.error("job failed", reason=reason, attempt=job.attempts)
             with self._ledger.write() as connection:
                 if job.attempts >= MAX_INTERNAL_FAILURES:
@@ -105,11 +111,20 @@ class JobWorker:
 
 
 def load_inputs(ledger: Ledger, spool: Spool, job: Row) -> Inputs:
-    """Read what the job needs from the spool, each instance in its current version."""
+    """Read what the job needs from the spool, each instance in its current version.
+
+    Raises:
+        MissingInstances, LesionError: see `daemon.pipeline.read_inputs`.
+    """
     with ledger.read() as connection:
         source = instances.by_id(connection, job.instance_id)
-        rows = instances.current(connection, jobs.needed_by(connection, job.id))
-    return read_inputs(spool.absolute(source.path), lambda uid: spool.absolute(rows[uid].path))
+
+    def path_of(uid: str) -> Path | None:
+        with ledger.read() as connection:
+            row = instances.current(connection, [uid]).get(uid)
+        return spool.absolute(row.path) if row else None
+
+    return read_inputs(spool.absolute(source.path), path_of)
 
 
 def part10(report: Dataset) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -59,7 +60,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     )
 
 
-def _scrub_foreign(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _scrub_foreign(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Replace the message of a library that quotes values by where it came from."""
     record: logging.LogRecord | None = event.get("_record")
     if record is not None and record.name.split(".")[0] in {name.split(".")[0] for name in QUOTING}:

@@ -64,23 +64,48 @@ class Written:
     report: Dataset
 
 
-def read_inputs(source_path: Path, path_of: Callable[[str], Path]) -> Inputs:
-    """Read a lesion object and what it names; `path_of` gives the file of a SOP Instance UID.
+class MissingInstances(LesionError):
+    """The lesion object needs instances that are not here; `uids` are their SOP Instance UIDs."""
+
+    def __init__(self, uids: Collection[str]) -> None:
+        super().__init__(f"it names instances that are not here: {', '.join(uids)}; send them too")
+        self.uids = tuple(uids)
+
+
+def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inputs:
+    """Read a lesion object and what it names; `path_of` gives the file of a SOP Instance UID, None where it is not here.
+
+    A report may name a segmentation only, which names the images: so what is missing may show in two steps.
 
     Raises:
+        MissingInstances: something it names is not here.
         LesionError: the object marks no lesion, or names no image.
     """
     source = dcmread(source_path)
     references = lesion_references(source)
     if references is None:
         raise LesionError("the object marks no lesion; expected a SEG, or an SR with a region on an image")
-    image_paths = {uid: path_of(uid) for uid in references.image_uids}
+    segmentation_paths = _here(references.segmentation_uids, path_of)
+    segmentations = {uid: dcmread(path) for uid, path in segmentation_paths.items()}
+    image_uids = [*references.image_uids]
+    for segmentation in segmentations.values():
+        named = lesion_references(segmentation)
+        image_uids += named.image_uids if named else ()
+    image_paths = _here(image_uids, path_of)
     return Inputs(
         source=source,
         images={uid: dcmread(path, stop_before_pixels=True) for uid, path in image_paths.items()},
         image_paths=image_paths,
-        segmentations={uid: dcmread(path_of(uid)) for uid in references.segmentation_uids},
+        segmentations=segmentations,
     )
+
+
+def _here(uids: Sequence[str], path_of: Callable[[str], Path | None]) -> dict[str, Path]:
+    paths = {uid: path_of(uid) for uid in dict.fromkeys(uids)}
+    missing = [uid for uid, path in paths.items() if path is None]
+    if missing:
+        raise MissingInstances(missing)
+    return {uid: path for uid, path in paths.items() if path is not None}
 
 
 class Pipeline:

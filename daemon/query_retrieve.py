@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -164,18 +165,35 @@ def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
 
 def get(association: Association, wanted: Iterable[Wanted], receiver: Receiver) -> Iterator[RetrieveOutcome]:
     """C-GET each of `wanted`; what comes goes to `receiver`, which must handle the association's EVT_C_STORE."""
-    for item in wanted:
+
+    def ask(item: Wanted) -> Dataset:
         receiver.expected, receiver.status = item.sop_uid, None
-        final = _last(association.send_c_get(_identifier(item), GET)) if association.is_established else Dataset()
-        yield _logged(judge_get(item, final, receiver.status))
+        return _last(association.send_c_get(_identifier(item), GET))
+
+    for item, final in _each(wanted, ask):
+        yield _logged(judge_get(item, final, receiver.status if receiver.expected == item.sop_uid else None))
 
 
 def move(association: Association, wanted: Iterable[Wanted], destination_ae: str) -> Iterator[RetrieveOutcome]:
     """C-MOVE each of `wanted` to the node that the archive knows as `destination_ae`."""
+
+    def ask(item: Wanted) -> Dataset:
+        return _last(association.send_c_move(_identifier(item), destination_ae, MOVE))
+
+    for item, final in _each(wanted, ask):
+        yield _logged(judge_move(item, final))
+
+
+def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterator[tuple[Wanted, Dataset]]:
+    """Each item and its final response; empty for the one that breaks the association and for all behind it."""
+    broken = False
     for item in wanted:
-        established = association.is_established
-        answers = association.send_c_move(_identifier(item), destination_ae, MOVE) if established else ()
-        yield _logged(judge_move(item, _last(answers)))
+        final = Dataset()
+        if not broken:
+            with contextlib.suppress(RuntimeError):  # pynetdicom: the association is over
+                final = ask(item)
+            broken = "Status" not in final
+        yield item, final
 
 
 def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOutcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -67,8 +68,16 @@ def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
         )
     made = settings.spool.directory / "untrained-bundle"
     if not made.exists():
-        untrained_bundle(made)
+        _make_untrained(made)
     return load_bundle(made, allow_untrained=True)
+
+
+def _make_untrained(path: Path) -> None:
+    """In a process of its own: this one never imports a framework."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    process = multiprocessing.get_context("spawn").Process(target=untrained_bundle, args=(path,))
+    process.start()
+    process.join()
 
 
 def default_bundle_path() -> Path:

@@ -4,8 +4,12 @@ from config.errors import MammodError
 
 
 class BundleError(MammodError):
-    """A bundle is missing, incomplete, damaged (hash), untrained where that is not allowed, or unfit for this engine."""
+    """A bundle is missing, incomplete, damaged (hash), untrained where that is not allowed, or unfit for its engine."""
 
 
 class ImageError(MammodError):
     """An image cannot be decoded, normalised or cut as the bundle's manifest asks."""
+
+
+class NetworkError(MammodError):
+    """A network's name, head or starting weights cannot be used."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Prediction:
     """Probability of malignancy in [0, 1], the class at the bundle's threshold, and what made it.
 
-    `bundle` is the bundle's digest (`Bundle.digest`), `engine` the engine's name with precision, such as `tensorflow-float32`.
+    `bundle` is the bundle's digest (`Bundle.digest`), `engine` the engine's name with precision, such as
+    `tensorflow-float32`.
     """
 
     probability: float

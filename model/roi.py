@@ -26,9 +26,9 @@ class Box:
 class Roi:
     """One network input: `pixels` is float32 (299, 299) in 0..1, cut from `box` of the image.
 
-    `mm_per_pixel` is the image's pixel spacing at the breast or film in millimetres, None where neither the image nor the
-    policy knows it; `spacing_assumed` says that it comes from the policy's assumption and not from the image. `padded` is
-    the share of the box (0..1) that lies outside the image.
+    `mm_per_pixel` is the image's pixel spacing at the breast or film in millimetres, None where neither the image nor
+    the policy knows it; `spacing_assumed` says that it comes from the policy's assumption and not from the image.
+    `padded` is the share of the box (0..1) that lies outside the image.
     """
 
     pixels: np.ndarray

@@ -191,21 +191,36 @@ def try_again(connection: Connection, job: Row, reason: str, when: float) -> boo
     return _finish(connection, job, when, state=JobState.READY, reason=reason, not_before=when)
 
 
+def _newest_reports(connection: Connection, job_id: int) -> Sequence[Row]:
+    """The newest outbox item of each kind; an older one was replaced by it, whatever became of it."""
+    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id))
+    return list({item.kind: item for item in items}.values())
+
+
+def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float) -> None:
+    """A running job turned out to need these instances as well: it waits for them."""
+    known = set(needed_by(connection, job.id))
+    new = [{"job_id": job.id, "sop_instance_uid": uid} for uid in uids if uid not in known]
+    if new:
+        connection.execute(insert(needs), new)
+    _finish(connection, job, now, state=JobState.WAITING, attempts=0, not_before=now)
+    promote(connection, [job.id], now)
+
+
 def settle(connection: Connection, job_id: int, now: float) -> None:
-    """After an outbox item ended: a sending job is done when every report is stored, failed when one is refused for good."""
-    states = set(connection.execute(select(outbox.c.state).where(outbox.c.job_id == job_id)).scalars())
-    if OutboxState.QUEUED in states:
+    """After an outbox item ended: a sending job is done when its newest reports are stored, failed when one is refused."""
+    items = _newest_reports(connection, job_id)
+    if any(item.state == OutboxState.QUEUED for item in items):
         return
-    refused = OutboxState.FAILED in states
-    reason = None
-    if refused:
-        reason = connection.execute(
-            select(outbox.c.reason).where(outbox.c.job_id == job_id, outbox.c.state == OutboxState.FAILED).limit(1)
-        ).scalar_one()
+    refused = [item for item in items if item.state == OutboxState.FAILED]
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED]))
-        .values(state=JobState.FAILED if refused else JobState.DONE, reason=reason, finished_at=now)
+        .values(
+            state=JobState.FAILED if refused else JobState.DONE,
+            reason=refused[0].reason if refused else None,
+            finished_at=now,
+        )
     )
 
 
@@ -223,9 +238,10 @@ def retry(connection: Connection, job_id: int, now: float) -> str:
         )
         promote(connection, [job_id], now)
     elif state == JobState.FAILED:
+        refused = [item.id for item in _newest_reports(connection, job_id) if item.state == OutboxState.FAILED]
         connection.execute(
             update(outbox)
-            .where(outbox.c.job_id == job_id, outbox.c.state == OutboxState.FAILED)
+            .where(outbox.c.id.in_(refused))
             .values(state=OutboxState.QUEUED, attempts=0, next_attempt_at=now, reason=None)
         )
         connection.execute(

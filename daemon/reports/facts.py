@@ -52,12 +52,12 @@ def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list
     statements = [RESEARCH_USE]
     if not algorithm.trained:
         statements.append(UNTRAINED)
-    if algorithm.intended_use.strip():
-        statements.append(f"Intended use of the model: {algorithm.intended_use.strip()}")
+    if intended_use := algorithm.intended_use.strip().rstrip("."):
+        statements.append(f"Intended use of the model: {intended_use}.")
     statements.append(
         f"A lesion is called malignant from a probability of {100 * algorithm.threshold:.2f} % on, otherwise benign."
     )
-    statements.extend(f"Not classified: {item.what}: {item.reason}" for item in left_out)
+    statements.extend(f"Not classified: {item.what}: {item.reason.rstrip('.')}." for item in left_out)
     return statements
 
 

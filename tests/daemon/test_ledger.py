@@ -286,6 +286,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger(f"sqlite:///{self.folder.name}/ledger.sqlite")
         self.now = 1.0
         self.running: list = []
+        self.image("a")
+        self.lesion_object("a")
 
     def tick(self) -> float:
         self.now += 1.0
@@ -388,5 +390,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(left) <= {"done", "superseded", "waiting"}, left
 
 
-LedgerMachine.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=30, deadline=None)
+LedgerMachine.TestCase.settings = hypothesis_settings(max_examples=40, stateful_step_count=20, deadline=None)
 TestLedgerMachine = LedgerMachine.TestCase

@@ -31,6 +31,7 @@ DEBIAN_PACKAGES = {
     "dsrdump": "dcmtk",
     "dcmdump": "dcmtk",
     "dciodvfy": "dicom3tools",
+    "openssl": "openssl",
 }
 READY_LIMIT_S = 30.0
 RUN_LIMIT_S = 120.0

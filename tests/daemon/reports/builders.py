@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import shutil
+import struct
+import subprocess
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -22,6 +28,7 @@ MG_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
 BREAST_TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
+COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
 BUNDLE = "sha256:" + "ab" * 32
 WRITTEN_AT = datetime(2024, 3, 9, 14, 5, 6, 789000)
@@ -90,6 +97,21 @@ def mammogram(name: str = "rcc", **changes: Any) -> Dataset:
         else:
             setattr(image, keyword, value)
     return as_read(image)
+
+
+def mammogram_of_bytes(values: dict[int, bytes], implicit: bool = False) -> Dataset:
+    """The header of `mammogram` with exactly these bytes as values, as read from a file without meta information."""
+    ordinary = mammogram()
+    encoded = {int(tag): ordinary.get_item(tag).value for tag in ordinary.keys()}  # noqa: SIM118
+    encoded |= {0x00080005: b"ISO_IR 100"} | values  # pydicom decodes the character set at once
+    stream = io.BytesIO()
+    for tag, value in sorted(encoded.items()):
+        value += b" " * (len(value) % 2)
+        stream.write(struct.pack("<HH", tag >> 16, tag & 0xFFFF))
+        stream.write(b"" if implicit else dictionary_VR(tag).encode())
+        stream.write(struct.pack("<L" if implicit else "<H", len(value)) + value)
+    stream.seek(0)
+    return dcmread(stream, force=True)
 
 
 def bare_mammogram(name: str = "bare", **changes: Any) -> Dataset:
@@ -172,3 +194,49 @@ def report(
 MASS = Code("4147007", "SCT", "Mass")
 BREAST = Code("76752008", "SCT", "Breast")
 LEFT = Code("7771000", "SCT", "Left")
+
+
+def saved(written: Dataset) -> bytes:
+    """The report as the file that would be stored."""
+    stream = io.BytesIO()
+    written.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def reread(written: Dataset) -> Dataset:
+    """The report as a plain pydicom data set, read from its own file."""
+    return dcmread(io.BytesIO(saved(written)))
+
+
+def items(node: Dataset, code: str) -> list[Dataset]:
+    """All content items below `node` whose concept name has this code value, in the order of the document."""
+    found = []
+    for item in node.get("ContentSequence", []):
+        if item.ConceptNameCodeSequence[0].CodeValue == code:
+            found.append(item)
+        found.extend(items(item, code))
+    return found
+
+
+def texts(node: Dataset, code: str) -> list[str]:
+    return [item.TextValue for item in items(node, code)]
+
+
+def meanings(node: Dataset, code: str) -> list[str]:
+    """The coded values, as their meanings, of the CODE items of this name."""
+    return [item.ConceptCodeSequence[0].CodeMeaning for item in items(node, code)]
+
+
+def run(*command: str | Path) -> str:
+    """What a peer program says; the test is skipped where the program is missing."""
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    finished = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    return (finished.stdout + finished.stderr).decode("utf-8", "replace")
+
+
+def dciodvfy_errors(path: Path) -> list[str]:
+    """The lines of dciodvfy that start with Error."""
+    said = run("dciodvfy", path)
+    assert "Comprehensive3DSR" in said
+    return [line for line in said.splitlines() if line.startswith("Error")]
