@@ -24,8 +24,13 @@ class Stored:
     at: float
 
 
+def file_name(number: int) -> str:
+    """The file of the report that came as number `number`, from 1."""
+    return f"{number:02d}.dcm"
+
+
 class EmbeddedArchive:
-    """Listens on a free port of the loopback address while it is open; files are `<SOP Instance UID>.dcm` in `folder`.
+    """Listens on a free port of the loopback address while it is open; files are 01.dcm, 02.dcm ... in `folder`.
 
     An instance that comes again is kept once, as it came first, and answered with success.
     """
@@ -62,10 +67,10 @@ class EmbeddedArchive:
         uid = event.request.AffectedSOPInstanceUID
         if not UID(uid).is_valid:
             return _CANNOT_UNDERSTAND
-        path = self.folder / f"{uid}.dcm"
         with self._lock:
             if uid in self._stored:
                 return _SUCCESS
+            path = self.folder / file_name(len(self._stored) + 1)
             try:
                 path.write_bytes(event.encoded_dataset())
             except OSError:

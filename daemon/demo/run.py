@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -173,31 +174,23 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _show(console: Console, output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    table = Table(title="Read back from the stored reports")
-    for heading, justify in (
-        ("image", "left"),
-        ("lesion", "right"),
-        ("marked by", "left"),
-        ("truth", "left"),
-        ("probability", "right"),
-        ("class", "left"),
-        ("seconds", "right"),
-        ("report", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table = Table(title="Read back from the stored reports", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("image", "lesion", "marked by", "truth", "probability", "class", "seconds", "reports/"):
+        table.add_column(heading, justify="right" if heading in ("lesion", "probability", "seconds") else "left")
     for row in rows:
         plan = row.sent.plan
         table.add_row(
-            f"{row.sent.case.name} {row.sent.case.laterality} {row.sent.case.view}",
+            row.sent.case.name,
             str(row.lesion.number),
-            f"{plan.shapes[0].kind}{', sent first' if plan.before_image else ''}",
+            f"{plan.shapes[0].kind}{', first' if plan.before_image else ''}",
             class_name(row.lesion.malignant),
             f"{100 * row.reported.probability:.2f} %",
             class_name(row.reported.malignant),
             f"{row.seconds:.2f}",
-            row.reported.report.relative_to(output).as_posix(),
+            row.reported.report.name,
         )
     console.print(table)
+    console.print("Marked by: what holds the lesion's outline; first: it was sent before its image.")
     if rows:
         middle = statistics.median(row.seconds for row in rows)
         console.print(
