@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from pydicom.uid import UID
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification
 
 _SUCCESS, _CANNOT_UNDERSTAND, _OUT_OF_RESOURCES = 0x0000, 0xC000, 0xA700  # PS3.4 B.2.3
@@ -24,8 +24,13 @@ class Stored:
     at: float
 
 
+def file_name(number: int) -> str:
+    """The file of the report that came as number `number`, from 1."""
+    return f"{number:02d}.dcm"
+
+
 class EmbeddedArchive:
-    """Listens on a free port of the loopback address while it is open; files are `<SOP Instance UID>.dcm` in `folder`.
+    """Listens on a free port of the loopback address while it is open; files are 01.dcm, 02.dcm ... in `folder`.
 
     An instance that comes again is kept once, as it came first, and answered with success.
     """
@@ -43,7 +48,7 @@ class EmbeddedArchive:
         ae.require_called_aet = True
         ae.add_supported_context(Verification)
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(context.abstract_syntax)
+            ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
         self._server: Any = ae.start_server(
             ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store)]
         )
@@ -62,10 +67,10 @@ class EmbeddedArchive:
         uid = event.request.AffectedSOPInstanceUID
         if not UID(uid).is_valid:
             return _CANNOT_UNDERSTAND
-        path = self.folder / f"{uid}.dcm"
         with self._lock:
             if uid in self._stored:
                 return _SUCCESS
+            path = self.folder / file_name(len(self._stored) + 1)
             try:
                 path.write_bytes(event.encoded_dataset())
             except OSError:

@@ -192,12 +192,14 @@ def _report(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
 def _region(lesion: KnownLesion, form: str, image: Dataset) -> hd.sr.ImageRegion:
     left, top, right, bottom = lesion.left, lesion.top, lesion.right, lesion.bottom
     middle, centre = (left + right) / 2, (top + bottom) / 2
+    points: list[tuple[float, float]]
     if form == "box":
         graphic_type = hd.sr.GraphicTypeValues.POLYLINE
         points = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     else:  # the major axis comes first (PS3.3 C.18.6.1.2)
         graphic_type = hd.sr.GraphicTypeValues.ELLIPSE
-        across, down = [(left, centre), (right, centre)], [(middle, top), (middle, bottom)]
+        across: list[tuple[float, float]] = [(left, centre), (right, centre)]
+        down: list[tuple[float, float]] = [(middle, top), (middle, bottom)]
         points = across + down if right - left >= bottom - top else down + across
     return hd.sr.ImageRegion(
         graphic_type=graphic_type,

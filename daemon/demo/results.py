@@ -60,7 +60,7 @@ def read_report(path: Path) -> list[ReportedLesion]:
     document = hd.sr.srread(path)
     return [
         _reported(path, str(document.SOPInstanceUID), group)
-        for group in document.content.get_planar_roi_measurement_groups()  # type: ignore[union-attr]
+        for group in document.content.get_planar_roi_measurement_groups()
     ]
 
 

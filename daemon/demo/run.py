@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -23,7 +24,7 @@ from daemon.demo.cases import KnownLesion, read_cases
 from daemon.demo.lesion_objects import tracking_id, tracking_uid
 from daemon.demo.page import write_page
 from daemon.demo.results import Row, class_name, read_report, write_results
-from daemon.demo.sending import CaseItems, Item, prepare, send
+from daemon.demo.sending import CaseItems, Item, NotTaken, prepare, send
 from daemon.demo.service import AE_TITLE, DemoService
 
 _EMBEDDED_AE_TITLE = "DEMOARCHIVE"
@@ -68,7 +69,7 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
             stored = embedded.stored
         else:
             with _step(progress, f"Storing images and lesion objects in {aet}"):
-                send(items, archive, aet, lambda _item, _at: None)
+                _store_inputs(items, archive, aet, console)
             service = DemoService(folder, (*archive, aet), output / "service.log")
             stored = lambda: service.confirmed_reports(reports)  # noqa: E731
         stack.callback(service.stop)
@@ -88,6 +89,14 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
     for problem in problems:
         console.print(Text(problem, style="bold red"))
     return 1 if problems else 0
+
+
+def _store_inputs(items: Sequence[Item], archive: tuple[str, int], aet: str, console: Console) -> None:
+    """Give the archive what the reports refer to; one that does not take it can still take the reports."""
+    try:
+        send(items, archive, aet, lambda _item, _at: None)
+    except NotTaken as error:
+        console.print(Text(f"Without all images and lesion objects in the archive: {error}", style="yellow"))
 
 
 def _send_all(items: Sequence[Item], service: DemoService, progress: Progress) -> dict[str, float]:
@@ -165,31 +174,23 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _show(console: Console, output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    table = Table(title="Read back from the stored reports")
-    for heading, justify in (
-        ("image", "left"),
-        ("lesion", "right"),
-        ("marked by", "left"),
-        ("truth", "left"),
-        ("probability", "right"),
-        ("class", "left"),
-        ("seconds", "right"),
-        ("report", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table = Table(title="Read back from the stored reports", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in ("image", "lesion", "marked by", "truth", "probability", "class", "seconds", "reports/"):
+        table.add_column(heading, justify="right" if heading in ("lesion", "probability", "seconds") else "left")
     for row in rows:
         plan = row.sent.plan
         table.add_row(
-            f"{row.sent.case.name} {row.sent.case.laterality} {row.sent.case.view}",
+            row.sent.case.name,
             str(row.lesion.number),
-            f"{plan.shapes[0].kind}{', sent first' if plan.before_image else ''}",
+            f"{plan.shapes[0].kind}{', first' if plan.before_image else ''}",
             class_name(row.lesion.malignant),
             f"{100 * row.reported.probability:.2f} %",
             class_name(row.reported.malignant),
             f"{row.seconds:.2f}",
-            row.reported.report.relative_to(output).as_posix(),
+            row.reported.report.name,
         )
     console.print(table)
+    console.print("Marked by: what holds the lesion's outline; first: it was sent before its image.")
     if rows:
         middle = statistics.median(row.seconds for row in rows)
         console.print(

@@ -22,6 +22,10 @@ _SEG_ELLIPSE, _SEG_BOX = Shape("SEG", "ellipse"), Shape("SEG", "box")
 _SR_ELLIPSE, _SR_BOX = Shape("SR", "ellipse"), Shape("SR", "box")
 
 
+class NotTaken(MammodError):
+    """The other side has the association and does not want, or cannot store, one of the objects."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the lesions of one mammogram are marked, and whether their object is sent before the image."""
@@ -98,7 +102,8 @@ def send(
     `on_stored` is called with the time (seconds since the epoch) at which success came back.
 
     Raises:
-        MammodError: no association, or an object was not accepted; the message has the status.
+        MammodError: no association.
+        NotTaken: an object was not stored, and those after it were not sent; the message has the status.
     """
     ae = AE(ae_title="MAMMODDEMO")
     kinds = {(item.meta.MediaStorageSOPClassUID, item.meta.TransferSyntaxUID) for item in items}
@@ -117,10 +122,10 @@ def send(
             try:
                 status = association.send_c_store(item.path).get("Status")
             except (ValueError, RuntimeError) as error:
-                raise MammodError(f"{called} does not take {item.path.name}: {error}") from error
+                raise NotTaken(f"{called} does not take {item.path.name}: {error}") from error
             if status is None or (status != 0x0000 and status & 0xF000 != 0xB000):  # PS3.7 C: B000 are warnings
                 answer = "no answer" if status is None else f"status {status:04X}H"
-                raise MammodError(f"{called} at {host}:{port} did not store {item.path.name}: {answer}")
+                raise NotTaken(f"{called} at {host}:{port} did not store {item.path.name}: {answer}")
             on_stored(item, time.time())
     finally:
         association.release()

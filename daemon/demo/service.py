@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from config.errors import MammodError
 from config.settings import ENVIRONMENT_PREFIX
-from daemon.demo.archive import Stored
+from daemon.demo.archive import Stored, file_name
 from daemon.ledger import Ledger
 from daemon.ledger.schema import JobState, OutboxState, jobs, outbox
 
@@ -42,6 +42,7 @@ class DemoService:
         self._settings.write_text(_settings(self.port, archive, self.spool), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
         self._ledger: Ledger | None = None
+        self._confirmed: dict[str, Stored] = {}
 
     def start(self) -> None:
         """Start it; returns when it has printed its ready line.
@@ -108,13 +109,12 @@ class DemoService:
             rows = connection.execute(
                 select(outbox).where(outbox.c.state == OutboxState.STORED).order_by(outbox.c.stored_at)
             ).all()
-        confirmed = {}
         for row in rows:
-            path = folder / f"{row.sop_instance_uid}.dcm"
-            if not path.exists():
+            if row.sop_instance_uid not in self._confirmed:
+                path = folder / file_name(len(self._confirmed) + 1)
                 shutil.copyfile(self.spool / row.path, path)
-            confirmed[row.sop_instance_uid] = Stored(path, row.stored_at)
-        return confirmed
+                self._confirmed[row.sop_instance_uid] = Stored(path, row.stored_at)
+        return dict(self._confirmed)
 
     def log_tail(self) -> str:
         """The last lines of what the service printed."""

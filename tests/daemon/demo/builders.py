@@ -29,7 +29,7 @@ def box_region(left: float, top: float, right: float, bottom: float) -> Region:
 
 
 def store_report(sent: CaseItems, probabilities: Sequence[float], trained: bool, folder: Path) -> tuple[str, Stored]:
-    """One report with a probability for each lesion of the case, as `folder`/<uid>.dcm; malignant from 0.5 on."""
+    """One report with a probability for each lesion of the case, as a file in `folder`; malignant from 0.5 on."""
     uid = derive_uid("test report", sent.image.uid)
     results = []
     for lesion, probability in zip(sent.case.lesions, probabilities, strict=True):
@@ -56,6 +56,6 @@ def store_report(sent: CaseItems, probabilities: Sequence[float], trained: bool,
         written_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     )
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{uid}.dcm"
+    path = folder / f"{sent.case.name}.dcm"
     report.save_as(path, enforce_file_format=True)
     return uid, Stored(path, time.time())
