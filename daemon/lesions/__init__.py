@@ -112,5 +112,6 @@ def _marks(dataset: Dataset) -> list[Mark]:
     if not str(dataset.get("SOPClassUID") or "").startswith(_REPORT_CLASSES):
         return []
     tree = Tree(dataset)
-    cad = cad_marks(tree) if tree.root.named(*CAD_ROOT) else None
-    return measurement_marks(tree) + other_marks(tree) if cad is None else cad
+    if tree.root.named(*CAD_ROOT):
+        return cad_marks(tree)
+    return measurement_marks(tree) + other_marks(tree)

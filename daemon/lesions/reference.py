@@ -98,6 +98,11 @@ def not_a_lesion(codes: Iterable[Code | None], not_lesions: Collection[str]) -> 
     return None
 
 
+def numbered(name: str | None, number: int | None) -> str | None:
+    """A tracking identifier shared by several lesions, told apart by their number."""
+    return name if name is None or number is None else f"{name} ({number})"
+
+
 def image_frame(reference: ImageReference, images: Mapping[str, Dataset]) -> tuple[Dataset, int]:
     """The header of the referenced image and the frame (from 1); of several frames, the middle one.
 

@@ -24,6 +24,7 @@ from daemon.lesions.reference import (
     image_reference,
     items,
     not_a_lesion,
+    numbered,
     numbers,
     same,
     size,
@@ -140,15 +141,19 @@ def read_segments(
         try:
             place = _place(dataset, frame, images)
             pixels = _decode(dataset, frame.index)
-            for segment in present:
-                mask = pixels == segment if labelmap else pixels >= threshold
-                parts[segment] += _components(mask, *place)
-            if labelmap:
-                _note_unknown_labels(pixels, {_background(dataset), *described}, collected)
         except LesionError as error:
+            failed.update(present)
             for segment in present:
+                collected.fail(f"segment {segment}", error)
+            continue
+        for segment in present:
+            try:
+                parts[segment] += _components(pixels == segment if labelmap else pixels >= threshold, *place)
+            except LesionError as error:
                 failed.add(segment)
                 collected.fail(f"segment {segment}", error)
+        if labelmap:
+            _note_unknown_labels(pixels, {_background(dataset), *described}, collected)
     for segment, item in wanted.items():
         if parts[segment]:
             _add_lesions(dataset, segment, item, parts[segment], collected)
@@ -345,7 +350,7 @@ def _lesion(dataset: Dataset, segment: Dataset, part: _Part, number: int | None)
         frame=part.frame,
         outline=outline,
         region=region_of_outline(outline),
-        tracking_id=name if name is None or number is None else f"{name} ({number})",
+        tracking_id=numbered(name, number),
         tracking_uid=uid_of(segment, "TrackingUID") if number is None else None,
         finding=None if same(finding, *_TISSUE) else finding,
         finding_site=code_of(segment, "AnatomicRegionSequence"),

@@ -186,6 +186,20 @@ def test_a_closed_region_goes_before_lines_in_its_group(image: Dataset) -> None:
     assert box(lesion.outline) == (10, 20, 30, 50)
 
 
+def test_several_closed_regions_of_a_group_are_told_apart(image: Dataset) -> None:
+    other = [(40, 20), (60, 20), (60, 50), (40, 20)]
+    report = by_hand(
+        [image],
+        [
+            item("TEXT", Code("112039", "DCM", "Tracking Identifier"), "HAS OBS CONTEXT", TextValue="both"),
+            item("UIDREF", Code("112040", "DCM", "Tracking Unique Identifier"), "HAS OBS CONTEXT", UID="1.2.3.4"),
+            *(scoord("POLYLINE", points, [image_item(image)]) for points in (SQUARE, other)),
+        ],
+    )
+    lesions = read(report, image).lesions
+    assert [(lesion.tracking_id, lesion.tracking_uid) for lesion in lesions] == [("both (1)", None), ("both (2)", None)]
+
+
 def test_an_image_named_beside_the_region_is_its_image(image: Dataset) -> None:
     report = by_hand([image], [scoord("POLYLINE", SQUARE, []), image_item(image, relationship="CONTAINS")])
     assert lesion_references(report) == References((image.SOPInstanceUID,), ())

@@ -161,6 +161,16 @@ def test_noise_is_not_taken_for_lesions() -> None:
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_segment_of_noise_does_not_spoil_the_others(kind: str) -> None:
+    image = mammogram(80, 80)
+    noise = np.zeros((80, 80), np.uint8)
+    noise[::2, 20::2] = 1
+    reading = read(sent(segmentation_of(image, [rectangle(10, 5, 20, 9, (80, 80)), noise], kind)), image)
+    assert [box(lesion.outline) for lesion in reading.lesions] == [(5, 10, 9, 20)]
+    assert [left.what for left in reading.left_out] == ["segment 2"]
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_anatomy_is_left_out(image: Dataset, kind: str) -> None:
     masks = [rectangle(0, 0, 60, 20), rectangle(30, 40, 41, 50), rectangle(0, 30, 9, 53)]
     segmentation = segmentation_of(
