@@ -89,10 +89,12 @@ def read_lesions(
 
 @contextmanager
 def _malformed_is_a_lesion_error() -> Iterator[None]:
-    """pydicom parses an element when it is first read, and what it raises at a malformed one is of many types."""
+    """pydicom parses an element when it is first read, and raises almost anything at a malformed one."""
     try:
         yield
-    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError) as error:
+    except (LesionError, MemoryError):
+        raise
+    except Exception as error:
         raise LesionError(f"its content is malformed: {type(error).__name__} while reading it") from error
 
 

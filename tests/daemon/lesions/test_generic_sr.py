@@ -9,8 +9,10 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
+from pydicom.tag import Tag
 
 from config.settings import NOT_LESION_CODES
 from daemon.errors import LesionError
@@ -127,6 +129,14 @@ def test_a_tree_too_wide_is_refused(image: Dataset, monkeypatch: pytest.MonkeyPa
     report = report_by_hand([image], [container(FINDINGS, []) for _ in range(20)], root=REPORT)
     with pytest.raises(LesionError, match="has 21 content items"):
         lesion_references(report)
+
+
+def test_graphic_data_of_half_a_number_are_refused(image: Dataset) -> None:
+    region = scoord("POLYLINE", SQUARE, [image_item(image)])
+    tag = Tag("GraphicData")
+    region[tag] = RawDataElement(tag, "FL", 3, b"\0\0\0", 0, False, True)
+    with pytest.raises(LesionError, match="its content is malformed: BytesLengthException"):
+        lesion_references(report_by_hand([image], [region], root=REPORT))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
