@@ -5,7 +5,8 @@ A new kind of lesion object is a module here that makes `Mark`s (reports) or add
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -44,18 +45,10 @@ def lesion_references(dataset: Dataset) -> References | None:
     Raises:
         LesionError: it is a lesion object and names no image, so it can never be read; the message says why.
     """
-    if is_segmentation(dataset):
-        return References(source_images(dataset), ())
-    marks = _marks(dataset)
-    if not marks:
-        return None
-    wanted = [mark for mark in marks if not mark.left_out] or marks
-    images = tuple(dict.fromkeys(uid for mark in wanted for uid in mark.image_uids))
-    segmentations = tuple(dict.fromkeys(uid for mark in wanted for uid in mark.segmentation_uids))
-    if not images and not segmentations:
-        reasons = {mark.unusable for mark in wanted if mark.unusable}
-        raise LesionError("; ".join(reasons) or "its regions name no image, or several, to lie on")
-    return References(images, segmentations)
+    with _malformed_is_a_lesion_error():
+        if is_segmentation(dataset):
+            return References(source_images(dataset), ())
+        return _references(_marks(dataset))
 
 
 def read_lesions(
@@ -81,23 +74,46 @@ def read_lesions(
     """
     collected = Collected()
     uid = str(source.SOPInstanceUID)
-    if is_segmentation(source):
-        read_segments(source, images, not_lesions, collected)
-    else:
-        marks = _marks(source)
-        if not marks:
-            raise LesionError("it marks no region")
-        for mark in marks:
+    with _malformed_is_a_lesion_error():
+        if is_segmentation(source):
+            read_segments(source, images, not_lesions, collected)
+        for mark in _marks(source):
             read_mark(mark, uid, images, segmentations, not_lesions, collected)
+    if not (collected.lesions or collected.left_out):
+        raise LesionError("it marks no region")
     if collected.failures and not collected.lesions:
         reasons = dict.fromkeys(f"{failure.what}: {failure.reason}" for failure in collected.failures)
         raise LesionError("; ".join(list(reasons)[:_REASONS_SHOWN]))
     return LesionReading(uid, tuple(collected.lesions), tuple(collected.left_out))
 
 
+@contextmanager
+def _malformed_is_a_lesion_error() -> Iterator[None]:
+    """pydicom parses an element when it is first read, and raises almost anything at a malformed one."""
+    try:
+        yield
+    except (LesionError, MemoryError):
+        raise
+    except Exception as error:
+        raise LesionError(f"its content is malformed: {type(error).__name__} while reading it") from error
+
+
+def _references(marks: list[Mark]) -> References | None:
+    if not marks:
+        return None
+    wanted = [mark for mark in marks if not mark.left_out] or marks
+    images = tuple(dict.fromkeys(uid for mark in wanted for uid in mark.image_uids))
+    segmentations = tuple(dict.fromkeys(uid for mark in wanted for uid in mark.segmentation_uids))
+    if not images and not segmentations:
+        reasons = dict.fromkeys(mark.unusable for mark in wanted if mark.unusable)
+        raise LesionError("; ".join(reasons) or "its regions name no image, or several, to lie on")
+    return References(images, segmentations)
+
+
 def _marks(dataset: Dataset) -> list[Mark]:
     if not str(dataset.get("SOPClassUID") or "").startswith(_REPORT_CLASSES):
         return []
     tree = Tree(dataset)
-    cad = cad_marks(tree) if tree.root.named(*CAD_ROOT) else None
-    return measurement_marks(tree) + other_marks(tree) if cad is None else cad
+    if tree.root.named(*CAD_ROOT):
+        return cad_marks(tree)
+    return measurement_marks(tree) + other_marks(tree)

@@ -24,7 +24,11 @@ def cad_marks(tree: Tree) -> list[Mark]:
     """
     findings = [node for node in tree.root.descendants() if node.named(*_FINDING)]
     shown = _reached(tree)
-    parts = {part for finding in findings if finding in shown for part in _parts(tree, finding)}
+    parts_of = {finding: _parts(tree, finding) for finding in findings}
+    # Two that are inferred from each other, which no writer should write, are both wholes.
+    parts = {
+        part for finding in shown.intersection(findings) for part in parts_of[finding] if finding not in parts_of[part]
+    }
     marks = []
     for finding in findings:
         if finding in parts:

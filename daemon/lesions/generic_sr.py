@@ -17,12 +17,11 @@ def other_marks(tree: Tree) -> list[Mark]:
             holder = node.parent
             owners.setdefault(node if holder is None or holder.value_type == "CONTAINER" else holder, []).append(node)
     # Several measurements of one region repeat it: the first stands for all.
-    marks = [_mark(tree, owner, regions) for owner, regions in owners.items()]
-    return [mark for number, mark in enumerate(marks) if not _repeats(mark, marks[:number])]
-
-
-def _repeats(mark: Mark, before: list[Mark]) -> bool:
-    return bool(mark.shapes) and any(mark.shapes == other.shapes for other in before)
+    first_of: dict[object, Mark] = {}
+    for owner, regions in owners.items():
+        mark = _mark(tree, owner, regions)
+        first_of.setdefault(mark.shapes or owner, mark)
+    return list(first_of.values())
 
 
 def _mark(tree: Tree, owner: Node, regions: list[Node]) -> Mark:

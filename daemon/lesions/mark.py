@@ -19,7 +19,7 @@ from daemon.lesions.outline import (
     region_of_outline,
     thinned,
 )
-from daemon.lesions.reference import Collected, ImageReference, image_frame, not_a_lesion, size
+from daemon.lesions.reference import Collected, ImageReference, image_frame, not_a_lesion, numbered, size
 from daemon.lesions.seg import read_segments
 from daemon.lesions.sr_tree import Description, Node, Tree
 
@@ -87,13 +87,35 @@ def read_mark(
         collected.leave_out(mark.where, f"its code {listed.scheme}:{listed.value} is listed as not a lesion")
     elif mark.unusable:
         collected.fail(mark.where, LesionError(mark.unusable))
-    elif mark.shapes:
-        _read_shapes(mark, source_uid, images, collected)
     else:
-        _read_segments(mark, source_uid, images, segmentations, not_lesions, collected)
+        lesions = (
+            _from_shapes(mark, source_uid, images, collected)
+            if mark.shapes
+            else _from_segments(mark, images, segmentations, not_lesions, collected)
+        )
+        for number, lesion in enumerate(lesions, start=1):
+            collected.lesions.append(_told(lesion, mark, source_uid, number if len(lesions) > 1 else None))
 
 
-def _read_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], collected: Collected) -> None:
+def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Lesion:
+    """A lesion with what the report says of its mark, which goes before what a segment says of itself.
+
+    `number` counts the lesions of one mark: its Tracking UID cannot name each of them.
+    """
+    said = mark.description
+    return replace(
+        lesion,
+        source_uid=source_uid,
+        tracking_id=numbered(said.tracking_id, number) or lesion.tracking_id,
+        tracking_uid=(said.tracking_uid if number is None else None) or lesion.tracking_uid,
+        finding=said.finding or lesion.finding,
+        finding_site=said.finding_site or lesion.finding_site,
+        laterality=said.laterality or lesion.laterality,
+        labels=tuple(dict.fromkeys(said.labels + lesion.labels)),
+    )
+
+
+def _from_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], collected: Collected) -> list[Lesion]:
     places: dict[tuple[str, int], list[Region]] = {}
     for shape in mark.shapes:
         try:
@@ -110,9 +132,11 @@ def _read_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], col
         regions = places.setdefault((shape.reference.sop_instance_uid, frame), [])
         if not any(_equal(region, other) for other in regions):
             regions.append(region)
-    for (image_uid, frame), regions in places.items():
-        for region, outline in _drawn(regions, size(images[image_uid]), mark.one_place):
-            collected.lesions.append(_lesion(mark, source_uid, image_uid, frame, region, outline))
+    return [
+        Lesion(source_uid, image_uid, frame, outline, region)
+        for (image_uid, frame), regions in places.items()
+        for region, outline in _drawn(regions, size(images[image_uid]), mark.one_place)
+    ]
 
 
 def _equal(first: Region, second: Region) -> bool:
@@ -135,59 +159,25 @@ def _drawable(region: Region) -> Region:
     return region_of_outline(convex_hull(region.points)) if region.graphic_type == "MULTIPOINT" else thinned(region)
 
 
-def _read_segments(
+def _from_segments(
     mark: Mark,
-    source_uid: str,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
     not_lesions: Collection[str],
     collected: Collected,
-) -> None:
+) -> list[Lesion]:
+    own = Collected()
     for reference in mark.segments:
         segmentation = segmentations.get(reference.sop_instance_uid)
-        if segmentation is None:
-            collected.fail(mark.where, LesionError(f"segmentation {reference.sop_instance_uid} is not here"))
-            continue
-        own = Collected()
         try:
+            if segmentation is None:
+                raise LesionError(f"segmentation {reference.sop_instance_uid} is not here")
             read_segments(segmentation, images, not_lesions, own, only=reference.segments, on_frames=reference.frames)
         except LesionError as error:
             collected.fail(mark.where, error)
-        for failure in own.failures:
-            collected.fail(f"{mark.where}, {failure.what}", LesionError(failure.reason))
-        for left_out in own.left_out:
-            if left_out not in own.failures:
-                collected.leave_out(f"{mark.where}, {left_out.what}", left_out.reason)
-        for lesion in own.lesions:
-            collected.lesions.append(_redescribed(lesion, mark.description, source_uid, len(own.lesions) == 1))
-
-
-def _redescribed(lesion: Lesion, description: Description, source_uid: str, alone: bool) -> Lesion:
-    """A segment's lesion under what the report says of it, which goes before what the segment says."""
-    return replace(
-        lesion,
-        source_uid=source_uid,
-        tracking_id=(description.tracking_id if alone else None) or lesion.tracking_id,
-        tracking_uid=(description.tracking_uid if alone else None) or lesion.tracking_uid,
-        finding=description.finding or lesion.finding,
-        finding_site=description.finding_site or lesion.finding_site,
-        laterality=description.laterality or lesion.laterality,
-        labels=tuple(dict.fromkeys(description.labels + lesion.labels)),
-    )
-
-
-def _lesion(mark: Mark, source_uid: str, image_uid: str, frame: int, region: Region, outline: np.ndarray) -> Lesion:
-    said = mark.description
-    return Lesion(
-        source_uid=source_uid,
-        image_uid=image_uid,
-        frame=frame,
-        outline=outline,
-        region=region,
-        tracking_id=said.tracking_id,
-        tracking_uid=said.tracking_uid,
-        finding=said.finding,
-        finding_site=said.finding_site,
-        laterality=said.laterality,
-        labels=said.labels,
-    )
+    for failure in own.failures:
+        collected.fail(f"{mark.where}, {failure.what}", LesionError(failure.reason))
+    for left_out in own.left_out:
+        if left_out not in own.failures:
+            collected.leave_out(f"{mark.where}, {left_out.what}", left_out.reason)
+    return own.lesions

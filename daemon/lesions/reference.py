@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -34,15 +35,21 @@ class ImageReference:
 
 def image_reference(item: Dataset) -> ImageReference | None:
     """Read an item of the SOP Instance Reference or Image SOP Instance Reference macro (PS3.3 10.8, 10.3)."""
-    uid = str(item.get("ReferencedSOPInstanceUID") or "")
-    if not uid:
+    uid = uid_of(item, "ReferencedSOPInstanceUID")
+    if uid is None:
         return None
     return ImageReference(
-        str(item.get("ReferencedSOPClassUID") or ""),
+        uid_of(item, "ReferencedSOPClassUID") or "",
         uid,
         numbers(item, "ReferencedFrameNumber"),
         numbers(item, "ReferencedSegmentNumber"),
     )
+
+
+def uid_of(item: Dataset, keyword: str) -> str | None:
+    """A UID; none where it is absent or holds anything but digits and dots, so that it is safe to repeat anywhere."""
+    uid = str(item.get(keyword) or "")
+    return uid if re.fullmatch(r"[0-9.]{1,64}", uid) else None
 
 
 def numbers(item: Dataset, keyword: str) -> tuple[int, ...]:
@@ -77,6 +84,8 @@ def same(code: Code | None, value: str, scheme: str) -> bool:
     if code is None:
         return False
     own_scheme = "SRT" if code.scheme in _OLD_SNOMED else code.scheme
+    if "SRT" not in (own_scheme, scheme):
+        return (code.value, own_scheme) == (value, scheme)
     return bool(SrCode(code.value, own_scheme, "") == SrCode(value, scheme, ""))
 
 
@@ -87,6 +96,11 @@ def not_a_lesion(codes: Iterable[Code | None], not_lesions: Collection[str]) -> 
         if any(same(code, value, scheme) for scheme, _, value in pairs):
             return code
     return None
+
+
+def numbered(name: str | None, number: int | None) -> str | None:
+    """A tracking identifier shared by several lesions, told apart by their number."""
+    return name if name is None or number is None else f"{name} ({number})"
 
 
 def image_frame(reference: ImageReference, images: Mapping[str, Dataset]) -> tuple[Dataset, int]:

@@ -24,9 +24,11 @@ from daemon.lesions.reference import (
     image_reference,
     items,
     not_a_lesion,
+    numbered,
     numbers,
     same,
     size,
+    uid_of,
 )
 
 # A part of fewer pixels is a stray speck where the same segment also has one a hundred times as large; where all parts
@@ -122,25 +124,36 @@ def read_segments(
         LesionError: the SEG itself is unusable (no segments, unknown type, no pixel data).
     """
     labelmap, threshold = _kind(dataset)
-    wanted = _wanted_segments(dataset, not_lesions, collected, only)
+    described = _described(dataset)
+    if labelmap:
+        described.pop(_background(dataset), None)
+    wanted = _wanted_segments(described, not_lesions, collected, only)
     parts: dict[int, list[_Part]] = {number: [] for number in wanted}
     failed = set()
     for frame in _frames(dataset):
-        present = wanted if labelmap else {number: wanted[number] for number in (frame.segment,) if number in wanted}
-        if not present or (on_frames and frame.index + 1 not in on_frames):
+        if on_frames and frame.index + 1 not in on_frames:
+            continue
+        if not labelmap and frame.segment not in described:
+            collected.fail(f"frame {frame.index + 1}", LesionError("it names no segment of the Segment Sequence"))
+        present = [segment for segment in wanted if labelmap or segment == frame.segment]
+        if not present:
             continue
         try:
             place = _place(dataset, frame, images)
             pixels = _decode(dataset, frame.index)
-            for segment in present:
-                mask = pixels == segment if labelmap else pixels >= threshold
-                parts[segment] += _components(mask, *place)
-            if labelmap:
-                _note_unknown_labels(dataset, pixels, collected)
         except LesionError as error:
+            failed.update(present)
             for segment in present:
+                collected.fail(f"segment {segment}", error)
+            continue
+        for segment in present:
+            try:
+                parts[segment] += _components(pixels == segment if labelmap else pixels >= threshold, *place)
+            except LesionError as error:
                 failed.add(segment)
                 collected.fail(f"segment {segment}", error)
+        if labelmap:
+            _note_unknown_labels(pixels, {_background(dataset), *described}, collected)
     for segment, item in wanted.items():
         if parts[segment]:
             _add_lesions(dataset, segment, item, parts[segment], collected)
@@ -161,21 +174,27 @@ def _kind(dataset: Dataset) -> tuple[bool, float]:
     return False, int(maximum) / 2
 
 
-def _wanted_segments(
-    dataset: Dataset, not_lesions: Collection[str], collected: Collected, only: Collection[int]
-) -> dict[int, Dataset]:
-    described = {
-        number: item for item in items(dataset, "SegmentSequence") for number in numbers(item, "SegmentNumber")
-    }
-    if not described:
+def _described(dataset: Dataset) -> dict[int, Dataset]:
+    segments = {number: item for item in items(dataset, "SegmentSequence") for number in numbers(item, "SegmentNumber")}
+    if not segments:
         raise LesionError("the segmentation describes no segment: its Segment Sequence is empty")
-    background = {dataset.get("PixelPaddingValue", 0)} if dataset.SegmentationType == "LABELMAP" else set()
+    return segments
+
+
+def _background(dataset: Dataset) -> int:
+    """The stored value of a label map that means no segment (PS3.3 C.8.20.2)."""
+    return int(dataset.get("PixelPaddingValue") or 0)
+
+
+def _wanted_segments(
+    described: Mapping[int, Dataset], not_lesions: Collection[str], collected: Collected, only: Collection[int]
+) -> dict[int, Dataset]:
     for number in only:
         if number not in described:
             collected.fail(f"segment {number}", LesionError("the segmentation has no such segment"))
     wanted = {}
     for number, item in described.items():
-        if number in background or (only and number not in only):
+        if only and number not in only:
             continue
         code = not_a_lesion(_codes(item), not_lesions)
         if code:
@@ -279,11 +298,9 @@ def _components(mask: np.ndarray, image_uid: str, frame: int) -> list[_Part]:
     return parts
 
 
-def _note_unknown_labels(dataset: Dataset, pixels: np.ndarray, collected: Collected) -> None:
-    described = {number for item in items(dataset, "SegmentSequence") for number in numbers(item, "SegmentNumber")}
-    background = dataset.get("PixelPaddingValue", 0)
+def _note_unknown_labels(pixels: np.ndarray, known: Collection[int], collected: Collected) -> None:
     for value in np.unique(pixels):
-        if value != background and value not in described:
+        if value not in known:
             collected.leave_out(f"label {value}", "the Segment Sequence does not describe it")
 
 
@@ -325,7 +342,6 @@ def _lesion(dataset: Dataset, segment: Dataset, part: _Part, number: int | None)
     """`number` counts the lesions of one segment: its Tracking UID cannot name each of them."""
     outline = outline_of_mask(part.mask) + np.array([part.column, part.row])
     name = str(segment.get("TrackingID") or segment.get("SegmentLabel") or "") or None
-    tracking_uid = str(segment.get("TrackingUID") or "") or None
     codes = _codes(segment)
     finding = code_of(segment, "SegmentedPropertyTypeCodeSequence")
     return Lesion(
@@ -334,8 +350,8 @@ def _lesion(dataset: Dataset, segment: Dataset, part: _Part, number: int | None)
         frame=part.frame,
         outline=outline,
         region=region_of_outline(outline),
-        tracking_id=name if name is None or number is None else f"{name} ({number})",
-        tracking_uid=tracking_uid if number is None else None,
+        tracking_id=numbered(name, number),
+        tracking_uid=uid_of(segment, "TrackingUID") if number is None else None,
         finding=None if same(finding, *_TISSUE) else finding,
         finding_site=code_of(segment, "AnatomicRegionSequence"),
         laterality=_laterality(segment),

@@ -9,9 +9,10 @@ from pydicom.dataset import Dataset
 
 from daemon.errors import LesionError
 from daemon.lesion import Code
-from daemon.lesions.reference import ImageReference, code_of, image_reference, items, numbers, same
+from daemon.lesions.reference import ImageReference, code_of, image_reference, items, numbers, same, uid_of
 
 MAX_ITEMS = 500_000
+MAX_DEPTH = 500  # templates reach ten
 _TRACKING_ID = ("112039", "DCM")
 _TRACKING_UID = ("112040", "DCM")
 _FINDING = ("121071", "DCM")
@@ -23,11 +24,11 @@ _FREE_TEXT = "CORNERSTONEFREETEXT"  # OHIF's stand-in for a code where the reade
 
 @dataclass(eq=False)
 class Node:
-    """One content item and its place: `path` is its Referenced Content Item Identifier, (1,) for the root."""
+    """One content item: `number` is its place among its siblings, from 1."""
 
     item: Dataset
-    path: tuple[int, ...]
-    parent: Node | None
+    number: int = 1
+    parent: Node | None = None
     children: list[Node] = field(default_factory=list)
 
     @property
@@ -45,8 +46,9 @@ class Node:
 
     @property
     def where(self) -> str:
-        """Its place for a message."""
-        return "content item " + ".".join(map(str, self.path))
+        """Its Referenced Content Item Identifier, for a message."""
+        path = [self.number, *(node.number for node in self.ancestors())]
+        return "content item " + ".".join(map(str, reversed(path)))
 
     def named(self, value: str, scheme: str) -> bool:
         return same(self.name, value, scheme)
@@ -71,27 +73,32 @@ class Tree:
     """The content tree of an SR data set.
 
     Raises:
-        LesionError: more than `MAX_ITEMS` content items.
+        LesionError: more than `MAX_ITEMS` content items, or nested deeper than `MAX_DEPTH`.
     """
 
     def __init__(self, report: Dataset) -> None:
-        self.root = Node(report, (1,), None)
-        self._by_path = {self.root.path: self.root}
-        waiting = [self.root]
-        while waiting:
-            node = waiting.pop()
-            for number, item in enumerate(items(node.item, "ContentSequence"), start=1):
-                child = Node(item, (*node.path, number), node)
-                node.children.append(child)
-                self._by_path[child.path] = child
-                waiting.append(child)
-            if len(self._by_path) > MAX_ITEMS:
-                raise LesionError(f"the report has more than {MAX_ITEMS} content items")
+        self.root = Node(report)
+        level, total, depth = [self.root], 1, 0
+        while level:
+            for node in level:
+                content = items(node.item, "ContentSequence")
+                node.children = [Node(item, number, node) for number, item in enumerate(content, start=1)]
+            level = [child for node in level for child in node.children]
+            total, depth = total + len(level), depth + 1
+            if total > MAX_ITEMS or depth > MAX_DEPTH:
+                raise LesionError(f"the report has {total} content items, {depth} deep; too many to be one")
 
     def target(self, node: Node) -> Node:
         """The node itself, or for a relationship by reference the node that it names (itself where there is none)."""
         path = numbers(node.item, "ReferencedContentItemIdentifier")
-        return self._by_path.get(path, node) if path else node
+        if path[:1] != (1,):
+            return node
+        target = self.root
+        for number in path[1:]:
+            if not 1 <= number <= len(target.children):
+                return node
+            target = target.children[number - 1]
+        return target
 
     def image_of(self, scoord: Node) -> ImageReference | None:
         """The image a SCOORD is selected from, by value or by reference.
@@ -137,9 +144,10 @@ def described(owner: Node) -> Description:
     codes: dict[tuple[str, str], Code] = {}
     labels = []
     for child in owner.children:
-        for concept, keyword in ((_TRACKING_ID, "TextValue"), (_TRACKING_UID, "UID")):
-            if child.named(*concept) and child.item.get(keyword):
-                texts.setdefault(concept, str(child.item.get(keyword)))
+        if child.named(*_TRACKING_ID) and child.item.get("TextValue"):
+            texts.setdefault(_TRACKING_ID, str(child.item.TextValue))
+        if child.named(*_TRACKING_UID) and (uid := uid_of(child.item, "UID")):
+            texts.setdefault(_TRACKING_UID, uid)
         value = child.value
         if value is None or value.value == _FREE_TEXT:
             continue

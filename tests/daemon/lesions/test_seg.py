@@ -161,6 +161,16 @@ def test_noise_is_not_taken_for_lesions() -> None:
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_a_segment_of_noise_does_not_spoil_the_others(kind: str) -> None:
+    image = mammogram(80, 80)
+    noise = np.zeros((80, 80), np.uint8)
+    noise[::2, 20::2] = 1
+    reading = read(sent(segmentation_of(image, [rectangle(10, 5, 20, 9, (80, 80)), noise], kind)), image)
+    assert [box(lesion.outline) for lesion in reading.lesions] == [(5, 10, 9, 20)]
+    assert [left.what for left in reading.left_out] == ["segment 2"]
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
 def test_anatomy_is_left_out(image: Dataset, kind: str) -> None:
     masks = [rectangle(0, 0, 60, 20), rectangle(30, 40, 41, 50), rectangle(0, 30, 9, 53)]
     segmentation = segmentation_of(
@@ -317,6 +327,10 @@ def _frame_two(segmentation: Dataset) -> None:
     source.ReferencedFrameNumber = 2
 
 
+def _no_segment(segmentation: Dataset) -> None:
+    del segmentation.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+
+
 def _cut(segmentation: Dataset) -> None:
     segmentation.PixelData = segmentation.PixelData[:-100]
 
@@ -328,6 +342,7 @@ def _cut(segmentation: Dataset) -> None:
         (_drop("SegmentSequence"), "BINARY", "describes no segment"),
         (_drop("MaximumFractionalValue"), "FRACTIONAL", "without Maximum Fractional Value"),
         (_several_sources, "BINARY", "several source images"),
+        (_no_segment, "BINARY", "frame 1: it names no segment"),
         (_frame_two, "BINARY", "frame 2 is named of image"),
         (_cut, "BINARY", "Pixel Data end before frame 1"),
         (_cut, "FRACTIONAL", "frame 1 of the segmentation cannot be decoded"),
@@ -357,3 +372,28 @@ def test_a_label_that_no_segment_describes_is_left_out(image: Dataset) -> None:
     reading = read(sent(segmentation), image)
     assert [box(lesion.outline) for lesion in reading.lesions] == [(5, 10, 9, 20)]
     assert [left.what for left in reading.left_out] == ["label 2"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=80, deadline=None)
+@given(
+    kind=st.sampled_from(["BINARY", "LABELMAP"]),
+    places=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_damaged_bytes_give_a_reading_or_a_reason(kind: str, places: list[tuple[float, int]]) -> None:
+    image = mammogram(20, 20, sop_instance_uid="1.2.3")
+    file = BytesIO()
+    segmentation_of(image, rectangle(3, 3, 9, 9, (20, 20)), kind).save_as(file, enforce_file_format=True)
+    content = bytearray(file.getvalue())
+    for share, value in places:
+        content[400 + int(share * (len(content) - 401))] = value
+    try:
+        segmentation = pydicom.dcmread(BytesIO(content))
+        assert segmentation.SOPInstanceUID
+    except Exception:
+        return  # not a readable file: refused before lesions are looked for
+    try:
+        if lesion_references(segmentation) is not None:
+            read(segmentation, image)
+    except LesionError as error:
+        assert str(error)
