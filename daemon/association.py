@@ -96,11 +96,11 @@ class IncomingFile:
         context = association._accepted_cx.get(message.context_id)
         if context is None:
             raise RefusedInstance(CANNOT_UNDERSTAND, "the C-STORE request came in a presentation context not accepted")
-        uids = [_command_uid(message, keyword) for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID")]
+        sop_class_uid, sop_instance_uid = _command_uids(message)
         meta = encode_file_meta(
             create_file_meta(
-                sop_class_uid=UID(uids[0]),
-                sop_instance_uid=UID(uids[1]),
+                sop_class_uid=UID(sop_class_uid),
+                sop_instance_uid=UID(sop_instance_uid),
                 transfer_syntax=context.transfer_syntax[0],
                 implementation_uid=IMPLEMENTATION_CLASS_UID,
                 implementation_version=IMPLEMENTATION_VERSION_NAME,
@@ -135,14 +135,25 @@ class IncomingFile:
         self._association.last_active = time.monotonic()
 
 
-def _command_uid(message: Any, keyword: str) -> str:
-    """A UID of the command set; one that is no UID is taken out of it, or pynetdicom would end the association."""
-    text = str(message.command_set.get(keyword) or "")
-    if valid_uid(text):
-        return text
-    if keyword in message.command_set:
-        del message.command_set[keyword]
-    raise RefusedInstance(INVALID_OBJECT_INSTANCE, f"the C-STORE request's {keyword} is missing or not a UID")
+def _command_uids(message: Any) -> list[str]:
+    """SOP Class and Instance UID of the command set.
+
+    What is no UID is taken out of the command set, or pynetdicom would end the association over it.
+
+    Raises:
+        RefusedInstance: 0117, one is missing or is no UID.
+    """
+    command = message.command_set
+    texts = {keyword: str(command.get(keyword) or "") for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID")}
+    wrong = [keyword for keyword, text in texts.items() if not valid_uid(text)]
+    for keyword in wrong:
+        command.pop(keyword, None)
+    if wrong:
+        raise RefusedInstance(
+            INVALID_OBJECT_INSTANCE,
+            f"{' and '.join(wrong)} of the C-STORE request: missing, or not a UID by PS3.5 section 9",
+        )
+    return list(texts.values())
 
 
 class _Socket(AssociationSocket):
@@ -200,6 +211,7 @@ class _UpperLayer(DULServiceProvider):
             self.assoc.log.warning("protocol error, connection closed")
             self.kill_dul()
             self.assoc.disconnect()
+            self.to_user_queue.put(None)  # wakes the association, if it still waits for a request
 
 
 class _StoreProvider(DIMSEServiceProvider):
@@ -379,3 +391,6 @@ class Server(ThreadedAssociationServer):
         """Called for what goes wrong before there is an association: mostly a failed TLS handshake."""
         log.warning("connection closed before an association", address=client_address[0], reason=str(sys.exception()))
         self._places.release()
+
+    def service_actions(self) -> None:
+        """Without pynetdicom's garbage collection every 59 polls: it stops all threads, and Python collects by itself."""

@@ -7,6 +7,7 @@ request a status (PS3.4 table B.2-1, PS3.7 annex C), and the association goes on
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import ssl
 import threading
@@ -50,6 +51,7 @@ LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
 # Connections may outnumber associations by those that are about to be rejected (or never ask for one).
 SPARE_CONNECTIONS = 32
+POLL_S = 0.1  # how soon the accept loop sees that it shall stop
 DRAIN_LIMIT_S = 30.0
 IDLE_S = 1.0  # a stopping listener aborts an association that has sent nothing for so long
 ABORT_LIMIT_S = 2.0
@@ -68,6 +70,13 @@ def storage_classes() -> list[str]:
         if kind == "SOP Class" and " Storage" in name and "Media Storage Directory" not in name
     }
     return sorted(named | {str(context.abstract_syntax) for context in AllStoragePresentationContexts})
+
+
+@functools.cache
+def supported_contexts() -> list[PresentationContext]:
+    """Verification and every storage SOP Class, each with every transfer syntax; made once (it takes 0.1 s), never changed."""
+    syntaxes = sorted(TRANSFER_SYNTAXES)
+    return [build_context(uid, syntaxes) for uid in (Verification, *storage_classes())]
 
 
 def choose_transfer_syntax(offered: list[str]) -> str | None:
@@ -142,13 +151,11 @@ class Listener:
         # `_rules` decides on these, so that every rejection has its reason and is logged.
         ae.maximum_associations = chosen.max_associations + SPARE_CONNECTIONS
         ae.require_called_aet = False
-        syntaxes = sorted(TRANSFER_SYNTAXES)
-        contexts = [build_context(uid, syntaxes) for uid in (Verification, *storage_classes())]
         try:
             self._server = Server(
                 ae,
                 (chosen.host, chosen.port),
-                contexts,
+                supported_contexts(),
                 self._incoming,
                 self._tls,
                 chosen.max_associations + SPARE_CONNECTIONS,
@@ -161,7 +168,8 @@ class Listener:
                 f"listener.host = {chosen.host!r}, listener.port = {chosen.port}: {error.strerror}; "
                 "name an address and a free port of this machine"
             ) from error
-        threading.Thread(target=self._server.serve_forever, name="listener", daemon=True).start()
+        serve = functools.partial(self._server.serve_forever, poll_interval=POLL_S)
+        threading.Thread(target=serve, name="listener", daemon=True).start()
         if not chosen.peers:
             log.warning("listener.peers is empty: every AE title from every address may send")
 

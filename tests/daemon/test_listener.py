@@ -145,6 +145,7 @@ BAD = {
     "UID that climbs": (GOOD, "../../../etc/passwd", MAMMOGRAM, 0x0117),
     "UID of 65 characters": (GOOD, "1." * 32 + "1", MAMMOGRAM, 0x0117),
     "UID of 200 characters": (GOOD, "1." * 99 + "11", MAMMOGRAM, 0x0117),
+    "neither is a UID": (GOOD, "9" * 100, "1..2" * 30, 0x0117),
     "two UIDs": (GOOD, "1.2.3\\1.2.4", MAMMOGRAM, 0x0117),
     "no UID in the request": (GOOD, None, MAMMOGRAM, 0x0117),
     "no SOP Class in the request": (GOOD, UID, None, 0x0117),
