@@ -30,7 +30,7 @@ class ImageReference:
 
     @property
     def to_segmentation(self) -> bool:
-        return self.sop_class_uid in SEGMENTATION_CLASSES or bool(self.segments)
+        return self.sop_class_uid in SEGMENTATION_CLASSES
 
 
 def image_reference(item: Dataset) -> ImageReference | None:

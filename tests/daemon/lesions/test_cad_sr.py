@@ -166,6 +166,18 @@ def test_a_cluster_without_an_outline_is_the_hull_of_its_calcifications(views: t
     assert lesion.region.graphic_type == "POLYLINE" and len(lesion.region.points) == 4
 
 
+def test_outlined_calcifications_of_a_cluster_are_one_lesion(views: tuple[Dataset, Dataset]) -> None:
+    outlined = [
+        single_image_finding(
+            CALCIFICATION, (1, 1, 1), outline=[(x, y), (x + 2, y), (x, y + 2), (x, y)], relationship="INFERRED FROM"
+        )
+        for x, y in ((10, 20), (40, 20), (10, 60))
+    ]
+    cluster = single_image_finding(CLUSTER, (1, 1, 1), parts=outlined)
+    (lesion,) = read(sent(cad_report_of(views[:1], [cluster])), views[0]).lesions
+    assert box(lesion.outline) == (10, 20, 42, 62)
+
+
 def test_parts_of_a_cluster_by_reference_are_not_lesions_again(views: tuple[Dataset, Dataset]) -> None:
     # impression items: 1 intent, 2 and 3 the calcifications, 4 the cluster
     single = [single_image_finding(CALCIFICATION, (1, 1, 1), center=center) for center in ((12, 22), (28, 48))]
