@@ -71,6 +71,7 @@ programs:
 	@packages=""
 	command -v storescu >/dev/null || packages="$$packages dcmtk"
 	[ -x /usr/sbin/Orthanc ] || command -v Orthanc >/dev/null || packages="$$packages orthanc"
+	[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || packages="$$packages orthanc-dicomweb"
 	command -v dciodvfy >/dev/null || packages="$$packages dicom3tools"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
