@@ -1,0 +1,38 @@
+"""From a DICOM image to ROIs: decode, normalise, cut. The one path that training and daemon share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydicom import Dataset
+
+from model.crop import CropPolicy, cut_roi, image_spacing
+from model.image import read_frame
+from model.normalise import NormalisationPolicy, normalise
+from model.roi import Roi
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What to cut: frame (from 1) and outline (N, 2) of (column, row), SCOORD convention."""
+
+    frame: int
+    outline: np.ndarray
+
+
+def cut_rois(dataset: Dataset, cuts: Sequence[Cut], crop: CropPolicy, normalisation: NormalisationPolicy) -> list[Roi]:
+    """The ROIs of an image, in the order of `cuts`; each frame is decoded once, and one frame is held at a time.
+
+    Raises:
+        ImageError: the image cannot be read or normalised, or one of the outlines cannot be cut.
+    """
+    rois: dict[int, Roi] = {}
+    for number in dict.fromkeys(cut.frame for cut in cuts):
+        frame = read_frame(dataset, number)
+        image, spacing = normalise(frame, normalisation), image_spacing(frame.header)
+        for place, cut in enumerate(cuts):
+            if cut.frame == number:
+                rois[place] = cut_roi(image, cut.outline, spacing, crop)
+    return [rois[place] for place in range(len(cuts))]

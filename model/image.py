@@ -1,0 +1,186 @@
+"""Reading one frame of a DICOM image: stored pixel values, decoded once, and the attributes that say what they mean.
+
+The one way to pixels for training and daemon alike. Decoders: python-gdcm (JPEG lossless, JPEG 8 bit),
+pylibjpeg-openjpeg (JPEG 2000), pyjpegls (JPEG-LS), pydicom itself (RLE, native).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset
+from pydicom.pixels import get_decoder
+from pydicom.uid import UID, JPEGExtended12Bit
+
+from model.errors import ImageError
+
+# Twice the largest film scan known (CBIS-DDSM: 40 million pixels); a header that asks for more is taken as damage.
+MAX_PIXELS = 100_000_000
+
+# What `Frame.header` holds, and the functional groups of multi-frame images it may come from (PS3.3 C.7.6.16.2).
+_KEYWORDS = (
+    "SOPClassUID",
+    "PhotometricInterpretation",
+    "PresentationIntentType",
+    "PresentationLUTShape",
+    "PixelIntensityRelationshipSign",
+    "BitsStored",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "VOILUTFunction",
+    "WindowCenter",
+    "WindowWidth",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelSpacing",
+    "PixelSpacingCalibrationType",
+    "ImagerPixelSpacing",
+    "EstimatedRadiographicMagnificationFactor",
+    "NominalScannedPixelSpacing",
+)
+_MACROS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransformationSequence")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One decoded frame: `stored` is an integer array (rows, columns) of stored values, as PS3.5 section 8 has them.
+
+    `number` counts from 1. `header` has the attributes of grey scale and geometry that hold for this frame, those of
+    functional groups on its top level; nothing in it identifies a patient.
+    """
+
+    number: int
+    stored: np.ndarray
+    header: Dataset
+
+
+def read_frame(dataset: Dataset, frame: int = 1) -> Frame:
+    """Decode frame `frame` (from 1) of a monochrome image of 2 to 16 bits.
+
+    Raises:
+        ImageError: no pixels, no such frame, not monochrome, a matrix or bit depth that cannot be, pixel data of
+            another length than the matrix asks for, a transfer syntax without decoder, or a damaged code stream.
+    """
+    syntax = _transfer_syntax(dataset)
+    rows, columns, frames = _matrix(dataset)
+    if not 1 <= frame <= frames:
+        raise ImageError(f"there is no frame {frame}: the image has {frames}, counted from 1")
+    _check_samples(dataset)
+    bits = _bits(dataset)
+    _check_decodable(syntax, bits)
+    if not syntax.is_encapsulated:
+        _check_length(dataset, rows * columns * frames)
+    try:
+        stored, _ = get_decoder(syntax).as_array(dataset, index=frame - 1, raw=True)
+    except Exception as error:  # each decoder raises its own; all mean the same here
+        reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
+        raise ImageError(f"the pixel data ({syntax.name}) of frame {frame} cannot be decoded: {reason}") from error
+    if stored.shape != (rows, columns):
+        raise ImageError(f"frame {frame} decodes to {stored.shape}, but Rows x Columns is {rows} x {columns}")
+    return Frame(frame, stored, _header(dataset, frame))
+
+
+def _transfer_syntax(dataset: Dataset) -> UID:
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    if not syntax:
+        raise ImageError("the image has no Transfer Syntax UID; read it from a Part 10 file")
+    if not dataset.get("PixelData"):
+        raise ImageError("the object has no Pixel Data; an image of 8 to 16 bits was expected")
+    return UID(syntax)
+
+
+def _matrix(dataset: Dataset) -> tuple[int, int, int]:
+    rows, columns = _integer(dataset, "Rows"), _integer(dataset, "Columns")
+    frames = _integer(dataset, "NumberOfFrames", default=1) or 1
+    if rows < 1 or columns < 1 or frames < 1 or rows * columns > MAX_PIXELS:
+        raise ImageError(
+            f"Rows x Columns x frames of {rows} x {columns} x {frames} cannot be: "
+            f"1 to {MAX_PIXELS:,} pixels a frame were expected"
+        )
+    return rows, columns, frames
+
+
+def _check_samples(dataset: Dataset) -> None:
+    samples = _integer(dataset, "SamplesPerPixel", default=1)
+    photometric = dataset.get("PhotometricInterpretation")
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ImageError(
+            f"the image has {samples} sample(s) per pixel and Photometric Interpretation {photometric!r}; "
+            "one sample, MONOCHROME1 or MONOCHROME2 was expected"
+        )
+
+
+def _bits(dataset: Dataset) -> int:
+    allocated, stored = _integer(dataset, "BitsAllocated"), _integer(dataset, "BitsStored")
+    high = _integer(dataset, "HighBit", default=stored - 1)
+    representation = _integer(dataset, "PixelRepresentation", default=0)
+    if allocated not in (8, 16) or not 2 <= stored <= allocated or high != stored - 1 or representation not in (0, 1):
+        raise ImageError(
+            f"Bits Allocated {allocated}, Bits Stored {stored}, High Bit {high}, Pixel Representation {representation} "
+            "cannot be: 8 or 16 allocated, 2 to that many stored, High Bit one less, Pixel Representation 0 or 1"
+        )
+    return stored
+
+
+def _check_decodable(syntax: UID, bits: int) -> None:
+    if syntax == JPEGExtended12Bit and bits > 8:
+        raise ImageError(
+            f"JPEG Extended with {bits} bits has no decoder here; "
+            "have the archive send it as JPEG lossless, JPEG 2000, JPEG-LS, RLE or uncompressed"
+        )
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise ImageError(f"pixel data of transfer syntax {syntax.name} ({syntax}) cannot be read") from None
+    if not decoder.is_available:
+        needs = "; ".join(decoder.missing_dependencies)
+        raise ImageError(f"no decoder is installed for {syntax.name}; one of these would do: {needs}")
+
+
+def _check_length(dataset: Dataset, pixels: int) -> None:
+    expected = pixels * _integer(dataset, "BitsAllocated") // 8
+    actual = len(dataset.PixelData)
+    if actual not in (expected, expected + expected % 2):
+        raise ImageError(f"Pixel Data holds {actual} bytes, Rows x Columns x frames asks for {expected}")
+
+
+def _header(dataset: Dataset, frame: int) -> Dataset:
+    header = Dataset()
+    for source in (dataset, *_functional_groups(dataset, frame)):
+        for keyword in _KEYWORDS:
+            if keyword in source:
+                try:
+                    header[keyword] = source[keyword]
+                except Exception as error:  # pydicom reads a value when it is asked for
+                    raise ImageError(f"{keyword} cannot be read: {error}") from error
+    return header
+
+
+def _functional_groups(dataset: Dataset, frame: int) -> Iterator[Dataset]:
+    """The macros of this frame, shared before its own, so that the latter win."""
+    for sequence, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame - 1)):
+        groups = dataset.get(sequence) or []
+        if index < len(groups):
+            for macro in _MACROS:
+                yield from (groups[index].get(macro) or [])[:1]
+
+
+def _integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
+    value: Any = None
+    try:
+        value = dataset.get(keyword)
+        if value is None and default is not None:
+            return default
+        number = float(value)
+        if not math.isfinite(number) or number != int(number):
+            raise ValueError
+        return int(number)
+    except (TypeError, ValueError):
+        raise ImageError(f"{keyword} is {value!r}; one whole number was expected") from None
