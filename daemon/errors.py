@@ -26,3 +26,7 @@ class ArchiveError(MammodError):
 
 class LedgerError(MammodError):
     """The ledger cannot be opened, or its schema is newer than this program."""
+
+
+class ClassifierError(MammodError):
+    """The classifier process cannot start, or a ROI cannot be classified."""

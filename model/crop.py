@@ -12,9 +12,12 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydicom import Dataset
+from scipy.sparse import csr_array
 
 from model.errors import ImageError
 from model.roi import ROI_SIZE, Box, Roi
+
+GREY_LEVELS = 65_535  # of a ROI, see `cut_roi`
 
 Spacing = tuple[float, float]  # millimetres between rows, between columns
 
@@ -37,15 +40,15 @@ class CropPolicy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["pixels", "millimetres", "lesion"] = "pixels"
-    side_px: int | None = Field(None, ge=1, le=20_000)
-    side_mm: float | None = Field(None, gt=0, le=500)
-    factor: float | None = Field(None, ge=1, le=20)
-    minimum_px: float | None = Field(None, ge=1, le=20_000)
-    minimum_mm: float | None = Field(None, gt=0, le=500)
-    assumed_spacing_mm: float | None = Field(None, gt=0, le=5)
-    resolution_mm: float | None = Field(None, gt=0, le=5)
-    padding: float = Field(0.0, ge=0, le=1)
-    size: int = Field(ROI_SIZE, ge=32, le=2048)
+    side_px: int | None = Field(default=None, ge=1, le=20_000)
+    side_mm: float | None = Field(default=None, gt=0, le=500)
+    factor: float | None = Field(default=None, ge=1, le=20)
+    minimum_px: float | None = Field(default=None, ge=1, le=20_000)
+    minimum_mm: float | None = Field(default=None, gt=0, le=500)
+    assumed_spacing_mm: float | None = Field(default=None, gt=0, le=5)
+    resolution_mm: float | None = Field(default=None, gt=0, le=5)
+    padding: float = Field(default=0.0, ge=0, le=1)
+    size: int = Field(default=ROI_SIZE, ge=32, le=2048)
 
     @model_validator(mode="before")
     @classmethod
@@ -115,7 +118,8 @@ def cut_roi(image: np.ndarray, outline: np.ndarray, spacing: Spacing | None, pol
     """Cut one ROI from a normalised image: float (rows, columns) in 0..1 -> `Roi` of float32 (size, size).
 
     `outline` is (N, 2) of (column, row); `spacing` what the image itself says, see `image_spacing`. Reducing averages
-    over the area that each ROI pixel covers; enlarging is bilinear.
+    over the area that each ROI pixel covers; enlarging is bilinear. Grey is rounded to 16 bits, so that a training set
+    may keep its ROIs in 16 bits and still train on exactly what the service sees.
 
     Raises:
         ImageError: an outline that is none or lies outside the image; no spacing where the policy needs one.
@@ -169,10 +173,11 @@ def _resample(image: np.ndarray, box: Box, policy: CropPolicy, spacing: Spacing 
     row_mm, column_mm = spacing or (None, None)
     top, down = _axis(box.top, box.bottom, image.shape[0], row_mm, policy)
     left, across = _axis(box.left, box.right, image.shape[1], column_mm, policy)
-    part = image[top : top + down.shape[1], left : left + across.shape[1]].astype(np.float32, copy=False)
-    pixels = down @ part @ across.T
+    part = image[top : top + down.shape[1], left : left + across.shape[1]].astype(np.float64)
+    # Sparse: most weights are 0, and the sums run in one order on every machine (the report's UID hangs on them).
+    pixels = (csr_array(across) @ (csr_array(down) @ part).T).T
     pixels += policy.padding * (1 - np.outer(down.sum(axis=1), across.sum(axis=1)))
-    return np.clip(pixels, 0, 1)
+    return (np.rint(np.clip(pixels, 0, 1) * GREY_LEVELS) / GREY_LEVELS).astype(np.float32)
 
 
 def _axis(start: float, stop: float, length: int, spacing: float | None, policy: CropPolicy) -> tuple[int, np.ndarray]:
@@ -192,7 +197,7 @@ def _axis(start: float, stop: float, length: int, spacing: float | None, policy:
 def _weights(start: float, step: float, count: int, length: int) -> tuple[int, np.ndarray]:
     """How much of each pixel of an axis is in each of `count` cells of `step` pixels from `start` on.
 
-    Returns the first pixel and float32 (count, n). A cell's weights sum to 1 where it lies inside the axis, less where
+    Returns the first pixel and float64 (count, n). A cell's weights sum to 1 where it lies inside the axis, less where
     it does not.
     """
     first, last = (int(np.clip(end, 0, length)) for end in (math.floor(start) - 1, math.ceil(start + step * count) + 1))
@@ -202,7 +207,7 @@ def _weights(start: float, step: float, count: int, length: int) -> tuple[int, n
         weights = np.clip(np.minimum(cell + step, pixel + 1) - np.maximum(cell, pixel), 0, None) / step
     else:
         weights = np.clip(1 - np.abs(cell + step / 2 - (pixel + 0.5)), 0, None)
-    return first, weights.astype(np.float32)
+    return first, weights
 
 
 def _pair(header: Dataset, keyword: str) -> Spacing | None:

@@ -1,0 +1,363 @@
+"""The classifier: engines in processes of their own, so that the daemon never imports a framework or dies with one.
+
+ROIs from any thread wait in one queue; each process is fed micro-batches from it by one thread here. A process that
+dies or hangs is replaced and its ROIs are done again one by one; a ROI that has met two deaths fails alone.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from config.settings import Workers
+from daemon.errors import ClassifierError
+from model.bundle import Bundle, load_bundle
+from model.engine import Engine, load_engine
+from model.errors import BundleError
+from model.prediction import Prediction
+
+log = structlog.get_logger(__name__)
+
+_DEATHS_TO_BLAME = 2
+_PARENT_CHECK_S = 0.5
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+class Classifier:
+    """Classifies ROIs with a bundle's engine in `workers.count` processes (0: one, or one for each NVIDIA GPU).
+
+    `factory` ("module:function", called in the process) makes the engine; tests put their own there. `start_limit_s`
+    and `hang_limit_s` bound the warm-up and one batch. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        workers: Workers,
+        engine: str = "auto",
+        *,
+        factory: str = "daemon.classifier:open_engine",
+        start_limit_s: float = 300,
+        hang_limit_s: float = 120,
+    ) -> None:
+        arguments = (str(bundle.path), bundle.digest, engine, workers.max_batch)
+        self._workers = [
+            _Worker(factory, arguments, environment, start_limit_s, hang_limit_s)
+            for environment in _environments(workers.count)
+        ]
+        self._size = bundle.manifest.architecture.input_size
+        self._max_batch, self._max_wait_s = workers.max_batch, workers.max_wait_ms / 1000
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._open = False
+        self._gate = threading.Lock()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that are alive now."""
+        return tuple(worker.pid for worker in self._workers if worker.pid is not None)
+
+    def start(self) -> None:
+        """Start the processes and return when every engine is warm.
+
+        Raises:
+            ClassifierError: a process died or could not open the bundle; the message says why, none is left running.
+        """
+        started: list[Future[None]] = [Future() for _ in self._workers]
+        self._threads = [
+            threading.Thread(target=self._serve, args=pair, name=f"classifier-{number}", daemon=True)
+            for number, pair in enumerate(zip(self._workers, started, strict=True))
+        ]
+        self._queue = queue.SimpleQueue()
+        self._open = True
+        for thread in self._threads:
+            thread.start()
+        try:
+            for future in started:
+                future.result()
+        except ClassifierError:
+            self.stop()
+            raise
+
+    def submit(self, pixels: np.ndarray) -> Future[Prediction]:
+        """Queue one ROI, float (size, size) in 0..1; its future fails with ClassifierError where it cannot be done.
+
+        Raises:
+            ClassifierError: the classifier is not running, or the ROI has another shape or values that are no numbers.
+        """
+        if pixels.shape != (self._size, self._size) or not np.isfinite(pixels).all():
+            raise ClassifierError(
+                f"a ROI of shape {pixels.shape} cannot be classified: "
+                f"finite values of shape ({self._size}, {self._size}) were expected"
+            )
+        item = _Item(np.asarray(pixels, np.float32))
+        with self._gate:
+            if not self._open:
+                raise ClassifierError("the classifier is not running; start it first")
+            self._queue.put(item)
+        return item.future
+
+    def stop(self) -> None:
+        """Finish the batches under way, cancel what waits and end the processes. May be called twice."""
+        with self._gate:
+            self._open = False
+            self._cancel_waiting()
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _cancel_waiting(self) -> None:
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            if item is not None:
+                item.future.cancel()
+
+    def _serve(self, worker: _Worker, started: Future[None]) -> None:
+        try:
+            worker.start()
+        except ClassifierError as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        while batch := self._gather():
+            self._classify(worker, batch)
+        worker.stop()
+
+    def _gather(self) -> list[_Item]:
+        """The next micro-batch; empty when the classifier stops."""
+        batch: list[_Item] = []
+        deadline = float("inf")
+        while len(batch) < self._max_batch:
+            try:
+                item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()) if batch else None)
+            except queue.Empty:
+                break
+            if item is None:
+                self._queue.put(None)  # for this thread's next turn and for the others
+                break
+            if item.future.set_running_or_notify_cancel():
+                batch.append(item)
+                deadline = min(deadline, time.monotonic() + self._max_wait_s)
+        return batch
+
+    def _classify(self, worker: _Worker, batch: Sequence[_Item]) -> None:
+        try:
+            probabilities = worker.predict(np.stack([item.pixels for item in batch]))
+        except _Died as error:
+            log.warning("classifier process died", reason=str(error), rois=len(batch))
+            for item in batch:
+                item.deaths += 1
+                if item.deaths < _DEATHS_TO_BLAME:
+                    self._classify(worker, [item])
+                else:
+                    item.future.set_exception(ClassifierError(f"the classifier died twice on this ROI: {error}"))
+        except ClassifierError as error:
+            if len(batch) > 1 and not isinstance(error, _CannotStart):
+                for item in batch:
+                    self._classify(worker, [item])
+            else:
+                for item in batch:
+                    item.future.set_exception(error)
+        else:
+            for item, probability in zip(batch, probabilities.tolist(), strict=True):
+                worker.answer(item.future, probability)
+
+
+def open_engine(path: str, digest: str, engine: str, max_batch: int) -> Engine:
+    """The engine of the bundle at `path`, in the classifier process.
+
+    Raises:
+        BundleError: the bundle cannot be used, or is no longer the one that the daemon opened.
+    """
+    # The daemon opened it already, and decided there whether it may be untrained.
+    bundle = load_bundle(Path(path), allow_untrained=True)
+    if bundle.digest != digest:
+        raise BundleError(f"the bundle in {path} was changed since the service started; restart the service")
+    return load_engine(bundle, engine, max_batch=max_batch)
+
+
+@dataclass(eq=False)
+class _Item:
+    pixels: np.ndarray
+    future: Future[Prediction] = field(default_factory=Future)
+    deaths: int = 0
+
+
+class _Died(ClassifierError):
+    """The process ended, or was ended, without an answer."""
+
+
+class _CannotStart(ClassifierError):
+    """The process or its engine cannot be started."""
+
+
+class _Worker:
+    """One classifier process as its thread sees it."""
+
+    def __init__(
+        self,
+        factory: str,
+        arguments: tuple[Any, ...],
+        environment: dict[str, str],
+        start_limit_s: float,
+        hang_limit_s: float,
+    ) -> None:
+        self._factory, self._arguments, self._environment = factory, arguments, environment
+        self._start_limit_s, self._hang_limit_s = start_limit_s, hang_limit_s
+        self._process: Any = None
+        self._pipe: Connection
+        self._engine, self._digest, self._threshold = "", "", 0.5
+
+    @property
+    def pid(self) -> int | None:
+        process = self._process
+        return process.pid if process is not None and process.is_alive() else None
+
+    def start(self) -> None:
+        """Start the process and wait for its engine.
+
+        Raises:
+            _CannotStart: the process died, or its engine refused the bundle.
+        """
+        self._pipe, theirs = _SPAWN.Pipe()
+        work = (theirs, os.getpid(), self._factory, self._arguments, self._environment)
+        self._process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
+        self._process.start()
+        theirs.close()
+        # Before multiprocessing's own end of program, which waits for the process and sends what the process ignores.
+        atexit.register(self._kill)
+        try:
+            self._engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
+        except ClassifierError as error:
+            self._kill()
+            raise _CannotStart(f"the classifier cannot start: {error}") from error
+
+    def predict(self, rois: np.ndarray) -> np.ndarray:
+        """Probabilities (N,) of ROIs (N, size, size); a process that died meanwhile is started again first.
+
+        Raises:
+            _Died: the process ended, or gave no answer in time.
+            _CannotStart: see `start`.
+            ClassifierError: the engine refused the batch.
+        """
+        if self.pid is None:
+            log.warning("starting the classifier process again")
+            self.start()
+
+        def ask() -> Any:
+            self._pipe.send(rois)
+            return self._pipe.recv()
+
+        return self._within(self._hang_limit_s, ask)
+
+    def answer(self, future: Future[Prediction], probability: float) -> None:
+        """Settle the future of one ROI."""
+        if not 0 <= probability <= 1:
+            future.set_exception(ClassifierError(f"the network gave {probability}, which is no probability"))
+            return
+        future.set_result(Prediction(probability, probability >= self._threshold, self._engine, self._digest))
+
+    def stop(self) -> None:
+        """Let the process end by itself, or end it."""
+        try:
+            self._pipe.send(None)
+            self._process.join(5)
+        except OSError:
+            pass  # it is gone already
+        self._kill()
+
+    def _within(self, limit_s: float, ask: Callable[[], Any]) -> Any:
+        """Do `ask` and read its answer; ending the process is what ends a wait for one that hangs."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        overdue = threading.Timer(limit_s, end)
+        overdue.daemon = True
+        overdue.start()
+        try:
+            succeeded, answer = ask()
+        except (EOFError, OSError) as error:
+            self._process.join()
+            reason = f"gave no answer within {limit_s:g} s" if late.is_set() else f"ended ({self._process.exitcode})"
+            raise _Died(f"its process {reason}") from error
+        finally:
+            overdue.cancel()
+        if not succeeded:
+            raise ClassifierError(answer)
+        return answer
+
+    def _kill(self) -> None:
+        atexit.unregister(self._kill)
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    """The classifier process: (True, (engine, digest, threshold)) once warm, then an answer for each batch."""
+    # A signal to the whole group is for the daemon, which drains through this process and then ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    os.environ.update(environment)
+    try:
+        module, function = factory.split(":")
+        engine: Engine = getattr(importlib.import_module(module), function)(*arguments)
+    except Exception as error:
+        pipe.send((False, f"{type(error).__name__}: {error}"))
+        return
+    pipe.send((True, (engine.name, engine.digest, engine.threshold)))
+    while (rois := _next(pipe)) is not None:
+        try:
+            pipe.send((True, engine.predict(rois)))
+        except Exception as error:
+            pipe.send((False, f"{type(error).__name__}: {error}"))
+
+
+def _next(pipe: Connection) -> np.ndarray | None:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
+        return None  # the daemon is gone
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent ended, be it by SIGKILL and in the middle of a batch."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)
+
+
+def _environments(count: int) -> list[dict[str, str]]:
+    """What each process adds to its environment: a GPU of its own, or its share of the CPU's cores."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"}
+    gpus = [] if "CUDA_VISIBLE_DEVICES" in os.environ else sorted(Path("/dev").glob("nvidia[0-9]*"))
+    if gpus:
+        numbers = [gpu.name.removeprefix("nvidia") for gpu in gpus]
+        return [{**quiet, "CUDA_VISIBLE_DEVICES": numbers[n % len(numbers)]} for n in range(count or len(numbers))]
+    if count <= 1:
+        return [quiet]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))
+    return [{**quiet, "TF_NUM_INTRAOP_THREADS": threads} for _ in range(count)]
