@@ -24,7 +24,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of one crop. `box` is (left, top, right, bottom) in image pixels, `padded` the share outside."""
+    """What the index says of one crop. `box` is (left, top, right, bottom) in image pixels, `padded` the share
+    outside.
+    """
 
     identity: str
     dataset: str

@@ -10,7 +10,9 @@ from training.errors import DataError
 
 
 def read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file, keys and values stripped (CBIS-DDSM ends quoted paths with a line break).
+    """The rows of a CSV file. Column names are made lower case with "_" for blanks: data sets mix the two.
+
+    Values are stripped, for CBIS-DDSM ends quoted paths with a line break.
 
     Raises:
         DataError: the file cannot be read, is empty, or lacks a column of `needed`.
@@ -18,7 +20,7 @@ def read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            columns = [name.strip() for name in reader.fieldnames or ()]
+            columns = [name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()]
             reader.fieldnames = columns
             missing = [name for name in needed if name not in columns]
             if missing:

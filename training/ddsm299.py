@@ -1,9 +1,10 @@
 """Reader of a folder of DDSM films squeezed to 299 x 299, with CBIS-DDSM's boxes in `rois.csv`.
 
 Each 8-bit PNG in `films/` is a whole film resized to a square without regard to its aspect; `rois.csv` gives each
-lesion's box in pixels of the full film and the film's own size, to which the picture is stretched back. The films carry
-no pixel spacing: the crop policy's assumption for film scans holds for them, as it does in the service (DDSM's scanners
-had 0.042 to 0.05 mm).
+lesion's box in pixels of the full film and the film's own size. The aspect is undone by the pixels' spacing: a
+picture's pixel is film_rows / 299 film pixels high and film_columns / 299 wide, so a box that is square in
+millimetres is square on the film. What a film pixel measures is not recorded; 0.05 mm is assumed for all (DDSM's
+scanners had 0.042 to 0.05 mm), as the crop policy assumes it in the service for a film scan without spacing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from pathlib import Path
 from training.csvfile import read_rows
 from training.samples import Reading, Sample, Skipped, rectangle
 
+FILM_MM = 0.05
+_SIDE = 299
 _COLUMNS = (
     "film",
     "patient",
@@ -62,10 +65,11 @@ def _sample(folder: Path, row: dict[str, str], number: int) -> Sample:
         identity=f"{image.stem}#{number}",
         dataset="ddsm299",
         image=image,
-        outline=rectangle(x, y, x + width, y + height),
+        outline=rectangle(x, y, x + width, y + height) * (_SIDE / columns, _SIDE / rows),
         malignant=_LABELS[row["pathology"]],
         patient=row["patient"],
         group=None,  # all of it is from the official training part, so its own split says nothing here
         kind=_KINDS[row["type"]],
-        stretch=(rows, columns),
+        spacing=(FILM_MM * rows / _SIDE, FILM_MM * columns / _SIDE),
+        spacing_assumed=True,
     )

@@ -1,8 +1,9 @@
 """Fitting one network: recipe, batches, epochs, schedule, checkpoints, logs. Keras 3 alone; any backend.
 
-A run is a folder: `run.json` (recipe, data, split, versions), `log.csv`, `tensorboard/`, `state.npz` (all that is needed
-to go on after a kill, renamed into place at the end of each epoch), `best.npz` and `final.npz` (weights). Everything
-random in an epoch follows from the seed, the epoch and the sample, so an epoch that was cut short is simply run again.
+A run is a folder: `run.json` (recipe, data, split, versions), `log.csv`, `tensorboard/`, `state.npz` (all that is
+needed to go on after a kill, renamed into place at the end of each epoch), `best.npz` and `final.npz` (weights).
+Everything random in an epoch follows from the seed, the epoch and the sample, so an epoch that was cut short is
+simply run again.
 """
 
 from __future__ import annotations
@@ -25,24 +26,25 @@ from model.networks import build_network, load_backbone_weights
 from training import metrics
 from training.augment import Augmentation, augment, paper_copy
 from training.cache import Crops
-from training.errors import DataError, RunError
+from training.errors import RunError
 from training.events import append_scalars
 from training.split import Part, Split
 
 SCHEDULES = ("plateau", "cosine")
 Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+Build = Callable[["Recipe", int], keras.Model]  # a network for a recipe and the ROI's side
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained. The defaults are this project's; `PAPER` is the paper's.
 
-    `schedule` "cosine" falls from `learning_rate` to 0 over `epochs` and ends with the last weights; "plateau" multiplies
-    by 0.2 after 7 epochs without a lower validation loss, stops after 13 and ends with the weights of the lowest.
-    `augmentation` is "fly" (random each epoch), "copies" (the split's offline copies) or "none". `precision` is a Keras
-    dtype policy. `bn_momentum` replaces batch normalisation's 0.99 of the moving averages, which lags on few steps; with
-    `bn_batches` they are measured anew on that many training batches after each epoch. `devices` over 1 trains
-    data-parallel through Keras' distribution.
+    `schedule` "cosine" falls from `learning_rate` to 0 over `epochs` and ends with the last weights; "plateau"
+    multiplies by 0.2 after 7 epochs without a lower validation loss, stops after 13 and ends with the weights of the
+    lowest. `augmentation` is "fly" (random each epoch), "copies" (the split's offline copies) or "none". `precision`
+    is a Keras dtype policy. `bn_momentum` replaces batch normalisation's 0.99 of the moving averages, which lags on
+    few steps; with `bn_batches` they are measured anew on that many training batches after each epoch. `devices` over
+    1 trains data-parallel through Keras' distribution.
     """
 
     network: str = "xception_c"
@@ -114,7 +116,9 @@ class Batches(keras.utils.PyDataset):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the log. `auc` and `accuracy` are of the validation part, `loss` and `validation_loss` cross-entropy."""
+    """One line of the log. `auc` and `accuracy` are of the validation part, `loss` and `validation_loss`
+    cross-entropy.
+    """
 
     epoch: int
     learning_rate: float
@@ -132,7 +136,7 @@ def fit(
     *,
     workers: int = 2,
     report: Report | None = None,
-    build: Callable[[Recipe], keras.Model] | None = None,
+    build: Build | None = None,
     until: int | None = None,
 ) -> tuple[keras.Model, list[Epoch]]:
     """Train to the end of the recipe, going on from `folder` where a run of the same recipe and data stands there.
@@ -148,10 +152,12 @@ def fit(
     _distribute(recipe.devices)
     keras.mixed_precision.set_global_policy(recipe.precision)
     keras.utils.set_random_seed(recipe.seed)
-    model = (build or _build)(recipe) if start is None else (build or _build)(replace(recipe, init="none"))
+    # A run that goes on has its own weights and needs no start.
+    model = (build or build_for)(recipe if start is None else replace(recipe, init="none"), crops.pixels.shape[1])
     _compile(model, recipe)
-    log = _restore(folder, model, start) if start is not None else []
-    _prune(folder, log)
+    log = _restore(model, start) if start is not None else []
+    if log:  # the CSV is an epoch ahead where a kill fell between the two
+        _write_csv(folder, log)
     while not _finished(recipe, log) and (until is None or len(log) < until):
         line = _epoch(model, recipe, crops, split, log, workers, report)
         log.append(line)
@@ -166,7 +172,7 @@ def fit(
     return model, log
 
 
-def load_run(folder: Path, build: Callable[[Recipe], keras.Model] | None = None) -> tuple[keras.Model, dict[str, Any]]:
+def load_run(folder: Path, build: Build | None = None) -> tuple[keras.Model, dict[str, Any]]:
     """The finished run in `folder`: its model with final weights, and what run.json says.
 
     Raises:
@@ -176,7 +182,7 @@ def load_run(folder: Path, build: Callable[[Recipe], keras.Model] | None = None)
     if not (folder / "final.npz").is_file():
         raise RunError(f"the run in {folder} did not finish; go on with `mammod-train fit` into the same folder")
     keras.mixed_precision.set_global_policy("float32")
-    model = (build or _build)(replace(Recipe(**run["recipe"]), init="none"))
+    model = (build or build_for)(replace(Recipe(**run["recipe"]), init="none"), run["crops"]["policy"]["crop"]["size"])
     _load(folder / "final.npz", model.weights)
     return model, run
 
@@ -226,8 +232,9 @@ def measure_batch_norm(model: keras.Model, batches: Batches) -> None:
         layer.momentum = momentum
 
 
-def _build(recipe: Recipe) -> keras.Model:
-    model = build_network(recipe.network, recipe.head, dropout=recipe.dropout)
+def build_for(recipe: Recipe, size: int) -> keras.Model:
+    """The recipe's network for ROIs of `size` pixels, with its starting weights."""
+    model = build_network(recipe.network, recipe.head, input_size=size, dropout=recipe.dropout)
     load_backbone_weights(model, recipe.init)
     return model
 
@@ -403,15 +410,9 @@ def _state(model: keras.Model) -> list[Any]:
     return [*model.weights, *generators, *model.optimizer.variables]
 
 
-def _restore(folder: Path, model: keras.Model, state: Path) -> list[Epoch]:
+def _restore(model: keras.Model, state: Path) -> list[Epoch]:
     about = _load(state, _state(model))
     return [Epoch(**{**line, "epoch": int(line["epoch"])}) for line in about["log"]]
-
-
-def _prune(folder: Path, log: list[Epoch]) -> None:
-    """The CSV log may be one epoch ahead of the state where a kill fell between the two."""
-    if log:
-        _write_csv(folder, log)
 
 
 def _write_log(folder: Path, log: list[Epoch]) -> None:

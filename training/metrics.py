@@ -12,12 +12,16 @@ import numpy as np
 from scipy import optimize
 from scipy.stats import rankdata
 
+from model.calibration import calibrate
+
 Metric = Callable[[np.ndarray, np.ndarray], float]
 _EPSILON = 1e-7
 
 
 def auc(probability: np.ndarray, malignant: np.ndarray) -> float:
-    """Area under the ROC curve: how often a malignant lesion scores above a benign one, ties counting half; NaN without both."""
+    """Area under the ROC curve: how often a malignant lesion scores above a benign one, ties counting half; NaN
+    without both.
+    """
     positive = int(np.count_nonzero(malignant))
     negative = len(malignant) - positive
     if not positive or not negative:
@@ -68,7 +72,9 @@ def interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of `metric`, patients drawn with replacement; draws without both classes are left out."""
+    """The 95 % bootstrap interval of `metric`, patients drawn with replacement; draws without both classes are left
+    out.
+    """
     generator = np.random.default_rng(seed)
     names, owner = np.unique(patients, return_inverse=True)
     lesions = [np.flatnonzero(owner == number) for number in range(len(names))]
@@ -84,16 +90,12 @@ def interval(
     return float(low), float(high)
 
 
-def apply_temperature(probability: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities with their logit divided by `temperature`."""
-    p = np.clip(np.asarray(probability, float), _EPSILON, 1 - _EPSILON)
-    return 1 / (1 + np.exp(-np.log(p / (1 - p)) / temperature))
-
-
 def fit_temperature(probability: np.ndarray, malignant: np.ndarray) -> float:
-    """The temperature (0.05 ... 20) with the lowest log loss: Guo et al. 2017, one parameter, the order of scores unchanged."""
+    """The temperature (0.05 ... 20) with the lowest log loss: Guo et al. 2017, one parameter, the order of scores
+    unchanged.
+    """
     found = optimize.minimize_scalar(
-        lambda log_t: log_loss(apply_temperature(probability, np.exp(log_t)), malignant),
+        lambda log_t: log_loss(calibrate(probability, np.exp(log_t)), malignant),
         bounds=(np.log(0.05), np.log(20)),
         method="bounded",
     )

@@ -56,5 +56,5 @@ def _sample(folder: Path, row: dict[str, str], number: int) -> Sample:
         patient=f"pair {row['pair']}",
         group=None,
         kind=_KINDS[row["lesion_class"]],
-        mm_per_pixel=MM_PER_PIXEL,
+        spacing=(MM_PER_PIXEL, MM_PER_PIXEL),
     )

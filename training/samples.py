@@ -17,9 +17,8 @@ class Sample:
 
     `identity` is unique within its data set and stable between runs. `outline` is (N, 2) float of (column, row) in
     image pixels, SCOORD convention. `patient` is what a split must keep together. `group` is the data set's own split
-    ("train", "test") or None. `kind` is one of KINDS. `mm_per_pixel` is the pixel spacing where the data set knows it
-    and the image file does not say it. `stretch` is (rows, columns) the stored picture has to be resized to before
-    `outline` fits it.
+    ("train", "test") or None. `kind` is one of KINDS. `spacing` is the millimetres between rows and between columns
+    where the data set knows them and the image file does not, `spacing_assumed` that they rest on an assumption.
     """
 
     identity: str
@@ -30,8 +29,8 @@ class Sample:
     patient: str
     group: str | None
     kind: str
-    mm_per_pixel: float | None = None
-    stretch: tuple[int, int] | None = None
+    spacing: tuple[float, float] | None = None
+    spacing_assumed: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Who trains, who validates and who tests: by patient (default), or as the paper did it.
 
 "patient": no patient on two sides. Where the data set has its own test group that is the test; a patient of it who also
-stands in the training group (CBIS-DDSM split masses and calcifications apart, so there are some) is left out of training.
-Elsewhere the test is one of `folds` folds of patients. Validation is a share of the remaining patients. Augmentation
-comes after the split.
+stands in the training group (CBIS-DDSM split masses and calcifications apart, so there are some) is left out of
+training. Elsewhere the test is one of `folds` folds of patients. Validation is a share of the remaining patients.
+Augmentation comes after the split.
 
-"paper": the training samples are first enlarged six times, and the copies then split at random, 80 % and 20 %. Copies of
-one lesion fall on both sides, so the validation figures of this split are too good. Its test part is the same as above,
-but patients who stand on both sides of the data set's own split stay.
+"paper": the training samples are first enlarged six times, and the copies then split at random, 80 % and 20 %. Copies
+of one lesion fall on both sides, so the validation figures of this split are too good. Its test part is the same as
+above, but patients who stand on both sides of the data set's own split stay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ COPIES = 6
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One side of a split: sample numbers (N,) and, for offline copies, which copy of each; -1 is the sample as it is."""
+    """One side of a split: sample numbers (N,) and, for offline copies, which copy of each; -1 is the sample as it
+    is.
+    """
 
     samples: np.ndarray
     copies: np.ndarray
@@ -87,7 +89,9 @@ def split_samples(
 
 
 def patient_folds(patients: np.ndarray, malignant: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (0 ... folds - 1) of each sample (N,): patients whole, malignant ones spread evenly, shuffled by `seed`."""
+    """The fold (0 ... folds - 1) of each sample (N,): patients whole, malignant ones spread evenly, shuffled by
+    `seed`.
+    """
     generator = np.random.default_rng([seed, 0])
     names = np.unique(patients)
     sick = np.array([malignant[patients == name].any() for name in names])
