@@ -93,7 +93,7 @@ def write_cache(
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
     partial.mkdir(parents=True)
     pixels = np.lib.format.open_memmap(partial / "crops.npy", "w+", np.uint16, (at_most, size, size))
-    entries = []
+    entries: list[Entry] = []
     for entry, roi in crops:
         pixels[len(entries)] = np.rint(np.clip(roi, 0, 1) * FULL_SCALE)
         entries.append(entry)

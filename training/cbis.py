@@ -37,7 +37,6 @@ _COLUMNS = (
     "abnormality_type",
     "pathology",
     "image_file_path",
-    "cropped_image_file_path",
     "roi_mask_file_path",
 )
 _LABELS = {"BENIGN": False, "BENIGN_WITHOUT_CALLBACK": False, "MALIGNANT": True}

@@ -309,8 +309,8 @@ def _split(cache: Crops, recipe: Recipe, how: str, folds: int, fold: int, valida
     from training.split import split_samples
 
     sides = split_samples(
-        cache.patients,
-        cache.malignant,
+        cache.patients.tolist(),
+        cache.malignant.tolist(),
         cache.groups,
         how=how,
         folds=folds,

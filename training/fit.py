@@ -220,14 +220,14 @@ def part_of(crops: Crops, numbers: Any = None) -> Part:
     return Part(chosen, np.full(len(chosen), -1))
 
 
-def measure_batch_norm(model: keras.Model, batches: Batches) -> None:
-    """Set each batch normalisation's moving averages to their plain mean over `batches`, weights unchanged."""
+def measure_batch_norm(model: keras.Model, batches: Batches, count: int) -> None:
+    """Set each batch normalisation's moving averages to their plain mean over the first `count` batches."""
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     before = [layer.momentum for layer in norms]
-    for count in range(len(batches)):
+    for number in range(min(count, len(batches))):
         for layer in norms:
-            layer.momentum = count / (count + 1)
-        model(batches[count][0], training=True)
+            layer.momentum = number / (number + 1)
+        model(batches[number][0], training=True)
     for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
 
@@ -284,7 +284,7 @@ def _epoch(
     loss = float(history.history["loss"][-1])
     _refuse_nan(loss, epoch)
     if recipe.bn_batches:
-        measure_batch_norm(model, _First(batches, recipe.bn_batches))
+        measure_batch_norm(model, batches, recipe.bn_batches)
     probability = predict(model, crops, split.validation, recipe.batch)
     truth = crops.malignant[split.validation.samples]
     _refuse_nan(float(probability.sum()), epoch)
@@ -317,19 +317,6 @@ def _finished(recipe: Recipe, log: list[Epoch]) -> bool:
         return False
     losses = [line.validation_loss for line in log]
     return len(losses) - 1 - losses.index(min(losses)) >= _STOP
-
-
-class _First:
-    """The first `count` of some batches."""
-
-    def __init__(self, batches: Batches, count: int) -> None:
-        self._batches, self._count = batches, count
-
-    def __len__(self) -> int:
-        return min(self._count, len(self._batches))
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._batches[index]
 
 
 class _Watch(keras.callbacks.Callback):

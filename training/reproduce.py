@@ -150,8 +150,8 @@ def _write_report(
             + [(side, f"{split[side]} lesions, {summary['patients'][side]} patients") for side in summary["patients"]],
         ),
         *(page.note(text) for text in summary["remarks"]),
-        "<p>Ours: per cent with 95 % bootstrap intervals over patients, accuracy at a probability of 0.5. The paper gives "
-        "no intervals; its validation shared lesions with its training set.</p>",
+        "<p>Ours: per cent with 95 % bootstrap intervals over patients, accuracy at a probability of 0.5. The paper "
+        "gives no intervals; its validation shared lesions with its training set.</p>",
         page.heading("Table 1: accuracy without and with the optimised head"),
         _table_1(summary["rows"]),
         page.heading("Table 2: the networks with the optimised head"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from scipy import ndimage
 
 ROWS, COLUMNS = 360, 260
@@ -159,8 +159,8 @@ def _path(name: str, series: str, file: str) -> str:
     return f"{name}/{_uid(name, 'study')}/{_uid(name, series)}/{file}"
 
 
-def _uid(*parts: str) -> str:
-    return str(generate_uid(entropy_srcs=["mammod synthetic", *parts]))
+def _uid(*parts: str) -> UID:
+    return generate_uid(entropy_srcs=["mammod synthetic", *parts])
 
 
 def _write(path: Path, pixels: np.ndarray, name: str, series: str) -> None:
