@@ -165,7 +165,7 @@ def evaluate(
 ) -> None:
     """Measure a run on its held-out test part, and on other data."""
     from training.cache import open_cache
-    from training.evaluate import TestSet, evaluate_run
+    from training.evaluate import LesionSet, evaluate_run
     from training.fit import part_of
 
     sets = []
@@ -174,7 +174,7 @@ def evaluate(
         if not equals:
             raise DataError(f"--external {one!r}: NAME=CROPS was expected")
         cache = open_cache(Path(folder))
-        sets.append(TestSet(name, cache, part_of(cache)))
+        sets.append(LesionSet(name, cache, part_of(cache)))
     result = evaluate_run(run, open_cache(crops), out, external=sets)
     table = Table("set", "lesions", "AUC", "accuracy", "sensitivity at 90 % specificity")
     for measured in result["sets"]:

@@ -57,7 +57,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class LesionSet:
     """Lesions to test on: a name for people, the cache and which of its crops."""
 
     name: str
@@ -70,7 +70,7 @@ def evaluate_run(
     crops: Crops,
     out: Path,
     *,
-    external: Sequence[TestSet] = (),
+    external: Sequence[LesionSet] = (),
     build: Build | None = None,
 ) -> dict[str, Any]:
     """Evaluate the finished run in `folder` on its own test part, by kind of lesion, and on `external` sets.
@@ -123,7 +123,7 @@ def calibration(probability: np.ndarray, malignant: np.ndarray) -> tuple[float, 
     return temperature, min(max(threshold, 1e-6), 1 - 1e-6)
 
 
-def measure(test: TestSet, probability: np.ndarray, threshold: float) -> Measured:
+def measure(test: LesionSet, probability: np.ndarray, threshold: float) -> Measured:
     """All figures of one test set from its calibrated probabilities (N,)."""
     truth = test.crops.malignant[test.part.samples]
     patients = test.crops.patients[test.part.samples]
@@ -160,20 +160,20 @@ def too_small(measured: Measured) -> str | None:
     )
 
 
-def _by_kind(crops: Crops, numbers: np.ndarray) -> list[TestSet]:
+def _by_kind(crops: Crops, numbers: np.ndarray) -> list[LesionSet]:
     """The test part as a whole and, where it mixes kinds, each kind apart."""
     kinds = [crops.entries[number].kind for number in numbers]
     name = f"held-out {crops.entries[0].dataset}"
     if len(set(kinds)) == 1:
-        return [TestSet(f"{name}, {kinds[0]} only", crops, part_of(crops, numbers))]
+        return [LesionSet(f"{name}, {kinds[0]} only", crops, part_of(crops, numbers))]
     apart = [
-        TestSet(f"{name}, {kind} only", crops, part_of(crops, numbers[np.array([k == kind for k in kinds])]))
+        LesionSet(f"{name}, {kind} only", crops, part_of(crops, numbers[np.array([k == kind for k in kinds])]))
         for kind in sorted(set(kinds))
     ]
-    return [TestSet(f"{name}, all kinds", crops, part_of(crops, numbers)), *apart]
+    return [LesionSet(f"{name}, all kinds", crops, part_of(crops, numbers)), *apart]
 
 
-def _predictions(sets: Sequence[TestSet], scores: Sequence[np.ndarray]) -> dict[str, list[dict[str, Any]]]:
+def _predictions(sets: Sequence[LesionSet], scores: Sequence[np.ndarray]) -> dict[str, list[dict[str, Any]]]:
     return {
         test.name: [
             {
@@ -193,7 +193,7 @@ def _write_report(
     name: str,
     result: dict[str, Any],
     measured: Sequence[Measured],
-    sets: Sequence[TestSet],
+    sets: Sequence[LesionSet],
     scores: Sequence[np.ndarray],
 ) -> None:
     recipe, split = result["run"]["recipe"], result["split"]
@@ -243,7 +243,7 @@ def _figures(measured: Sequence[Measured]) -> str:
     return page.table(header, rows)
 
 
-def _set_section(one: Measured, test: TestSet, score: np.ndarray) -> list[str]:
+def _set_section(one: Measured, test: LesionSet, score: np.ndarray) -> list[str]:
     truth = test.crops.malignant[test.part.samples]
     false_positive, true_positive, _ = metrics.roc(score, truth)
     roc = page.Line(f"AUC {one.auc.value:.3f}", list(zip(false_positive.tolist(), true_positive.tolist(), strict=True)))
