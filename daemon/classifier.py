@@ -85,6 +85,8 @@ class Classifier:
         ]
         self._queue = queue.SimpleQueue()
         self._open = True
+        # Before multiprocessing's own end of program, which waits for a process that ignores its signal.
+        atexit.register(self._abandon)
         for thread in self._threads:
             thread.start()
         try:
@@ -121,6 +123,12 @@ class Classifier:
         for thread in self._threads:
             thread.join()
         self._threads = []
+        atexit.unregister(self._abandon)
+
+    def _abandon(self) -> None:
+        self._open = False
+        for worker in self._workers:
+            worker.kill()
 
     def _cancel_waiting(self) -> None:
         while True:
@@ -166,10 +174,11 @@ class Classifier:
             log.warning("classifier process died", reason=str(error), rois=len(batch))
             for item in batch:
                 item.deaths += 1
-                if item.deaths < _DEATHS_TO_BLAME:
+                if item.deaths < _DEATHS_TO_BLAME and self._open:
                     self._classify(worker, [item])
                 else:
-                    item.future.set_exception(ClassifierError(f"the classifier died twice on this ROI: {error}"))
+                    died = f"the classifier died on this ROI, {item.deaths} time(s): {error}"
+                    item.future.set_exception(ClassifierError(died))
         except ClassifierError as error:
             if len(batch) > 1 and not isinstance(error, _CannotStart):
                 for item in batch:
@@ -243,12 +252,10 @@ class _Worker:
         self._process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
         self._process.start()
         theirs.close()
-        # Before multiprocessing's own end of program, which waits for the process and sends what the process ignores.
-        atexit.register(self._kill)
         try:
             self._engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
         except ClassifierError as error:
-            self._kill()
+            self.kill()
             raise _CannotStart(f"the classifier cannot start: {error}") from error
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
@@ -283,7 +290,14 @@ class _Worker:
             self._process.join(5)
         except OSError:
             pass  # it is gone already
-        self._kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process now."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
 
     def _within(self, limit_s: float, ask: Callable[[], Any]) -> Any:
         """Do `ask` and read its answer; ending the process is what ends a wait for one that hangs."""
@@ -307,12 +321,6 @@ class _Worker:
         if not succeeded:
             raise ClassifierError(answer)
         return answer
-
-    def _kill(self) -> None:
-        atexit.unregister(self._kill)
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
 
 
 def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> None:

@@ -1,0 +1,95 @@
+# The commands of this checkout; everything they install goes into .venv here, but for Debian's packages in `make test`.
+#   make demo ARGS="--archive HOST:PORT --aet NAME"     make test ARGS="tests/model -k crop"     make lock ARGS=--upgrade
+.DEFAULT_GOAL := help
+.ONESHELL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean lock programs
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+ARGS ?=
+# The first Python that mammod runs on (3.11 to 3.13); PYTHON=/path/to/python3 chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
+
+help: ## this list
+	@grep -E '^[a-z]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.* ## /\1\t/' | expand -t 8
+
+demo: .venv/.ready ## set everything up and run the main job on eight real mammograms, into demo-output/
+	@$(BIN)/mammod demo $(ARGS)
+
+test: programs lint ## set up what the tests need, then lint and run every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.ready ## ruff (lint and format) and mypy
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove .venv, caches and outputs
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output test-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes the newest versions)
+	@tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT
+	$(PYTHON) -m venv "$$tools"
+	"$$tools/bin/pip" --quiet --disable-pip-version-check install uv
+	"$$tools/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
+
+# Exactly what the lock names, each file by its hash, in an environment of its own.
+.venv/.locked: requirements.lock
+	@python="$(PYTHON)"
+	if [ -z "$$python" ]; then
+		echo "mammod needs Python 3.11, 3.12 or 3.13; this machine's python3 is: $$(python3 --version 2>&1 || true)." >&2
+		echo "Install one of them (Debian 12: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2
+		exit 1
+	fi
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then
+		root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
+		if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then
+			echo "Python's venv module is missing and cannot be installed from here; as root: apt-get install python3-venv" >&2
+			exit 1
+		fi
+		echo "Installing Debian's package python3-venv"
+		$$root apt-get update -qq
+		$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
+	fi
+	echo "Setting up .venv with $$("$$python" --version) (some 700 MB are downloaded the first time)"
+	"$$python" -m venv --clear .venv
+	$(PIP) install --require-hashes --only-binary :all: --requirement requirements.lock
+	touch $@
+
+.venv/.ready: .venv/.locked pyproject.toml
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The peers that the tests drive. Without apt or root those tests skip by name (and fail where CI=true).
+programs:
+	@packages=""
+	command -v storescu >/dev/null || packages="$$packages dcmtk"
+	[ -x /usr/sbin/Orthanc ] || command -v Orthanc >/dev/null || packages="$$packages orthanc"
+	[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || packages="$$packages orthanc-dicomweb"
+	command -v dciodvfy >/dev/null || packages="$$packages dicom3tools"
+	[ -n "$$packages" ] || exit 0
+	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
+	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then
+		echo "Not installed, and not installable from here:$$packages. The tests that drive them will be skipped by name." >&2
+		echo "To run them: as root, apt-get install --no-install-recommends$$packages" >&2
+		exit 0
+	fi
+	echo "Installing Debian's packages for the tests:$$packages"
+	# Debian starts Orthanc with the machine; the tests start their own and need no service.
+	masked=""
+	if [ -d /run/systemd/system ] && [[ "$$packages" == *orthanc* ]]; then
+		$$root systemctl mask --runtime --quiet orthanc && masked=yes
+	fi
+	{ $$root apt-get -o Acquire::Retries=2 update -qq && $$root env DEBIAN_FRONTEND=noninteractive \
+		apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends $$packages >/dev/null; } ||
+		echo "apt-get could not install$$packages; the tests that drive them will be skipped by name." >&2
+	if [ -n "$$masked" ]; then
+		$$root systemctl disable --quiet orthanc || true
+		$$root systemctl unmask --runtime --quiet orthanc
+	fi

@@ -1,0 +1,123 @@
+"""`mammod check`: what would keep the service from working, each finding with what to do."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pydicom.pixels import get_decoder
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+
+from config.errors import MammodError
+from config.settings import Settings
+from daemon.archive import Archive
+from daemon.ledger import Ledger
+from daemon.service import open_bundle, require_archive
+from daemon.spool import Spool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One checked subject: `good`, or a `text` that says what is wrong and what to do."""
+
+    subject: str
+    good: bool
+    text: str
+
+
+def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
+    """Check everything the service needs; each finding as soon as it is known."""
+    spool = _spool(settings)
+    yield spool
+    if spool.good:
+        yield _ledger(settings)
+    yield _bundle(settings, allow_untrained)
+    yield _port("listener", settings.listener.host, settings.listener.port, "listener.port")
+    yield _port("status port", settings.status.host, settings.status.port, "status.port")
+    if not settings.listener.peers:
+        yield Finding(
+            "peers", True, "anyone may send here; list AE titles and networks in [[listener.peers]] to change that"
+        )
+    yield _archive(settings)
+    yield from _decoders()
+
+
+def _spool(settings: Settings) -> Finding:
+    directory = settings.spool.directory
+    try:
+        spool = Spool(directory, settings.spool.min_free)
+        spool.check_room()
+    except OSError as error:
+        return Finding(
+            "spool",
+            False,
+            f"{directory} cannot be used ({error.strerror}); create it for this user, or set spool.directory",
+        )
+    except MammodError as error:
+        return Finding("spool", False, str(error))
+    if not os.access(spool.incoming, os.W_OK):
+        return Finding("spool", False, f"{directory} cannot be written by this user; run as the service's user")
+    return Finding("spool", True, f"{directory}, {spool.free() // 2**30} GiB free")
+
+
+def _ledger(settings: Settings) -> Finding:
+    try:
+        Ledger(settings.ledger_url).close()
+    except MammodError as error:
+        return Finding("ledger", False, str(error))
+    return Finding("ledger", True, "opens, and its schema is this version's")
+
+
+def _bundle(settings: Settings, allow_untrained: bool) -> Finding:
+    try:
+        bundle = open_bundle(settings, allow_untrained)
+    except MammodError as error:
+        return Finding("bundle", False, str(error))
+    trained = "trained" if bundle.manifest.trained else "UNTRAINED: its numbers mean nothing"
+    return Finding("bundle", True, f"{bundle.manifest.name} {bundle.manifest.version}, {trained}")
+
+
+def _port(subject: str, host: str, port: int, key: str) -> Finding:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            return Finding(subject, False, f"port {port} needs a privilege (below 1024); set {key} to 1024 or above")
+        except OSError as error:
+            return Finding(
+                subject,
+                False,
+                f"{host}:{port} cannot be bound ({error.strerror}); is the service running already? else set {key}",
+            )
+    return Finding(subject, True, f"{host}:{port} is free")
+
+
+def _archive(settings: Settings) -> Finding:
+    try:
+        require_archive(settings)
+        if settings.archive.host is None:
+            return Finding("archive", True, f"reports go to {settings.archive.stow_url} (not tried)")
+        Archive(settings.archive, settings.listener.ae_title, settings.spool.directory / "incoming").echo()
+    except MammodError as error:
+        return Finding("archive", False, str(error))
+    return Finding(
+        "archive",
+        True,
+        f"{settings.archive.ae_title} at {settings.archive.host}:{settings.archive.port} answers C-ECHO",
+    )
+
+
+def _decoders() -> Iterator[Finding]:
+    for syntax in (RLELossless, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless):
+        available = get_decoder(syntax).is_available
+        yield Finding(
+            "decoder",
+            available,
+            syntax.name
+            if available
+            else f"{syntax.name}: no decoder is installed; install mammod's dependencies again",
+        )

@@ -1,0 +1,88 @@
+"""The dispatcher: claims ready jobs from the ledger and has a bounded number of them worked on at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import structlog
+from sqlalchemy import Row
+
+from daemon.ledger import Ledger, jobs
+
+# Threads only wait for decoders and classifier; this many keep both busy.
+JOBS_AT_ONCE = 8
+# The ledger is looked at this often even when nobody calls `wake`: jobs become due again by time, too.
+POLL_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """One thread that claims, and a pool that works. `work(job)` must bring the job to its next state."""
+
+    def __init__(self, ledger: Ledger, work: Callable[[Row], None], after: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._work = work
+        self._after = after
+        self._pool = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="job")
+        self._in_flight: dict[int, Future[None]] = {}
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
+        self.beat = time.monotonic()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A job may have become ready."""
+        self._wake.set()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self.beat = time.monotonic()
+            try:
+                self._claim()
+            except Exception as error:  # a full disk or a locked ledger passes; the loop must not end
+                log.error("jobs cannot be claimed, trying again", error=type(error).__name__)
+                self._stopping.wait(POLL_S)
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+
+    def _claim(self) -> None:
+        # Jobs that run in the ledger but not here lost their last transition (disk full): they are taken up again.
+        self._in_flight = {job_id: future for job_id, future in self._in_flight.items() if not future.done()}
+        free = JOBS_AT_ONCE - len(self._in_flight)
+        with self._ledger.read() as connection:
+            if not jobs.claimable(connection, time.time(), list(self._in_flight)):
+                return
+        with self._ledger.write() as connection:
+            jobs.release(connection, list(self._in_flight), time.time())
+            claimed = jobs.claim(connection, free, time.time()) if free else []
+        for job in claimed:
+            self._in_flight[job.id] = self._pool.submit(self._do, job)
+
+    def _do(self, job: Row) -> None:
+        try:
+            self._work(job)
+        except Exception as error:
+            log.error(
+                "a job's end could not be recorded, it will be done again", job=job.id, error=type(error).__name__
+            )
+        self._after_work()
+
+    def _after_work(self) -> None:
+        self._after()
+        self._wake.set()
+
+    def stop(self, limit_s: float) -> bool:
+        """Claim nothing more and wait for what is in flight; False when `limit_s` passed first."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+        _, unfinished = wait(self._in_flight.values(), timeout=limit_s)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return not unfinished

@@ -1,0 +1,132 @@
+"""Intake: an instance that the listener (or a retrieval) received becomes durable, is recorded and paired.
+
+Pairing is by the references inside the lesion object: its job is ready when every instance it names is here, in whatever
+order they came. `Intake.accept` returns only when bytes and rows are on disk (invariant 1).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from pydicom import dcmread
+from pydicom.dataset import FileDataset
+from sqlalchemy import Connection
+
+from daemon.errors import LesionError, RefusedInstance
+from daemon.incoming import Incoming
+from daemon.ledger import Ledger, instances, jobs
+from daemon.ledger.instances import Arrival, StoredInstance
+from daemon.lesions import References, lesion_references
+from daemon.reports.identity import is_own_report
+from daemon.spool import Spool
+
+CANNOT_UNDERSTAND = 0xC000  # PS3.4 table B.2-1
+
+log = structlog.get_logger()
+
+
+class Intake:
+    """Accepts instances into spool and ledger. `on_ready` is called when a job may have become ready."""
+
+    def __init__(self, spool: Spool, ledger: Ledger, bundle: str, on_ready: Callable[[], None]) -> None:
+        self._spool = spool
+        self._ledger = ledger
+        self._bundle = bundle
+        self._on_ready = on_ready
+
+    def accept(self, incoming: Incoming) -> None:
+        """Make an instance durable and pair it. Our own reports are recognised and dropped (invariant 3).
+
+        Raises:
+            RefusedInstance: the data set cannot be understood, or there is no room.
+            OSError: the spool cannot be written (disk full).
+        """
+        self._spool.check_room()
+        header = read_header(incoming.path)
+        bound = log.bind(association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid)
+        if is_own_report(header):
+            bound.info("own report came back, dropped")
+            return
+        references, unusable = _references(header)
+        placed = self._spool.place(incoming.path, incoming.sop_instance_uid)
+        instance = StoredInstance(
+            sop_instance_uid=incoming.sop_instance_uid,
+            sop_class_uid=incoming.sop_class_uid,
+            study_uid=str(header.get("StudyInstanceUID") or ""),
+            series_uid=str(header.get("SeriesInstanceUID") or ""),
+            transfer_syntax_uid=incoming.transfer_syntax_uid,
+            digest=placed.digest,
+            size=placed.size,
+            path=placed.path,
+            calling_ae=incoming.calling_ae,
+            received_at=time.time(),
+        )
+        with self._ledger.write() as connection:
+            arrival, instance_id = instances.record(connection, instance)
+            if not self._spool.absolute(placed.path).exists():  # retention removed the old row and file just now
+                self._spool.place(incoming.path, incoming.sop_instance_uid)
+            if arrival is not Arrival.DUPLICATE:
+                self._pair(connection, instance, instance_id, references, unusable, arrival)
+        self._say(bound, instance, arrival, unusable)
+        self._on_ready()
+
+    def _pair(
+        self,
+        connection: Connection,
+        instance: StoredInstance,
+        instance_id: int,
+        references: References | None,
+        unusable: str | None,
+        arrival: Arrival,
+    ) -> None:
+        now = instance.received_at
+        uid = instance.sop_instance_uid
+        if arrival is Arrival.CHANGED:
+            jobs.supersede(connection, uid, keep_instance=instance_id, now=now)
+            jobs.input_changed(connection, uid, now)
+        jobs.promote(connection, jobs.needing(connection, uid), now)
+        if references is None and unusable is None:
+            return
+        needed = (*references.image_uids, *references.segmentation_uids) if references else ()
+        job_id = jobs.create(connection, instance_id, uid, needed, self._bundle, now)
+        if unusable:
+            jobs.quarantine_unread(connection, job_id, unusable, now)
+
+    @staticmethod
+    def _say(
+        bound: structlog.stdlib.BoundLogger, instance: StoredInstance, arrival: Arrival, unusable: str | None
+    ) -> None:
+        if unusable:
+            bound.warning("lesion object quarantined", reason=unusable)
+        elif arrival is Arrival.CHANGED:
+            bound.warning("same SOP Instance UID with other content: both kept, the newer one is used")
+        else:
+            bound.info("instance accepted", arrival=arrival.value, size=instance.size)
+
+
+def read_header(path: Path) -> FileDataset:
+    """The data set without pixel data.
+
+    Raises:
+        RefusedInstance: status C000 when pydicom cannot read it.
+    """
+    try:
+        with path.open("rb") as file:
+            return dcmread(file, stop_before_pixels=True)
+    except Exception as error:  # pydicom raises many kinds over broken input
+        raise RefusedInstance(
+            CANNOT_UNDERSTAND, f"the data set cannot be read as DICOM ({type(error).__name__}); send it whole and valid"
+        ) from error
+
+
+def _references(header: FileDataset) -> tuple[References | None, str | None]:
+    """What a lesion object names, or why it is unusable; (None, None) for everything that is not a lesion object."""
+    try:
+        return lesion_references(header), None
+    except LesionError as error:
+        return None, str(error)
+    except Exception as error:  # hostile content must cost one instance, not the association
+        return None, f"its content cannot be read ({type(error).__name__})"

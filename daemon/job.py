@@ -1,0 +1,161 @@
+"""One claimed job, brought from its lesion object to its reports in the outbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydicom import Dataset
+from pydicom.filebase import DicomBytesIO
+from sqlalchemy import Row
+
+from config.errors import MammodError
+from config.settings import Settings
+from daemon.errors import LesionError, ReportError
+from daemon.ledger import Ledger, instances, jobs, outbox
+from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs
+from daemon.reports.tid1500 import Predecessor
+from daemon.spool import Spool
+from model.errors import ImageError
+
+RETRY_AFTER_S = 30
+MAX_INTERNAL_FAILURES = 3
+
+log = structlog.get_logger()
+
+
+class JobWorker:
+    """Does jobs. Thread-safe: holds no state of its own; what a job came to stands in the ledger.
+
+    `settings` is asked anew for each job, since they can be reloaded.
+    """
+
+    def __init__(self, settings: Callable[[], Settings], ledger: Ledger, spool: Spool, pipeline: Pipeline) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._spool = spool
+        self._pipeline = pipeline
+
+    def do(self, job: Row) -> None:
+        """Work a claimed job to its next state; raises only when the ledger cannot be written."""
+        bound = log.bind(job=job.id, source_uid=job.source_uid)
+        try:
+            self._do(job, bound)
+        except MissingInstances as error:
+            with self._ledger.write() as connection:
+                jobs.needs_more(connection, job, error.uids, time.time())
+            bound.info("waits for more instances", missing=error.uids)
+        except (LesionError, ImageError, ReportError) as error:
+            with self._ledger.write() as connection:
+                jobs.quarantine(connection, job, str(error), time.time())
+            bound.warning("job quarantined", reason=str(error))
+        except Exception as error:
+            # A message may quote the data set: the ledger and the log get the kind and the place only.
+            ours = isinstance(error, MammodError)
+            reason = str(error) if ours else f"internal failure: {type(error).__name__} at {_place(error)}"
+            bound.error("job failed", reason=reason, attempt=job.attempts)
+            with self._ledger.write() as connection:
+                if job.attempts >= MAX_INTERNAL_FAILURES:
+                    jobs.quarantine(connection, job, reason, time.time())
+                else:
+                    jobs.try_again(connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts)
+
+    def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
+        begun = time.monotonic()
+        inputs = load_inputs(self._ledger, self._spool, job)
+        classified = self._pipeline.classify(inputs, self._settings().lesions.not_lesions)
+        for left_out in classified.reading.left_out:
+            bound.info("left out", what=left_out.what, reason=left_out.reason)
+        if not classified.results:
+            with self._ledger.write() as connection:
+                jobs.done(connection, job, "nothing to classify", _facts(classified), time.time())
+            bound.info("nothing to classify")
+            return
+        written = self._pipeline.write(inputs, classified, self._settings().reports.kinds, self._predecessor_of(inputs))
+        reports = [self._place(report) for report in written]
+        with self._ledger.write() as connection:
+            now = time.time()
+            current = jobs.sending(connection, job, _facts(classified), now)
+            new = outbox.put(connection, job.id, job.source_uid, reports, now) if current else 0
+        if current:
+            seconds = round(time.monotonic() - begun, 3)
+            bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
+        else:
+            bound.info("an input changed meanwhile: this work is dropped")
+
+    def _predecessor_of(self, inputs: Inputs) -> Callable[[str, str], Predecessor | None]:
+        def find(kind: str, sop_instance_uid: str) -> Predecessor | None:
+            with self._ledger.read() as connection:
+                row = outbox.newest_of(connection, inputs.source_uid, kind, other_than=sop_instance_uid)
+            return row and (row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid)
+
+        return find
+
+    def _place(self, written: Written) -> outbox.Report:
+        report = written.report
+        placed = self._spool.write_report(written.sop_instance_uid, part10(report))
+        return outbox.Report(
+            kind=written.kind,
+            sop_class_uid=str(report.SOPClassUID),
+            sop_instance_uid=written.sop_instance_uid,
+            study_uid=str(report.StudyInstanceUID),
+            series_uid=str(report.SeriesInstanceUID),
+            transfer_syntax_uid=str(report.file_meta.TransferSyntaxUID),
+            path=placed.path,
+            size=placed.size,
+        )
+
+
+def load_inputs(ledger: Ledger, spool: Spool, job: Row) -> Inputs:
+    """Read what the job needs from the spool, each instance in its current version.
+
+    Raises:
+        MissingInstances, LesionError: see `daemon.pipeline.read_inputs`.
+    """
+    with ledger.read() as connection:
+        source = instances.by_id(connection, job.instance_id)
+
+    def path_of(uid: str) -> Path | None:
+        with ledger.read() as connection:
+            row = instances.current(connection, [uid]).get(uid)
+        return spool.absolute(row.path) if row else None
+
+    return read_inputs(spool.absolute(source.path), path_of)
+
+
+def part10(report: Dataset) -> bytes:
+    """A report as a Part 10 file (PS3.10 section 7)."""
+    buffer = DicomBytesIO()
+    report.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _facts(classified: Classified) -> dict[str, Any]:
+    """What the ledger keeps of a classified job, for `mammod jobs show`; nothing of the patient."""
+    return {
+        "digest": classified.digest,
+        "left_out": len(classified.reading.left_out),
+        "lesions": [
+            {
+                "image_uid": result.lesion.image_uid,
+                "frame": result.lesion.frame,
+                "box": [round(value, 1) for value in asdict(result.box).values()],
+                "probability": round(result.prediction.probability, 4),
+                "malignant": result.prediction.malignant,
+            }
+            for result in classified.results
+        ],
+    }
+
+
+def _place(error: Exception) -> str:
+    """File and line where an error arose."""
+    trace, place = error.__traceback__, "?"
+    while trace is not None:
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

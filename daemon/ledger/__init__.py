@@ -1,0 +1,103 @@
+"""The ledger: the one place where state lives. Tables in `schema`, transitions in `instances`, `jobs` and `outbox`.
+
+Every transition is a function that takes the connection of one transaction (`Ledger.write()`), so that what belongs
+together is committed together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from daemon.errors import LedgerError
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+SQLITE_BUSY_TIMEOUT_MS = 30_000
+
+
+class Ledger:
+    """An open ledger at the newest schema version. `write()` is one transaction, `read()` a consistent view.
+
+    Raises:
+        LedgerError: the URL cannot be opened, or the schema is newer than this program knows.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+        is_sqlite = self._engine.dialect.name == "sqlite"
+        # SQLite has one writer: threads queue here instead of polling its busy handler.
+        self._writer: Any = threading.Lock() if is_sqlite else nullcontext()
+        try:
+            _migrate(self._engine)
+        except SQLAlchemyError as error:
+            raise LedgerError(f"ledger {make_url(url).render_as_string()} cannot be opened: {_cause(error)}") from error
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction: committed at the end of the block, rolled back by an exception."""
+        with self._writer, self._engine.execution_options(write=True).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # The pool holds as many connections as there are threads that may ask at once.
+    engine = create_engine(parsed, pool_size=20, max_overflow=1000, connect_args={"check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's BEGIN below, not the driver's late one
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+
+    return engine
+
+
+def _migrate(engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    with engine.execution_options(write=True).begin() as connection:
+        present = MigrationContext.configure(connection).get_current_revision()
+        if present is not None and present not in known:
+            raise LedgerError(
+                f"the ledger's schema is {present!r}, which this version of mammod does not know: it was written by a newer "
+                "version; install that version again, or point [ledger] url at another ledger"
+            )
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error)

@@ -1,0 +1,112 @@
+"""Instances in the ledger: recorded once per content, the newest content of a SOP Instance UID being the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from daemon.ledger.schema import UNFINISHED, InstanceState, instances, jobs, needs
+
+
+class Arrival(Enum):
+    """What an accepted instance is to the ledger (invariant 4)."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True)
+class StoredInstance:
+    """An instance in the spool. `path` is relative to the spool directory; `received_at` in seconds since the epoch."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_uid: str
+    series_uid: str
+    transfer_syntax_uid: str
+    digest: str
+    size: int
+    path: str
+    calling_ae: str
+    received_at: float
+
+
+def record(connection: Connection, instance: StoredInstance) -> tuple[Arrival, int]:
+    """Record an accepted instance; returns what it was and its row id.
+
+    Content that was seen before is a duplicate, even where other content came in between: a late re-send of old content does
+    not bring it back.
+    """
+    same_uid = instances.c.sop_instance_uid == instance.sop_instance_uid
+    known = connection.execute(
+        select(instances.c.id).where(same_uid, instances.c.digest == instance.digest)
+    ).scalar_one_or_none()
+    if known is not None:
+        connection.execute(
+            update(instances).where(instances.c.id == known).values(times_received=instances.c.times_received + 1)
+        )
+        return Arrival.DUPLICATE, known
+    replaced = connection.execute(
+        update(instances)
+        .where(same_uid, instances.c.state == InstanceState.CURRENT)
+        .values(state=InstanceState.SUPERSEDED)
+    ).rowcount
+    instance_id = connection.execute(
+        insert(instances)
+        .values(
+            **{name: getattr(instance, name) for name in StoredInstance.__dataclass_fields__},
+            state=InstanceState.CURRENT,
+            times_received=1,
+        )
+        .returning(instances.c.id)
+    ).scalar_one()
+    return (Arrival.CHANGED if replaced else Arrival.NEW), instance_id
+
+
+def current(connection: Connection, sop_instance_uids: Iterable[str]) -> dict[str, Row]:
+    """The current row of each of these SOP Instance UIDs that is here."""
+    rows = connection.execute(
+        select(instances).where(
+            instances.c.sop_instance_uid.in_(list(sop_instance_uids)), instances.c.state == InstanceState.CURRENT
+        )
+    )
+    return {row.sop_instance_uid: row for row in rows}
+
+
+def by_id(connection: Connection, instance_id: int) -> Row:
+    return connection.execute(select(instances).where(instances.c.id == instance_id)).one()
+
+
+def paths(connection: Connection) -> set[str]:
+    """The spool paths that rows refer to; any other file in the spool is an orphan of an interrupted arrival."""
+    return set(connection.execute(select(instances.c.path)).scalars())
+
+
+def received(connection: Connection) -> int:
+    """How many instances were accepted, duplicates included."""
+    return connection.execute(select(func.coalesce(func.sum(instances.c.times_received), 0))).scalar_one()
+
+
+def forget_older_than(connection: Connection, before: float) -> list[str]:
+    """Remove instances received before `before` that no job holds or unfinished job needs; returns their spool paths."""
+    held = select(jobs.c.instance_id)
+    needed = (
+        select(needs.c.sop_instance_uid)
+        .join(jobs, jobs.c.id == needs.c.job_id)
+        .where(jobs.c.state.in_([str(state) for state in UNFINISHED]))
+    )
+    old = connection.execute(
+        select(instances.c.id, instances.c.path).where(
+            instances.c.received_at < before,
+            instances.c.id.not_in(held),
+            instances.c.sop_instance_uid.not_in(needed),
+        )
+    ).all()
+    for start in range(0, len(old), 500):
+        ids = [row.id for row in old[start : start + 500]]
+        connection.execute(delete(instances).where(instances.c.id.in_(ids)))
+    return [row.path for row in old]

@@ -1,0 +1,333 @@
+"""Jobs in the ledger: one lesion object under one bundle, from waiting for its images to its report being stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, delete, exists, func, insert, select, update
+
+from daemon.ledger.schema import (
+    UNFINISHED,
+    InstanceState,
+    JobState,
+    OutboxState,
+    instances,
+    jobs,
+    needs,
+    outbox,
+)
+
+# A job whose work was begun this often without an end (the service died over it) is not begun again by itself.
+MAX_ATTEMPTS = 5
+
+
+def create(
+    connection: Connection, instance_id: int, source_uid: str, needed: Sequence[str], bundle: str, now: float
+) -> int:
+    """A job for this lesion object, waiting for the instances it needs or ready when they are all here."""
+    job_id = connection.execute(
+        insert(jobs)
+        .values(
+            instance_id=instance_id,
+            source_uid=source_uid,
+            bundle=bundle,
+            state=JobState.WAITING,
+            revision=0,
+            attempts=0,
+            not_before=now,
+            created_at=now,
+        )
+        .returning(jobs.c.id)
+    ).scalar_one()
+    if needed:
+        connection.execute(insert(needs), [{"job_id": job_id, "sop_instance_uid": uid} for uid in needed])
+    promote(connection, [job_id], now)
+    return job_id
+
+
+def supersede(connection: Connection, source_uid: str, keep_instance: int, now: float) -> None:
+    """Other content of this lesion object arrived: unfinished work on the old content stops."""
+    connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.source_uid == source_uid,
+            jobs.c.instance_id != keep_instance,
+            jobs.c.state.in_([JobState.WAITING, JobState.READY, JobState.RUNNING]),
+        )
+        .values(
+            state=JobState.SUPERSEDED,
+            revision=jobs.c.revision + 1,
+            reason="the lesion object was sent again with other content",
+            finished_at=now,
+        )
+    )
+
+
+def needing(connection: Connection, sop_instance_uid: str) -> list[int]:
+    return list(
+        connection.execute(select(needs.c.job_id).where(needs.c.sop_instance_uid == sop_instance_uid)).scalars()
+    )
+
+
+def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -> int:
+    """Waiting jobs (these, or all) whose every needed instance is here become ready; returns how many."""
+    present = exists().where(
+        instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
+    )
+    missing = exists().where(needs.c.job_id == jobs.c.id, ~present).correlate(jobs)
+    promotion = (
+        update(jobs)
+        .where(jobs.c.state == JobState.WAITING, ~missing)
+        .values(state=JobState.READY, reason=None, attempts=0, not_before=now, complete_at=now)
+    )
+    if job_ids is not None:
+        promotion = promotion.where(jobs.c.id.in_(list(job_ids)))
+    return connection.execute(promotion).rowcount
+
+
+def input_changed(connection: Connection, sop_instance_uid: str, now: float) -> None:
+    """An instance that jobs read was replaced: they are done again with the new content (invariant 4)."""
+    ids = needing(connection, sop_instance_uid)
+    if ids:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(ids), jobs.c.state.not_in([JobState.WAITING, JobState.SUPERSEDED]))
+            .values(
+                # A running job sees its revision overtaken when it ends, and goes back to ready by itself.
+                state=case((jobs.c.state == JobState.RUNNING, jobs.c.state), else_=JobState.READY.value),
+                revision=jobs.c.revision + 1,
+                attempts=0,
+                not_before=now,
+                complete_at=now,
+                finished_at=None,
+                reason=None,
+            )
+        )
+
+
+def claim(connection: Connection, limit: int, now: float) -> Sequence[Row]:
+    """Take up to `limit` ready jobs, oldest first; they are running from here on."""
+    due = (
+        select(jobs.c.id)
+        .where(jobs.c.state == JobState.READY, jobs.c.not_before <= now)
+        .order_by(jobs.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ids = list(connection.execute(due).scalars())
+    if not ids:
+        return []
+    connection.execute(
+        update(jobs).where(jobs.c.id.in_(ids)).values(state=JobState.RUNNING, attempts=jobs.c.attempts + 1)
+    )
+    return connection.execute(select(jobs).where(jobs.c.id.in_(ids)).order_by(jobs.c.id)).all()
+
+
+def recover(connection: Connection, bundle: str, now: float) -> int:
+    """At start: what was running when the service ended is begun again, unfinished work under the loaded bundle.
+
+    Returns how many jobs were taken up again.
+    """
+    unbegun = [JobState.WAITING, JobState.READY, JobState.RUNNING]
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.attempts >= MAX_ATTEMPTS)
+        .values(
+            state=JobState.QUARANTINED,
+            finished_at=now,
+            reason=f"the service ended {MAX_ATTEMPTS} times while it worked on this; see the log, then `mammod jobs retry`",
+        )
+    )
+    taken_up = connection.execute(
+        update(jobs).where(jobs.c.state == JobState.RUNNING).values(state=JobState.READY, not_before=now)
+    ).rowcount
+    other = jobs.alias("other")
+    under_it = exists().where(other.c.instance_id == jobs.c.instance_id, other.c.bundle == bundle)
+    connection.execute(update(jobs).where(jobs.c.state.in_(unbegun), ~under_it).values(bundle=bundle))
+    return taken_up
+
+
+def _finish(connection: Connection, job: Row, now: float, **values: Any) -> bool:
+    """Move a running job on if its inputs are still those it read; otherwise it becomes ready again (or stays superseded)."""
+    moved = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job.id, jobs.c.state == JobState.RUNNING, jobs.c.revision == job.revision)
+        .values(**values)
+    ).rowcount
+    if not moved:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job.id, jobs.c.state == JobState.RUNNING)
+            .values(state=JobState.READY, not_before=now)
+        )
+    return bool(moved)
+
+
+def sending(connection: Connection, job: Row, result: Any, now: float) -> bool:
+    """The job's reports are made; call `outbox.put` in the same transaction. False: its inputs changed meanwhile."""
+    return _finish(connection, job, now, state=JobState.SENDING, result=result, reason=None)
+
+
+def done(connection: Connection, job: Row, reason: str, result: Any, now: float) -> bool:
+    """The job ends without a report (nothing to classify)."""
+    return _finish(connection, job, now, state=JobState.DONE, reason=reason, result=result, finished_at=now)
+
+
+def quarantine(connection: Connection, job: Row, reason: str, now: float) -> bool:
+    """The input cannot be used; it stays in the spool with this reason."""
+    return _finish(connection, job, now, state=JobState.QUARANTINED, reason=reason, finished_at=now)
+
+
+def quarantine_unread(connection: Connection, job_id: int, reason: str, now: float) -> None:
+    """A lesion object that can be seen on arrival to be unusable (it names no image)."""
+    connection.execute(
+        update(jobs).where(jobs.c.id == job_id).values(state=JobState.QUARANTINED, reason=reason, finished_at=now)
+    )
+
+
+def try_again(connection: Connection, job: Row, reason: str, when: float) -> bool:
+    """Something of ours failed over this job: another attempt at `when`."""
+    return _finish(connection, job, when, state=JobState.READY, reason=reason, not_before=when)
+
+
+def _newest_reports(connection: Connection, job_id: int) -> Sequence[Row]:
+    """The newest outbox item of each kind; an older one was replaced by it, whatever became of it."""
+    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id))
+    return list({item.kind: item for item in items}.values())
+
+
+def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float) -> None:
+    """A running job turned out to need these instances as well: it waits for them."""
+    known = set(needed_by(connection, job.id))
+    new = [{"job_id": job.id, "sop_instance_uid": uid} for uid in uids if uid not in known]
+    if new:
+        connection.execute(insert(needs), new)
+    _finish(connection, job, now, state=JobState.WAITING, attempts=0, not_before=now)
+    promote(connection, [job.id], now)
+
+
+def settle(connection: Connection, job_id: int, now: float) -> None:
+    """After an outbox item ended: a sending job is done when its newest reports are stored, failed when one is refused."""
+    items = _newest_reports(connection, job_id)
+    if any(item.state == OutboxState.QUEUED for item in items):
+        return
+    refused = [item for item in items if item.state == OutboxState.FAILED]
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED]))
+        .values(
+            state=JobState.FAILED if refused else JobState.DONE,
+            reason=refused[0].reason if refused else None,
+            finished_at=now,
+        )
+    )
+
+
+def retry(connection: Connection, job_id: int, now: float) -> str:
+    """An operator asks for another attempt: quarantined work is read anew, a refused report is queued again.
+
+    Returns the job's new state; an unchanged state means that there was nothing to retry.
+    """
+    state = connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
+    if state == JobState.QUARANTINED:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job_id)
+            .values(state=JobState.WAITING, attempts=0, reason=None, finished_at=None, revision=jobs.c.revision + 1)
+        )
+        promote(connection, [job_id], now)
+    elif state == JobState.FAILED:
+        refused = [item.id for item in _newest_reports(connection, job_id) if item.state == OutboxState.FAILED]
+        connection.execute(
+            update(outbox)
+            .where(outbox.c.id.in_(refused))
+            .values(state=OutboxState.QUEUED, attempts=0, next_attempt_at=now, reason=None)
+        )
+        connection.execute(
+            update(jobs).where(jobs.c.id == job_id).values(state=JobState.SENDING, reason=None, finished_at=None)
+        )
+    return connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
+
+
+def forget_finished(
+    connection: Connection, before: float, states: Sequence[JobState], source_uid: str | None = None
+) -> list[str]:
+    """Remove jobs in these finished states that ended before `before`, with their outbox rows; returns the reports' paths."""
+    chosen = select(jobs.c.id).where(jobs.c.state.in_([str(state) for state in states]), jobs.c.finished_at < before)
+    if source_uid is not None:
+        chosen = chosen.where(jobs.c.source_uid == source_uid)
+    ids = list(connection.execute(chosen).scalars())
+    reports: list[str] = []
+    for start in range(0, len(ids), 500):
+        some = ids[start : start + 500]
+        reports += connection.execute(select(outbox.c.path).where(outbox.c.job_id.in_(some))).scalars()
+        connection.execute(delete(outbox).where(outbox.c.job_id.in_(some)))
+        connection.execute(delete(needs).where(needs.c.job_id.in_(some)))
+        connection.execute(delete(jobs).where(jobs.c.id.in_(some)))
+    return reports
+
+
+def waiting_for(connection: Connection, created_before: float, now: float, limit: int) -> Sequence[Row]:
+    """What jobs have waited for since before `created_before`: rows of (job_id, attempts, study_uid, sop_instance_uid).
+
+    `study_uid` is the lesion object's own study. Rows whose job was asked for already are due again at its `not_before`.
+    """
+    present = exists().where(
+        instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
+    )
+    source = instances.alias("source")
+    return connection.execute(
+        select(jobs.c.id.label("job_id"), jobs.c.attempts, source.c.study_uid, needs.c.sop_instance_uid)
+        .join(needs, needs.c.job_id == jobs.c.id)
+        .join(source, source.c.id == jobs.c.instance_id)
+        .where(
+            jobs.c.state == JobState.WAITING, jobs.c.created_at <= created_before, jobs.c.not_before <= now, ~present
+        )
+        .order_by(jobs.c.id)
+        .limit(limit)
+    ).all()
+
+
+def asked(connection: Connection, job_id: int, again_at: float, reason: str) -> None:
+    """The archive was asked for a waiting job's images; `reason` shows why it still waits, `again_at` when to ask next."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.WAITING)
+        .values(not_before=again_at, reason=reason, attempts=jobs.c.attempts + 1)
+    )
+
+
+def by_state(connection: Connection) -> dict[str, int]:
+    """The number of jobs in each state, every state named."""
+    counted = {
+        row.state: row.number
+        for row in connection.execute(select(jobs.c.state, func.count().label("number")).group_by(jobs.c.state))
+    }
+    return {state.value: counted.get(state.value, 0) for state in JobState}
+
+
+def needed_by(connection: Connection, job_id: int) -> list[str]:
+    return list(connection.execute(select(needs.c.sop_instance_uid).where(needs.c.job_id == job_id)).scalars())
+
+
+def unfinished(connection: Connection) -> int:
+    return connection.execute(
+        select(func.count()).select_from(jobs).where(jobs.c.state.in_([str(state) for state in UNFINISHED]))
+    ).scalar_one()
+
+
+def claimable(connection: Connection, now: float, in_flight: Sequence[int]) -> bool:
+    """Whether there is a ready job, or one that runs in the ledger but is not among `in_flight`."""
+    ready = (jobs.c.state == JobState.READY) & (jobs.c.not_before <= now)
+    stray = (jobs.c.state == JobState.RUNNING) & jobs.c.id.not_in(in_flight)
+    return connection.execute(select(exists().where(ready | stray))).scalar_one()
+
+
+def release(connection: Connection, in_flight: Sequence[int], now: float) -> int:
+    """Running jobs that nobody works on become ready again; returns how many."""
+    return connection.execute(
+        update(jobs)
+        .where(jobs.c.state == JobState.RUNNING, jobs.c.id.not_in(in_flight))
+        .values(state=JobState.READY, not_before=now)
+    ).rowcount

@@ -1,0 +1,157 @@
+"""The ledger's tables and the states that rows pass through. Migrations stand in `daemon/ledger/migrations`.
+
+Times are seconds since the epoch (UTC). Paths are relative to the spool directory. No column holds patient data.
+
+Instance:  current -> superseded (other content came under the same SOP Instance UID)
+Job:       waiting -> ready -> running -> sending -> done
+                                  |          `-> failed (the archive refuses the report for good)
+                                  |-> done (nothing to classify, or nothing new to report)
+                                  |-> ready (interrupted, or an input changed meanwhile)
+                                  `-> quarantined (input cannot be used; the reason says why)
+           any unfinished state -> superseded (the lesion object itself was replaced)
+           done, failed, quarantined -> ready (an image was replaced, or an operator retries)
+Outbox:    queued -> stored | failed;  failed -> queued (an operator retries)
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+UID = String(64)
+ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+
+
+class InstanceState(StrEnum):
+    CURRENT = "current"
+    SUPERSEDED = "superseded"
+
+
+class JobState(StrEnum):
+    WAITING = "waiting"
+    READY = "ready"
+    RUNNING = "running"
+    SENDING = "sending"
+    DONE = "done"
+    FAILED = "failed"
+    QUARANTINED = "quarantined"
+    SUPERSEDED = "superseded"
+
+
+class OutboxState(StrEnum):
+    QUEUED = "queued"
+    STORED = "stored"
+    FAILED = "failed"
+
+
+UNFINISHED = (JobState.WAITING, JobState.READY, JobState.RUNNING, JobState.SENDING)
+
+
+def _one_of(states: type[StrEnum]) -> CheckConstraint:
+    allowed = ", ".join(f"'{state}'" for state in states)
+    return CheckConstraint(f"state IN ({allowed})", name="state")
+
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", ROW_ID, primary_key=True, autoincrement=True),
+    Column("sop_instance_uid", UID, nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("study_uid", UID, nullable=False),
+    Column("series_uid", UID, nullable=False),
+    Column("transfer_syntax_uid", UID, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("calling_ae", String(16), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("times_received", Integer, nullable=False),
+    UniqueConstraint("sop_instance_uid", "digest"),
+    _one_of(InstanceState),
+)
+Index("ix_instances_received_at", instances.c.received_at)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", ROW_ID, primary_key=True, autoincrement=True),
+    Column("instance_id", ROW_ID, ForeignKey("instances.id"), nullable=False),
+    Column("source_uid", UID, nullable=False),
+    Column("bundle", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    # Raised whenever an input changes: work begun under an older revision is done again.
+    Column("revision", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("complete_at", Float),
+    Column("finished_at", Float),
+    Column("result", JSON),
+    UniqueConstraint("instance_id", "bundle"),
+    _one_of(JobState),
+)
+Index("ix_jobs_state_not_before", jobs.c.state, jobs.c.not_before)
+Index("ix_jobs_source_uid", jobs.c.source_uid)
+
+needs = Table(
+    "needs",
+    metadata,
+    Column("job_id", ROW_ID, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("sop_instance_uid", UID, primary_key=True),
+)
+Index("ix_needs_sop_instance_uid", needs.c.sop_instance_uid)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", ROW_ID, primary_key=True, autoincrement=True),
+    Column("job_id", ROW_ID, ForeignKey("jobs.id"), nullable=False),
+    Column("source_uid", UID, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("sop_instance_uid", UID, nullable=False, unique=True),
+    Column("study_uid", UID, nullable=False),
+    Column("series_uid", UID, nullable=False),
+    Column("transfer_syntax_uid", UID, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("status", Integer),
+    Column("reason", Text),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("stored_at", Float),
+    _one_of(OutboxState),
+)
+Index("ix_outbox_state_next_attempt_at", outbox.c.state, outbox.c.next_attempt_at)
+Index("ix_outbox_source_uid", outbox.c.source_uid)
+Index("ix_outbox_job_id", outbox.c.job_id)

@@ -1,0 +1,38 @@
+"""Any other report: regions selected from an image, wherever in the tree they stand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from daemon.lesions.mark import Mark, shape_of
+from daemon.lesions.measurement_sr import THREE_DIMENSIONAL, is_group, region_names
+from daemon.lesions.sr_tree import Node, Tree, described
+
+
+def other_marks(tree: Tree) -> list[Mark]:
+    """One mark for each item that holds SCOORDs outside of measurement groups; a SCOORD in a container stands alone."""
+    owners: dict[Node, list[Node]] = {}
+    for node in tree.root.descendants():
+        if node.value_type in ("SCOORD", "SCOORD3D") and not any(is_group(around) for around in node.ancestors()):
+            holder = node.parent
+            owners.setdefault(node if holder is None or holder.value_type == "CONTAINER" else holder, []).append(node)
+    # Several measurements of one region repeat it: the first stands for all.
+    first_of: dict[object, Mark] = {}
+    for owner, regions in owners.items():
+        mark = _mark(tree, owner, regions)
+        first_of.setdefault(mark.shapes or owner, mark)
+    return list(first_of.values())
+
+
+def _mark(tree: Tree, owner: Node, regions: list[Node]) -> Mark:
+    description = described(owner)
+    if owner.value and description.finding is None:
+        description = replace(description, finding=owner.value, labels=(owner.value, *description.labels))
+    scoords = [node for node in regions if node.value_type == "SCOORD"]
+    return Mark(
+        where=f"region at {owner.where}",
+        description=description,
+        shapes=tuple(shape_of(tree, scoord) for scoord in scoords),
+        codes=description.labels + region_names(scoords),
+        unusable=None if scoords else THREE_DIMENSIONAL,
+    )

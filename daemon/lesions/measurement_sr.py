@@ -1,0 +1,61 @@
+"""Measurement groups of TID 1500 reports that hold a region (TID 1410, 1411, 1501)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from daemon.lesion import Code
+from daemon.lesions.mark import Mark, shape_of
+from daemon.lesions.sr_tree import Node, Tree, described
+
+_MEASUREMENT_GROUP = ("125007", "DCM")
+THREE_DIMENSIONAL = (
+    "its region is given in a frame of reference in millimetres (SCOORD3D); expected one in image pixels (SCOORD)"
+)
+
+
+def is_group(node: Node) -> bool:
+    return node.value_type == "CONTAINER" and node.named(*_MEASUREMENT_GROUP)
+
+
+def measurement_marks(tree: Tree) -> list[Mark]:
+    """One mark per group with a region: an item of its own (highdicom), under a measurement (OHIF), or a segment."""
+    groups = (node for node in tree.root.descendants() if is_group(node))
+    return [mark for group in groups if (mark := _mark(tree, group))]
+
+
+def _mark(tree: Tree, group: Node) -> Mark | None:
+    below = list(_of_this_group(group))
+    scoords = [node for node in below if node.value_type == "SCOORD"]
+    references = [reference for node in below for reference in tree.references_under(node)]
+    segments = tuple(dict.fromkeys(reference for reference in references if reference.to_segmentation))
+    if scoords or segments:
+        unusable = None
+    elif any(node.value_type == "SCOORD3D" for node in below):
+        unusable = THREE_DIMENSIONAL
+    else:
+        return None
+    description = described(group)
+    return Mark(
+        where=f"measurement group at {group.where}",
+        description=description,
+        shapes=tuple(shape_of(tree, scoord) for scoord in scoords),
+        segments=segments,
+        source_images=tuple(reference for reference in references if not reference.to_segmentation),
+        codes=description.labels + region_names(scoords),
+        unusable=unusable,
+    )
+
+
+def region_names(scoords: list[Node]) -> tuple[Code, ...]:
+    """What the regions are called; a breast or pectoral muscle outline is told by that."""
+    return tuple(name for scoord in scoords if (name := scoord.name))
+
+
+def _of_this_group(group: Node) -> Iterator[Node]:
+    """The group and all below it, groups within it left out."""
+    waiting = [group]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting.extend(child for child in reversed(node.children) if not is_group(child))

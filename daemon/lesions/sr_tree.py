@@ -1,0 +1,170 @@
+"""The content tree of a structured report (PS3.3 C.17.3), walked without recursion and with a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from pydicom.dataset import Dataset
+
+from daemon.errors import LesionError
+from daemon.lesion import Code
+from daemon.lesions.reference import ImageReference, code_of, image_reference, items, numbers, same, uid_of
+
+MAX_ITEMS = 500_000
+MAX_DEPTH = 500  # templates reach ten
+_TRACKING_ID = ("112039", "DCM")
+_TRACKING_UID = ("112040", "DCM")
+_FINDING = ("121071", "DCM")
+_FINDING_CATEGORY = ("276214006", "SCT")
+_FINDING_SITE = ("363698007", "SCT")
+_LATERALITY = ("272741003", "SCT")
+_FREE_TEXT = "CORNERSTONEFREETEXT"  # OHIF's stand-in for a code where the reader typed words
+
+
+@dataclass(eq=False)
+class Node:
+    """One content item: `number` is its place among its siblings, from 1."""
+
+    item: Dataset
+    number: int = 1
+    parent: Node | None = None
+    children: list[Node] = field(default_factory=list)
+
+    @property
+    def value_type(self) -> str:
+        return str(self.item.get("ValueType") or "")
+
+    @property
+    def name(self) -> Code | None:
+        return code_of(self.item, "ConceptNameCodeSequence")
+
+    @property
+    def value(self) -> Code | None:
+        """The value of a CODE item."""
+        return code_of(self.item, "ConceptCodeSequence")
+
+    @property
+    def where(self) -> str:
+        """Its Referenced Content Item Identifier, for a message."""
+        path = [self.number, *(node.number for node in self.ancestors())]
+        return "content item " + ".".join(map(str, reversed(path)))
+
+    def named(self, value: str, scheme: str) -> bool:
+        return same(self.name, value, scheme)
+
+    def descendants(self) -> Iterator[Node]:
+        """This node and all below it, in document order."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(reversed(node.children))
+
+    def ancestors(self) -> Iterator[Node]:
+        """This node's parent, its parent's parent, up to the root."""
+        node = self.parent
+        while node is not None:
+            yield node
+            node = node.parent
+
+
+class Tree:
+    """The content tree of an SR data set.
+
+    Raises:
+        LesionError: more than `MAX_ITEMS` content items, or nested deeper than `MAX_DEPTH`.
+    """
+
+    def __init__(self, report: Dataset) -> None:
+        self.root = Node(report)
+        level, total, depth = [self.root], 1, 0
+        while level:
+            for node in level:
+                content = items(node.item, "ContentSequence")
+                node.children = [Node(item, number, node) for number, item in enumerate(content, start=1)]
+            level = [child for node in level for child in node.children]
+            total, depth = total + len(level), depth + 1
+            if total > MAX_ITEMS or depth > MAX_DEPTH:
+                raise LesionError(f"the report has {total} content items, {depth} deep; too many to be one")
+
+    def target(self, node: Node) -> Node:
+        """The node itself, or for a relationship by reference the node that it names (itself where there is none)."""
+        path = numbers(node.item, "ReferencedContentItemIdentifier")
+        if path[:1] != (1,):
+            return node
+        target = self.root
+        for number in path[1:]:
+            if not 1 <= number <= len(target.children):
+                return node
+            target = target.children[number - 1]
+        return target
+
+    def image_of(self, scoord: Node) -> ImageReference | None:
+        """The image a SCOORD is selected from, by value or by reference.
+
+        Where it names none: the one image that the nearest item around it names, as some writers have it.
+        """
+        for holder in (scoord, *scoord.ancestors()):
+            named = {
+                reference.sop_instance_uid: reference
+                for reference in self.references_under(holder)
+                if not reference.to_segmentation
+            }
+            if named:
+                return next(iter(named.values())) if len(named) == 1 else None
+        return None
+
+    def references_under(self, node: Node) -> list[ImageReference]:
+        """What the IMAGE children of a node name, by value or by reference, segmentations included."""
+        return [
+            reference
+            for child in node.children
+            if (target := self.target(child)).value_type == "IMAGE"
+            for item in items(target.item, "ReferencedSOPSequence")[:1]
+            if (reference := image_reference(item))
+        ]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a report says of a marked place besides its geometry."""
+
+    tracking_id: str | None = None
+    tracking_uid: str | None = None
+    finding: Code | None = None
+    finding_site: Code | None = None
+    laterality: Code | None = None
+    labels: tuple[Code, ...] = ()
+
+
+def described(owner: Node) -> Description:
+    """Tracking, finding, site and laterality from the children of a measurement group (TID 1410) or finding."""
+    texts: dict[tuple[str, str], str] = {}
+    codes: dict[tuple[str, str], Code] = {}
+    labels = []
+    for child in owner.children:
+        if child.named(*_TRACKING_ID) and child.item.get("TextValue"):
+            texts.setdefault(_TRACKING_ID, str(child.item.TextValue))
+        if child.named(*_TRACKING_UID) and (uid := uid_of(child.item, "UID")):
+            texts.setdefault(_TRACKING_UID, uid)
+        value = child.value
+        if value is None or value.value == _FREE_TEXT:
+            continue
+        for concept in (_FINDING, _FINDING_CATEGORY, _FINDING_SITE, _LATERALITY):
+            if child.named(*concept):
+                codes.setdefault(concept, value)
+        if child.named(*_FINDING) or child.named(*_FINDING_CATEGORY):
+            labels.append(value)
+        if child.named(*_FINDING_SITE):
+            for modifier in child.children:
+                if modifier.named(*_LATERALITY) and modifier.value:
+                    codes.setdefault(_LATERALITY, modifier.value)
+    return Description(
+        texts.get(_TRACKING_ID),
+        texts.get(_TRACKING_UID),
+        codes.get(_FINDING),
+        codes.get(_FINDING_SITE),
+        codes.get(_LATERALITY),
+        tuple(labels),
+    )

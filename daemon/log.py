@@ -1,0 +1,71 @@
+"""Logging: structlog events, one line each; a console renderer on a terminal, JSON lines elsewhere.
+
+What libraries log goes through the same formatter. Warnings of pydicom quote values of data sets, which may be the patient's:
+of those only the kind and the place are kept (invariant 6).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from pynetdicom import _config as pynetdicom_config
+
+from config.settings import Log
+
+# Libraries whose messages quote what they read.
+QUOTING = ("pydicom", "highdicom", "pynetdicom", "py.warnings", "PIL")
+
+
+def configure(settings: Log, stream: TextIO | None = None) -> None:
+    """Set up logging for this process; call once, before anything logs."""
+    stream = stream or sys.stderr
+    console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=stream.isatty()) if console else structlog.processors.JSONRenderer()
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, _scrub_foreign],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.level.upper())
+    for name in ("pynetdicom", "highdicom", "alembic", "apscheduler", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    pynetdicom_config.LOG_REQUEST_IDENTIFIERS = False
+    pynetdicom_config.LOG_RESPONSE_IDENTIFIERS = False
+    pynetdicom_config.LOG_HANDLER_LEVEL = "none"
+    logging.captureWarnings(True)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _scrub_foreign(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace the message of a library that quotes values by where it came from."""
+    record: logging.LogRecord | None = event.get("_record")
+    if record is not None and record.name.split(".")[0] in {name.split(".")[0] for name in QUOTING}:
+        event["event"] = f"{record.name} {record.levelname.lower()} at {record.filename}:{record.lineno}"
+        event.pop("exc_info", None)
+    return event

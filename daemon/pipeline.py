@@ -1,0 +1,201 @@
+"""From a lesion object and its images to predictions and reports; no ledger, no network, no spool."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+
+from daemon.classifier import Classifier
+from daemon.decode import DecoderPool
+from daemon.errors import LesionError
+from daemon.lesion import Lesion, LesionReading
+from daemon.lesions import lesion_references, read_lesions
+from daemon.reports.facts import Algorithm, Result
+from daemon.reports.tid1500 import Predecessor, build_report
+from daemon.uids import report_series_uid, report_uid
+from model.cut import Cut
+from model.roi import Roi
+
+CLASSIFY_LIMIT_S = 600
+
+# What a report copies from the image: a correction there is worth a new report.
+IDENTITY_KEYWORDS = (
+    "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What one job reads: the lesion object whole, the headers of its images, and where each image's file lies."""
+
+    source: Dataset
+    images: Mapping[str, Dataset]
+    image_paths: Mapping[str, Path]
+    segmentations: Mapping[str, Dataset]
+
+    @property
+    def source_uid(self) -> str:
+        return str(self.source.SOPInstanceUID)
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """One lesion object, read and classified. `digest` is the sha256 of all that was read (see `reading_digest`)."""
+
+    reading: LesionReading
+    results: tuple[Result, ...]
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """One report of kind `kind`; its SOP Instance UID is derived, so the same work done twice gives the same one."""
+
+    kind: str
+    sop_instance_uid: str
+    report: Dataset
+
+
+class MissingInstances(LesionError):
+    """The lesion object needs instances that are not here; `uids` are their SOP Instance UIDs."""
+
+    def __init__(self, uids: Collection[str]) -> None:
+        super().__init__(f"it names instances that are not here: {', '.join(uids)}; send them too")
+        self.uids = tuple(uids)
+
+
+def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inputs:
+    """Read a lesion object and what it names; `path_of` gives the file of a SOP Instance UID, None where it is not here.
+
+    A report may name a segmentation only, which names the images: so what is missing may show in two steps.
+
+    Raises:
+        MissingInstances: something it names is not here.
+        LesionError: the object marks no lesion, or names no image.
+    """
+    source = dcmread(source_path)
+    references = lesion_references(source)
+    if references is None:
+        raise LesionError("the object marks no lesion; expected a SEG, or an SR with a region on an image")
+    segmentation_paths = _here(references.segmentation_uids, path_of)
+    segmentations = {uid: dcmread(path) for uid, path in segmentation_paths.items()}
+    image_uids = [*references.image_uids]
+    for segmentation in segmentations.values():
+        named = lesion_references(segmentation)
+        image_uids += named.image_uids if named else ()
+    image_paths = _here(image_uids, path_of)
+    return Inputs(
+        source=source,
+        images={uid: dcmread(path, stop_before_pixels=True) for uid, path in image_paths.items()},
+        image_paths=image_paths,
+        segmentations=segmentations,
+    )
+
+
+def _here(uids: Sequence[str], path_of: Callable[[str], Path | None]) -> dict[str, Path]:
+    paths = {uid: path_of(uid) for uid in dict.fromkeys(uids)}
+    missing = [uid for uid, path in paths.items() if path is None]
+    if missing:
+        raise MissingInstances(missing)
+    return {uid: path for uid, path in paths.items() if path is not None}
+
+
+class Pipeline:
+    """Decoders and classifier in a row, under one bundle. Thread-safe; holds no state."""
+
+    def __init__(self, decoders: DecoderPool, classifier: Classifier, algorithm: Algorithm, bundle: str) -> None:
+        self._decoders = decoders
+        self._classifier = classifier
+        self._algorithm = algorithm
+        self._bundle = bundle
+
+    def classify(self, inputs: Inputs, not_lesions: Collection[str]) -> Classified:
+        """Read the lesions, cut and classify each.
+
+        Raises:
+            LesionError: the lesion object cannot be used.
+            ImageError: an image cannot be decoded or cut.
+        """
+        reading = read_lesions(inputs.source, inputs.images, inputs.segmentations, not_lesions)
+        rois = self._cut(inputs.image_paths, reading.lesions)
+        futures = [self._classifier.submit(roi.pixels) for roi in rois]
+        results = tuple(
+            Result(lesion, future.result(CLASSIFY_LIMIT_S), roi.box, roi.padded, roi.mm_per_pixel, roi.spacing_assumed)
+            for lesion, roi, future in zip(reading.lesions, rois, futures, strict=True)
+        )
+        return Classified(reading, results, reading_digest(reading, rois, inputs.images))
+
+    def _cut(self, image_paths: Mapping[str, Path], lesions: Sequence[Lesion]) -> list[Roi]:
+        """One ROI per lesion, in order; each image is decoded once."""
+        rois: dict[int, Roi] = {}
+        for image_uid in dict.fromkeys(lesion.image_uid for lesion in lesions):
+            chosen = [index for index, lesion in enumerate(lesions) if lesion.image_uid == image_uid]
+            cuts = [Cut(lesions[index].frame, lesions[index].outline) for index in chosen]
+            rois.update(zip(chosen, self._decoders.cut(image_paths[image_uid], cuts), strict=True))
+        return [rois[index] for index in range(len(lesions))]
+
+    def write(
+        self,
+        inputs: Inputs,
+        classified: Classified,
+        kinds: Sequence[str],
+        predecessor_of: Callable[[str, str], Predecessor | None],
+    ) -> list[Written]:
+        """The reports on a classified lesion object, one of each kind.
+
+        `predecessor_of(kind, sop_instance_uid)` names the report that the new one replaces, if any.
+
+        Raises:
+            ReportError: the images do not give what a report needs.
+        """
+        written = []
+        for kind in kinds:
+            identity = (inputs.source_uid, classified.digest, self._bundle, kind)
+            uid = report_uid(*identity)
+            report = build_report(
+                inputs.source,
+                inputs.images,
+                classified.results,
+                self._algorithm,
+                sop_instance_uid=uid,
+                series_instance_uid=report_series_uid(*identity),
+                written_at=datetime.now(UTC),
+                predecessor=predecessor_of(kind, uid),
+                left_out=classified.reading.left_out,
+            )
+            written.append(Written(kind, uid, report))
+        return written
+
+
+def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[str, Dataset]) -> str:
+    """Sha256 of all that was read: the same objects in another encoding give the same digest, so the same report UID."""
+    read = {
+        "lesions": [_lesion_facts(lesion) for lesion in reading.lesions],
+        "left_out": [asdict(left_out) for left_out in reading.left_out],
+        "rois": [hashlib.sha256(roi.pixels.tobytes()).hexdigest() for roi in rois],
+        "identity": {
+            uid: [str(header.get(keyword, "")) for keyword in IDENTITY_KEYWORDS] for uid, header in images.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
+
+
+def _lesion_facts(lesion: Lesion) -> list[Any]:
+    codes = (lesion.finding, lesion.finding_site, lesion.laterality, *lesion.labels)
+    return [
+        lesion.image_uid,
+        lesion.frame,
+        lesion.region.graphic_type,
+        lesion.region.points.round(3).tolist(),
+        lesion.tracking_id,
+        lesion.tracking_uid,
+        *(code and [code.value, code.scheme] for code in codes),
+    ]

@@ -1,0 +1,34 @@
+"""How mammod's reports say that they are mammod's, and how they are recognised when they come back."""
+
+from __future__ import annotations
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, Comprehensive3DSRStorage
+
+from config import __version__
+from daemon.uids import derive_uid
+
+MANUFACTURER = "mammod (research software)"
+MODEL_NAME = "mammod"
+IMPLEMENTATION_CLASS_UID = UID(derive_uid("implementation"))
+IMPLEMENTATION_VERSION_NAME = f"MAMMOD_{__version__}"[:16]
+
+REPORT_CLASSES = frozenset({Comprehensive3DSRStorage})
+
+
+def is_own_report(dataset: Dataset) -> bool:
+    """Whether `dataset` (its header is enough) is a report that some mammod wrote.
+
+    Looks at SOP Class UID, Manufacturer and Manufacturer's Model Name only: an archive that changes the patient, the
+    study or the UIDs of what it forwards does not hide a report. An object that another program derived from a report
+    carries that program's name there and is not taken for one.
+    """
+    return (
+        dataset.get("SOPClassUID") in REPORT_CLASSES
+        and _text(dataset, "Manufacturer") == MANUFACTURER
+        and _text(dataset, "ManufacturerModelName") == MODEL_NAME
+    )
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip()

@@ -1,0 +1,208 @@
+"""What a report takes from the header of an image: patient and study as they are, and facts for the image library.
+
+Ordinary mammograms lack attributes or hold odd values; each reader here answers None where the header does not say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
+
+from daemon.lesion import Code
+
+# Of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1), and what is needed to read them.
+_PATIENT_AND_STUDY = (
+    "SpecificCharacterSet",
+    "TimezoneOffsetFromUTC",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "IssuerOfAccessionNumberSequence",
+    "StudyDescription",
+    "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+)
+
+LEFT = Code("7771000", "SCT", "Left")
+RIGHT = Code("24028007", "SCT", "Right")
+BOTH = Code("51440002", "SCT", "Right and left")
+_LATERALITIES = {"L": LEFT, "R": RIGHT, "B": BOTH}
+
+# The modalities of projection radiography in CID 29.
+_MODALITIES = {
+    "MG": Code("MG", "DCM", "Mammography"),
+    "CR": Code("CR", "DCM", "Computed Radiography"),
+    "DX": Code("DX", "DCM", "Digital Radiography"),
+    "RG": Code("RG", "DCM", "Radiographic imaging"),
+}
+
+# View Position (PS3.3 C.8.11.7) as codes of CID 4014.
+_VIEWS = {
+    "CC": Code("399162004", "SCT", "cranio-caudal"),
+    "MLO": Code("399368009", "SCT", "medio-lateral oblique"),
+    "ML": Code("399260004", "SCT", "medio-lateral"),
+    "LM": Code("399352003", "SCT", "latero-medial"),
+    "LMO": Code("399099002", "SCT", "latero-medial oblique"),
+    "FB": Code("399196006", "SCT", "caudo-cranial (from below)"),
+    "SIO": Code("399188001", "SCT", "superolateral to inferomedial oblique"),
+    "ISO": Code("441555000", "SCT", "inferomedial to superolateral oblique"),
+    "XCCL": Code("399192008", "SCT", "cranio-caudal exaggerated laterally"),
+    "XCCM": Code("399101009", "SCT", "cranio-caudal exaggerated medially"),
+}
+
+
+def patient_and_study(image: Dataset) -> Dataset:
+    """The patient and study attributes of `image`, byte for byte where they were not decoded yet."""
+    copy = Dataset()
+    for keyword in _PATIENT_AND_STUDY:
+        tag = Tag(keyword)
+        if tag in image:
+            copy[tag] = _element(image, tag)
+    return copy
+
+
+def _element(image: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
+    element = image.get_item(tag)
+    vr = dictionary_VR(tag)
+    if not isinstance(element, RawDataElement) or vr == "SQ":
+        return deepcopy(image[tag])
+    value = element.value or b""
+    value += b" " * (len(value) % 2)
+    return element._replace(VR=vr, value=value, length=len(value))
+
+
+def patient_key(image: Dataset) -> tuple[str, str]:
+    """Patient ID and its issuer without insignificant spaces, to compare patients; never to be shown or logged."""
+    copy = patient_and_study(image)
+    return str(copy.get("PatientID") or "").strip(), str(copy.get("IssuerOfPatientID") or "").strip()
+
+
+def laterality(image: Dataset) -> Code | None:
+    """Left, right or both, from Image Laterality, else Laterality, else the frame anatomy of an enhanced image."""
+    frame_anatomy = _first(_first(image, "SharedFunctionalGroupsSequence"), "FrameAnatomySequence")
+    for header, keyword in ((image, "ImageLaterality"), (image, "Laterality"), (frame_anatomy, "FrameLaterality")):
+        code = _LATERALITIES.get(_single(header, keyword))
+        if code is not None:
+            return code
+    return None
+
+
+def shows_breast(image: Dataset) -> bool:
+    """Whether the header says that the image is of a breast."""
+    return _single(image, "Modality") == "MG" or _single(image, "BodyPartExamined") == "BREAST"
+
+
+def view(image: Dataset) -> Code | None:
+    """The view (CID 4014), from the View Code Sequence, else from View Position.
+
+    Digitised films of CBIS-DDSM hold it as the one value of Patient Orientation, where no orientation can be meant.
+    """
+    code = coded(_first(image, "ViewCodeSequence"))
+    return code or _VIEWS.get(_single(image, "ViewPosition")) or _VIEWS.get(_single(image, "PatientOrientation"))
+
+
+def view_modifiers(image: Dataset) -> list[Code]:
+    """The view modifiers (CID 4015) of the View Code Sequence."""
+    codes = (coded(item) for item in _items(_first(image, "ViewCodeSequence"), "ViewModifierCodeSequence"))
+    return [code for code in codes if code is not None]
+
+
+def orientation(image: Dataset) -> tuple[str, str] | None:
+    """Patient Orientation (row direction, column direction) where the header gives both."""
+    value = _value(image, "PatientOrientation")
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        return None
+    row, column = str(value[0]).strip(), str(value[1]).strip()
+    return (row, column) if row and column else None
+
+
+def pixel_spacing(image: Dataset) -> tuple[float, float] | None:
+    """Millimetres between rows and between columns, as the header gives them; which plane they hold for is not said."""
+    shared = _first(_first(image, "SharedFunctionalGroupsSequence"), "PixelMeasuresSequence")
+    for header, keyword in (
+        (image, "PixelSpacing"),
+        (shared, "PixelSpacing"),
+        (image, "ImagerPixelSpacing"),
+        (image, "NominalScannedPixelSpacing"),
+    ):
+        value = _value(header, keyword)
+        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+            continue
+        vertical, horizontal = (_number(part) for part in value)
+        if vertical and horizontal:
+            return vertical, horizontal
+    return None
+
+
+def size(image: Dataset) -> tuple[int, int] | None:
+    """Rows and columns."""
+    rows, columns = _value(image, "Rows"), _value(image, "Columns")
+    return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
+
+
+def frames(image: Dataset) -> int:
+    """Number of frames; 1 where the header does not say."""
+    return int(_number(_value(image, "NumberOfFrames")) or 1)
+
+
+def modality(image: Dataset) -> Code | None:
+    """The modality, where it is one of projection radiography."""
+    return _MODALITIES.get(_single(image, "Modality"))
+
+
+def procedures(image: Dataset) -> list[Code]:
+    """The codes of the imaging procedure (Procedure Code Sequence), none where the header gives none."""
+    codes = (coded(item) for item in _items(image, "ProcedureCodeSequence"))
+    return [code for code in codes if code is not None]
+
+
+def coded(item: Dataset | None) -> Code | None:
+    """A code sequence item, None where value, scheme or meaning is missing."""
+    value = next((v for k in ("CodeValue", "LongCodeValue", "URNCodeValue") if (v := _value(item, k))), None)
+    scheme, meaning = _value(item, "CodingSchemeDesignator"), _value(item, "CodeMeaning")
+    return Code(str(value), str(scheme), str(meaning)) if value and scheme and meaning else None
+
+
+def _value(header: Dataset | None, keyword: str) -> Any:
+    try:
+        return None if header is None else header.get(keyword)
+    except Exception:  # pydicom raises many kinds; an optional attribute that cannot be read says nothing
+        return None
+
+
+def _items(header: Dataset | None, keyword: str) -> list[Dataset]:
+    return list(_value(header, keyword) or [])
+
+
+def _first(header: Dataset | None, keyword: str) -> Dataset | None:
+    return next(iter(_items(header, keyword)), None)
+
+
+def _single(header: Dataset | None, keyword: str) -> str:
+    value = _value(header, keyword)
+    return value.strip().upper() if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float | None:
+    """A finite number above zero, else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) and number > 0 else None

@@ -1,0 +1,391 @@
+"""The report as Comprehensive 3D SR with the Measurement Report template (PS3.16 TID 1500), one per lesion object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+import highdicom as hd
+import numpy as np
+from pydicom.charset import convert_encodings
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as Concept
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.valuerep import DA, DT, TM
+
+from config import __version__
+from daemon.errors import ReportError
+from daemon.lesion import LeftOut, Lesion
+from daemon.reports import image_header
+from daemon.reports.facts import Algorithm, Result, lesion_statements, report_statements
+from daemon.reports.identity import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    MANUFACTURER,
+    MODEL_NAME,
+)
+from daemon.reports.text import Text
+from daemon.uids import derive_uid, tracking_uid, valid_uid
+
+LESION = Concept("52988006", "SCT", "Lesion")
+BREAST = Concept("76752008", "SCT", "Breast")
+MAMMOGRAPHY = Concept("71651007", "SCT", "Mammography")
+PROBABILITY_OF_CANCER = Concept("111047", "DCM", "Probability of cancer")
+PERCENT = Concept("%", "UCUM", "Percent")
+INTERPRETATION = Concept("363713009", "SCT", "Has interpretation")
+MALIGNANT = Concept("21594007", "SCT", "Malignant")
+BENIGN = Concept("30807003", "SCT", "Benign")
+BOUNDED_BY = Concept("75958009", "SCT", "Bounded by")
+COMMENT = Concept("121106", "DCM", "Comment")
+SOURCE = Concept("260753009", "SCT", "Source")
+SOURCE_REPORT = Concept("128225", "DCM", "Source report")
+SEGMENTATION = Concept("113076", "DCM", "Segmentation")
+PROCESSING_EQUIPMENT = Concept("109102", "DCM", "Processing Equipment")
+MILLIMETER = Concept("mm", "UCUM", "millimeter")
+PIXELS = Concept("{pixels}", "UCUM", "Pixels")
+
+SERIES_NUMBER = 9147  # type 1 in the SR series; far from the numbers that modalities give
+DESCRIPTION = "RESEARCH ONLY: probability of cancer of marked lesions"
+DESCRIPTION_UNTRAINED = "RESEARCH ONLY: UNTRAINED MODEL, result is meaningless"
+
+LABELMAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0 has no name for it
+
+Predecessor = tuple[str, str, str, str]
+"""SOP Class, SOP Instance, Series Instance and Study Instance UID of the report that a new one replaces."""
+
+
+def build_report(
+    source: Dataset,
+    images: Mapping[str, Dataset],
+    results: Sequence[Result],
+    algorithm: Algorithm,
+    *,
+    sop_instance_uid: str,
+    series_instance_uid: str,
+    written_at: datetime,
+    predecessor: Predecessor | None = None,
+    left_out: Sequence[LeftOut] = (),
+) -> Dataset:
+    """The report on all lesions of one lesion object; the same arguments give the same bytes.
+
+    Args:
+        source: the SEG or SR that marks the lesions (its header is enough).
+        images: by SOP Instance UID, at least every image that a lesion lies on. Headers are enough, best as just read
+            from a file: attributes that were not decoded yet are copied byte for byte.
+        results: one per lesion, in the order of the report; at least one.
+        written_at: when the report was made; with a time zone it is told in that of the image, where the image has one.
+        predecessor: the report that this one replaces, for Predecessor Documents Sequence.
+        left_out: what the lesion object holds and was not classified; the report says so.
+
+    Returns:
+        A data set with file meta information, Explicit VR Little Endian; write it with
+        `save_as(path, enforce_file_format=True)`.
+
+    Raises:
+        ReportError: no lesion, a lesion on an image or frame that is not there, images of different patients, or a
+            region that its graphic type does not allow (PS3.3 C.18.6.1.2).
+    """
+    shown = _shown_images(images, results)
+    home = _home(source, shown)
+    header = image_header.patient_and_study(home)
+    text = Text.encodable_with(header)
+    written_at = _in_zone_of(written_at, header)
+    report = hd.sr.Comprehensive3DSR(
+        evidence=[_reference(instance) for instance in (home, *shown.values(), source)],
+        content=_content(source, home, shown, results, algorithm, left_out, text),
+        series_instance_uid=series_instance_uid,
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=sop_instance_uid,
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions=__version__,
+        series_description=DESCRIPTION if algorithm.trained else DESCRIPTION_UNTRAINED,
+        content_qualification="RESEARCH",
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        content_date=written_at.date(),
+        content_time=written_at.time(),
+        series_date=written_at.date(),
+        series_time=written_at.time(),
+        previous_versions=None if predecessor is None else [_predecessor(predecessor)],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    report.InstanceCreationDate = DA(written_at.date())
+    report.InstanceCreationTime = TM(written_at.time())
+    report.ContributingEquipmentSequence = [_equipment(algorithm, written_at, text)]
+    report.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    report.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    _put_header(report, header)
+    return report
+
+
+def _shown_images(images: Mapping[str, Dataset], results: Sequence[Result]) -> dict[str, Dataset]:
+    """The images that lesions lie on, in the order of the report."""
+    if not results:
+        raise ReportError("there is no lesion to report on; a report needs at least one result")
+    shown: dict[str, Dataset] = {}
+    for lesion in (result.lesion for result in results):
+        uid = lesion.image_uid
+        if uid not in images:
+            raise ReportError(f"a lesion lies on image {uid}, which was not given; give every image with a lesion")
+        shown[uid] = images[uid]
+        if not 1 <= lesion.frame <= image_header.frames(images[uid]):
+            raise ReportError(f"a lesion lies on frame {lesion.frame} of image {uid}, which has no such frame")
+    ids, issuers = zip(*map(image_header.patient_key, shown.values()), strict=True)
+    if len(set(ids)) > 1 or len({issuer for issuer in issuers if issuer}) > 1:
+        raise ReportError("the lesions lie on images of different patients; a report is of one patient")
+    return shown
+
+
+def _home(source: Dataset, shown: Mapping[str, Dataset]) -> Dataset:
+    """The image whose patient and study the report takes: the first of the source's own study, else the first."""
+    in_study = (image for image in shown.values() if image.get("StudyInstanceUID") == source.get("StudyInstanceUID"))
+    return next(in_study, next(iter(shown.values())))
+
+
+def _in_zone_of(written_at: datetime, header: Dataset) -> datetime:
+    """`written_at` in the image's Timezone Offset From UTC, which the report copies and which rules all its times."""
+    offset = str(header.get("TimezoneOffsetFromUTC") or "").strip()
+    try:
+        zone = datetime.strptime(offset, "%z").tzinfo
+    except ValueError:
+        return written_at
+    return written_at if written_at.tzinfo is None else written_at.astimezone(zone)
+
+
+def _reference(instance: Dataset) -> Dataset:
+    """What highdicom needs of `instance` for the evidence, with an empty patient where type 2 asks for one."""
+    reference = Dataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+        if not instance.get(keyword):
+            raise ReportError(f"an image or lesion object has no {keyword}; without it no report can refer to it")
+        setattr(reference, keyword, instance.get(keyword))
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
+        setattr(reference, keyword, "")
+    reference.StudyDate = reference.StudyTime = ""
+    return reference
+
+
+def _predecessor(predecessor: Predecessor) -> Dataset:
+    reference = Dataset()
+    reference.SOPClassUID, reference.SOPInstanceUID = predecessor[:2]
+    reference.SeriesInstanceUID, reference.StudyInstanceUID = predecessor[2:]
+    return reference
+
+
+def _equipment(algorithm: Algorithm, written_at: datetime, text: Text) -> Dataset:
+    """The bundle as contributing equipment (PS3.3 C.12.1.5); its Device UID changes with every retraining."""
+    equipment: Dataset = hd.ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=PROCESSING_EQUIPMENT,
+        manufacturer_model_name=text(algorithm.name)[:64],
+        software_versions=text(algorithm.version)[:64],
+        contribution_datetime=DT(written_at),
+        contribution_description="Classification of marked lesions. Research use only."
+        + ("" if algorithm.trained else " The model is untrained."),
+    )
+    equipment.DeviceUID = algorithm.device_uid
+    return equipment
+
+
+def _put_header(report: Dataset, header: Dataset) -> None:
+    """Put the image's patient and study into `report` so that writing it copies what was never decoded as it is."""
+    for tag in header.keys():  # noqa: SIM118 - iterating a Dataset itself would decode its elements
+        report[tag] = header.get_item(tag)
+    declared = report.get("SpecificCharacterSet")
+    report.set_original_encoding(False, True, convert_encodings(declared) if declared else None)
+
+
+def _content(
+    source: Dataset,
+    home: Dataset,
+    shown: Mapping[str, Dataset],
+    results: Sequence[Result],
+    algorithm: Algorithm,
+    left_out: Sequence[LeftOut],
+    text: Text,
+) -> hd.sr.MeasurementReport:
+    """The content tree: TID 1500 with what a reader must know before the image library and the measurements."""
+    observer = hd.sr.DeviceObserverIdentifyingAttributes(
+        uid=algorithm.device_uid, name=MODEL_NAME, manufacturer_name=MANUFACTURER, model_name=text(algorithm.name)
+    )
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(
+            observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, observer)
+        ),
+        procedure_reported=text.concepts(image_header.procedures(home)) or MAMMOGRAPHY,
+        imaging_measurements=[
+            _group(result, tracking, shown[result.lesion.image_uid], algorithm, text)
+            for result, tracking in zip(results, _tracking(results, text), strict=True)
+        ],
+    )
+    items = content[0].ContentSequence
+    for item in (
+        *(_comment(statement, text) for statement in report_statements(algorithm, left_out)),
+        _source_item(source),
+        _image_library(shown.values(), text),
+    ):
+        items.insert(len(items) - 1, item)  # the measurements stay last
+    return content
+
+
+def _comment(statement: str, text: Text) -> hd.sr.TextContentItem:
+    return hd.sr.TextContentItem(COMMENT, text(statement), relationship_type="CONTAINS")
+
+
+def _source_item(source: Dataset) -> hd.sr.ContentItem:
+    """The reference to the lesion object: a segmentation counts as an image, an SR does not (PS3.3 C.17.3)."""
+    reference = source.SOPClassUID, source.SOPInstanceUID
+    if source.SOPClassUID in (SegmentationStorage, LABELMAP_SEGMENTATION_STORAGE):
+        return hd.sr.ImageContentItem(SEGMENTATION, *reference, relationship_type="CONTAINS")
+    return hd.sr.CompositeContentItem(SOURCE_REPORT, *reference, relationship_type="CONTAINS")
+
+
+def _image_library(images: Iterable[Dataset], text: Text) -> hd.sr.ContainerContentItem:
+    """The image library (TID 1600), with only those descriptors that a header gives; OHIF needs the library itself."""
+    group = hd.sr.ContainerContentItem(codes.DCM.ImageLibraryGroup, relationship_type="CONTAINS")
+    group.ContentSequence = hd.sr.ContentSequence([_library_entry(image, text) for image in images])
+    library = hd.sr.ContainerContentItem(codes.DCM.ImageLibrary, relationship_type="CONTAINS")
+    library.ContentSequence = hd.sr.ContentSequence([group])
+    return library
+
+
+def _library_entry(image: Dataset, text: Text) -> hd.sr.ImageContentItem:
+    """One image with its descriptors (TID 1602 and 1603)."""
+    context = "HAS ACQ CONTEXT"
+    descriptors: list[hd.sr.ContentItem] = []
+    if (modality := text.concept(image_header.modality(image))) is not None:
+        descriptors.append(hd.sr.CodeContentItem(codes.DCM.Modality, modality, context))
+    if (side := text.concept(image_header.laterality(image))) is not None:
+        descriptors.append(hd.sr.CodeContentItem(codes.DCM.ImageLaterality, side, context))
+    if (view := text.concept(image_header.view(image))) is not None:
+        item = hd.sr.CodeContentItem(codes.DCM.ImageView, view, context)
+        modifiers = text.concepts(image_header.view_modifiers(image))
+        if modifiers:
+            item.ContentSequence = hd.sr.ContentSequence(
+                [hd.sr.CodeContentItem(codes.DCM.ImageViewModifier, each, "HAS CONCEPT MOD") for each in modifiers]
+            )
+        descriptors.append(item)
+    if (size := image_header.size(image)) is not None:
+        for name, number in zip((codes.DCM.PixelDataRows, codes.DCM.PixelDataColumns), size, strict=True):
+            descriptors.append(hd.sr.NumContentItem(name, number, PIXELS, relationship_type=context))
+    if (directions := image_header.orientation(image)) is not None:
+        names = codes.DCM.PatientOrientationRow, codes.DCM.PatientOrientationColumn
+        for name, direction in zip(names, directions, strict=True):
+            descriptors.append(hd.sr.TextContentItem(name, text(direction), context))
+    if (spacing := image_header.pixel_spacing(image)) is not None:
+        names = codes.DCM.VerticalPixelSpacing, codes.DCM.HorizontalPixelSpacing
+        for name, millimetres in zip(names, spacing, strict=True):
+            descriptors.append(hd.sr.NumContentItem(name, millimetres, MILLIMETER, relationship_type=context))
+    entry = hd.sr.ImageContentItem(SOURCE, image.SOPClassUID, image.SOPInstanceUID, relationship_type="CONTAINS")
+    if descriptors:
+        entry.ContentSequence = hd.sr.ContentSequence(descriptors)
+    return entry
+
+
+def _tracking(results: Sequence[Result], text: Text) -> list[hd.sr.TrackingIdentifier]:
+    """One tracking identifier per lesion, unique in the report: viewers merge groups that share a tracking UID.
+
+    A UID that several lesions share (components of one segment) stands for none of them alone: each then gets a UID of
+    its own, derived from it.
+    """
+    lesions = [result.lesion for result in results]
+    sharing_uid = Counter(lesion.tracking_uid for lesion in lesions)
+    sharing_name = Counter(lesion.tracking_id for lesion in lesions)
+    seen: Counter[str] = Counter()
+    tracking = []
+    for number, lesion in enumerate(lesions, start=1):
+        name, uid = lesion.tracking_id, lesion.tracking_uid
+        if not name:
+            name = f"Lesion {number}"
+        elif sharing_name[name] > 1:
+            seen[name] += 1
+            name = f"{name} ({seen[name]} of {sharing_name[name]})"
+        if not uid:
+            uid = tracking_uid(lesion.source_uid, number)
+        elif sharing_uid[uid] > 1 or not valid_uid(uid):
+            uid = derive_uid("tracking", lesion.source_uid, uid, str(number))
+        tracking.append(hd.sr.TrackingIdentifier(uid=uid, identifier=text(name) or f"Lesion {number}"))
+    return tracking
+
+
+def _group(
+    result: Result, tracking: hd.sr.TrackingIdentifier, image: Dataset, algorithm: Algorithm, text: Text
+) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations:
+    """The measurement group of one lesion: TID 1410, or TID 1501 where the region is a MULTIPOINT.
+
+    TID 1410 forbids a MULTIPOINT as image region; there the probability is inferred from the points (TID 320).
+    """
+    lesion, prediction = result.lesion, result.prediction
+    if not 0 <= prediction.probability <= 1:
+        raise ReportError(f"the predicted probability is {prediction.probability}; it must lie in 0..1")
+    region = _region(lesion, image)
+    scattered = isinstance(region, hd.sr.CoordinatesForMeasurement)
+    probability = hd.sr.Measurement(
+        name=PROBABILITY_OF_CANCER,
+        value=round(100 * float(prediction.probability), 2),
+        unit=PERCENT,
+        referenced_coordinates=[region] if scattered else None,
+    )
+    interpretation = hd.sr.QualitativeEvaluation(INTERPRETATION, MALIGNANT if prediction.malignant else BENIGN)
+    content = {
+        "tracking_identifier": tracking,
+        "finding_type": text.concept(lesion.finding) or LESION,
+        "finding_sites": _finding_sites(lesion, image, text),
+        "algorithm_id": _algorithm_identification(result, algorithm, text),
+        "measurements": [probability],
+        "qualitative_evaluations": [interpretation],
+    }
+    if scattered:
+        group = hd.sr.MeasurementsAndQualitativeEvaluations(**content)
+    else:
+        group = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+            **content, referenced_region=region, geometric_purpose=BOUNDED_BY
+        )
+    for statement in lesion_statements(result, algorithm):
+        group[0].ContentSequence.append(_comment(statement, text))
+    return group
+
+
+def _region(lesion: Lesion, image: Dataset) -> hd.sr.ImageRegion | hd.sr.CoordinatesForMeasurement:
+    """The region as its source draws it."""
+    graphic_type, points = lesion.region.graphic_type, np.asarray(lesion.region.points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        raise ReportError(f"a region of type {graphic_type} does not consist of finite (column, row) points")
+    frame = [lesion.frame] if image_header.frames(image) > 1 else None
+    where = hd.sr.SourceImageForRegion(image.SOPClassUID, image.SOPInstanceUID, frame)
+    try:
+        if graphic_type == "MULTIPOINT":
+            return hd.sr.CoordinatesForMeasurement(graphic_type, points, where)
+        return hd.sr.ImageRegion(graphic_type, points, where)
+    except ValueError as error:
+        raise ReportError(f"a region of type {graphic_type} cannot have {len(points)} points: {error}") from error
+    except KeyError as error:
+        raise ReportError(f"a lesion lies on an object of SOP class {image.SOPClassUID}, not an image") from error
+
+
+def _finding_sites(lesion: Lesion, image: Dataset, text: Text) -> list[hd.sr.FindingSite] | None:
+    """Site and side as the lesion object has them, else the breast and the side that the image's header names."""
+    site = text.concept(lesion.finding_site) or (BREAST if image_header.shows_breast(image) else None)
+    side = text.concept(lesion.laterality) or text.concept(image_header.laterality(image))
+    return [hd.sr.FindingSite(site, laterality=side)] if site else None
+
+
+def _algorithm_identification(result: Result, algorithm: Algorithm, text: Text) -> hd.sr.AlgorithmIdentification:
+    """TID 4019; the parameters are what a repetition of the work has to use again."""
+    parameters = (
+        f"threshold={algorithm.threshold:g}",
+        f"engine={result.prediction.engine}",
+        f"bundle={result.prediction.bundle}",
+        f"trained={'yes' if algorithm.trained else 'NO'}",
+    )
+    return hd.sr.AlgorithmIdentification(
+        name=text(algorithm.name),
+        version=text(algorithm.version),
+        parameters=[text(parameter) for parameter in parameters],
+        manufacturer=MANUFACTURER,
+    )

@@ -1,0 +1,71 @@
+"""Retrieval: images that a waiting job names and that did not come by themselves are asked for from the archive."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import structlog
+
+from config.settings import Archive as ArchiveSettings
+from daemon.archive import Archive
+from daemon.errors import ArchiveError
+from daemon.incoming import Incoming
+from daemon.ledger import Ledger, jobs
+from daemon.query_retrieve import Wanted
+from daemon.sender import next_attempt
+
+JOBS_AT_ONCE = 100
+
+log = structlog.get_logger()
+
+
+def ask_for_missing(
+    ledger: Ledger,
+    archive: Archive,
+    settings: ArchiveSettings,
+    own_ae_title: str,
+    accept: Callable[[Incoming], None],
+) -> int:
+    """Ask the archive for what overdue jobs lack; returns how many instances were asked for.
+
+    What arrives goes through the same intake as any C-STORE. A job whose images the archive does not have waits on, visibly,
+    and is asked for again with growing intervals.
+    """
+    now = time.time()
+    with ledger.read() as connection:
+        rows = jobs.waiting_for(connection, now - settings.retrieve_after_s, now, JOBS_AT_ONCE)
+    if not rows:
+        return 0
+    wanted = {Wanted(row.study_uid, None, row.sop_instance_uid) for row in rows}
+    reason = None
+    there: list[Wanted] = []
+    try:
+        there = archive.find_instances(wanted)
+        if there and settings.retrieve == "c-move":
+            archive.move_instances(there, own_ae_title)
+        elif there:
+            archive.get_instances(there, accept)
+    except ArchiveError as error:
+        reason = f"the archive could not be asked: {error}"
+    found = {item.sop_uid for item in there}
+    missing: dict[int, list[str]] = defaultdict(list)
+    attempts: dict[int, int] = {}
+    for row in rows:
+        attempts[row.job_id] = row.attempts
+        if row.sop_instance_uid not in found:
+            missing[row.job_id].append(row.sop_instance_uid)
+    with ledger.write() as connection:
+        for job_id, attempt in attempts.items():
+            lacking = missing[job_id]
+            again = time.time() + next_attempt(attempt, settings.retry_first_s, settings.retry_longest_s)
+            jobs.asked(connection, job_id, again, reason or _reason(lacking))
+    log.info("asked the archive for missing images", wanted=len(wanted), found=len(found), reason=reason)
+    return len(wanted)
+
+
+def _reason(lacking: list[str]) -> str:
+    if not lacking:
+        return "the archive was asked for the images and has not delivered all of them yet"
+    return f"the archive does not have {len(lacking)} of its images: {', '.join(lacking[:3])}"

@@ -1,0 +1,80 @@
+"""Sender: takes the reports that are due from the outbox to the archive, and says in the ledger how each fared."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from config.settings import Archive as ArchiveSettings
+from daemon.ledger import Ledger, outbox
+from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
+
+REPORTS_AT_ONCE = 100
+MOST_DOUBLINGS = 60  # 2 to this power times any wait is past every limit
+
+log = structlog.get_logger()
+
+
+class Store(Protocol):
+    """What the sender needs of `daemon.archive.Archive`: one outcome per item, in order."""
+
+    def store(self, items: Iterable[Outgoing]) -> Iterator[StoreOutcome]: ...
+
+
+@dataclass(frozen=True)
+class SendSummary:
+    """How many reports one call of `send_due` stored, put off, and saw refused for good."""
+
+    stored: int = 0
+    retried: int = 0
+    failed: int = 0
+
+
+def next_attempt(attempts: int, first_s: float, longest_s: float, jitter: Callable[[], float] = random.random) -> float:
+    """Seconds to wait after `attempts` earlier attempts and one more: exponential, with half of it left to chance.
+
+    Between half and the whole of `first_s` x 2^attempts, and never more than `longest_s`. `jitter` gives 0..1.
+    """
+    whole = min(first_s * 2.0 ** min(attempts, MOST_DOUBLINGS), longest_s)
+    return whole * (0.5 + 0.5 * jitter())
+
+
+def send_due(ledger: Ledger, archive: Store, settings: ArchiveSettings, spool: Path) -> SendSummary:
+    """Send what is due, at most `REPORTS_AT_ONCE`; each outcome is in the ledger before the next report leaves.
+
+    Those tried least often go first, so that one that breaks associations never stands in front of the others.
+    `spool` is the directory that the outbox's paths are relative to.
+    """
+    with ledger.read() as connection:
+        rows = outbox.due(connection, time.time(), REPORTS_AT_ONCE)
+    if not rows:
+        return SendSummary()
+    rows = sorted(rows, key=lambda row: row.attempts)
+    items = [
+        Outgoing(spool / row.path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows
+    ]
+    counts = dict.fromkeys(OutcomeKind, 0)
+    for row, outcome in zip(rows, archive.store(items), strict=True):
+        counts[outcome.kind] += 1
+        _record(ledger, settings, row.id, row.attempts, outcome)
+        say = log.info if outcome.kind is OutcomeKind.STORED else log.warning
+        say(f"report {outcome.kind.value}", sop_instance_uid=outcome.sop_instance_uid, reason=outcome.reason)
+    return SendSummary(counts[OutcomeKind.STORED], counts[OutcomeKind.RETRY], counts[OutcomeKind.FAILED])
+
+
+def _record(ledger: Ledger, settings: ArchiveSettings, item_id: int, attempts: int, outcome: StoreOutcome) -> None:
+    now = time.time()
+    with ledger.write() as connection:
+        if outcome.kind is OutcomeKind.STORED:
+            outbox.stored(connection, item_id, outcome.status, outcome.reason, now)
+        elif outcome.kind is OutcomeKind.FAILED:
+            outbox.failed(connection, item_id, outcome.status, outcome.reason, now)
+        else:
+            when = now + next_attempt(attempts, settings.retry_first_s, settings.retry_longest_s)
+            outbox.retry_at(connection, item_id, when, outcome.status, outcome.reason)

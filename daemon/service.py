@@ -1,0 +1,275 @@
+"""`mammod serve`: puts listener, ledger, workers and sender together, and takes them apart again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+
+import model
+from config.errors import ConfigurationError, MammodError
+from config.settings import Settings, load_settings
+from daemon import log as logging_setup
+from daemon import retention, retrieval
+from daemon.archive import Archive
+from daemon.classifier import Classifier
+from daemon.decode import DecoderPool
+from daemon.dispatcher import Dispatcher
+from daemon.intake import Intake
+from daemon.job import JobWorker
+from daemon.ledger import Ledger, instances, jobs, outbox
+from daemon.listener import Listener
+from daemon.pipeline import Pipeline
+from daemon.reports.facts import Algorithm
+from daemon.sd_notify import sd_notify, watchdog_interval_s
+from daemon.sender import send_due
+from daemon.spool import Spool
+from daemon.status_page import StatusServer
+from daemon.uids import device_uid
+from model.bundle import Bundle, load_bundle, untrained_bundle
+
+DRAIN_LIMIT_S = 60
+SEND_FALLBACK_S = 60
+HOUSEKEEPING_S = 3600
+RETRIEVAL_S = 5
+MAIN_LOOP_S = 1.0
+DISPATCHER_SILENT_S = 60
+
+# What a SIGHUP takes over from the settings file; everything else needs a restart.
+RELOADABLE = ("archive", "lesions", "reports", "retention", "log")
+
+log = structlog.get_logger()
+
+
+def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
+    """The bundle the settings name, else the packaged default, else (only where allowed) an untrained one made on the spot.
+
+    Raises:
+        BundleError: see `model.bundle.load_bundle`.
+        ConfigurationError: there is none.
+    """
+    if settings.model.bundle is not None:
+        return load_bundle(settings.model.bundle, allow_untrained=allow_untrained)
+    default = default_bundle_path()
+    if default.exists():
+        return load_bundle(default, allow_untrained=allow_untrained)
+    if not allow_untrained:
+        raise ConfigurationError(
+            "model.bundle is not set and no trained bundle is installed; name a bundle, or use --allow-untrained to try the way "
+            "of the data with a network whose numbers mean nothing"
+        )
+    made = settings.spool.directory / "untrained-bundle"
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        return untrained_bundle(made)
+    return load_bundle(made, allow_untrained=True)
+
+
+def default_bundle_path() -> Path:
+    return Path(model.__file__).parent / "bundles" / "default"
+
+
+def algorithm(bundle: Bundle) -> Algorithm:
+    """The facts of the bundle that a report states."""
+    manifest = bundle.manifest
+    return Algorithm(
+        name=manifest.name,
+        version=manifest.version,
+        device_uid=device_uid(bundle.digest),
+        trained=manifest.trained,
+        threshold=manifest.threshold,
+        intended_use=manifest.intended_use,
+    )
+
+
+class Service:
+    """The running service. `start` returns when it is ready; `run` blocks until SIGTERM or SIGINT and then drains."""
+
+    def __init__(self, settings: Settings, settings_path: Path | None, allow_untrained: bool) -> None:
+        self._settings = settings
+        self._settings_path = settings_path
+        self._allow_untrained = allow_untrained
+        self._stop = threading.Event()
+        self._reload = threading.Event()
+        self._sending = threading.Lock()
+
+    def start(self) -> None:
+        settings = self._settings
+        require_archive(settings)
+        self._spool = Spool(settings.spool.directory, settings.spool.min_free)
+        self._ledger = Ledger(settings.ledger_url)
+        bundle = open_bundle(settings, self._allow_untrained)
+        log.info("bundle loaded", bundle=bundle.digest[:12], name=bundle.manifest.name, trained=bundle.manifest.trained)
+        self._recover(bundle)
+        self._archive = Archive(settings.archive, settings.listener.ae_title, self._spool.incoming)
+        self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
+        self._decoders = DecoderPool(settings.workers.decoders or os.cpu_count() or 1, bundle.manifest)
+        self._decoders.start()
+        self._classifier.start()
+        pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
+        worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
+        self._dispatcher = Dispatcher(self._ledger, worker.do, after=self._plan_sending)
+        self._scheduler = BackgroundScheduler(timezone=UTC)
+        self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake)
+        self._status = StatusServer(settings, self._ledger, self._archive, bundle)
+        self._listener = Listener(settings.listener, self._spool.incoming, self._intake.accept, self._full)
+        self._listener.start()
+        self._dispatcher.start()
+        self._schedule()
+        self._status.start()
+        self._status.ready = True
+
+    def _recover(self, bundle: Bundle) -> None:
+        """Take up what an earlier run left: files without rows go, interrupted jobs are begun again."""
+        now = time.time()
+        with self._ledger.write() as connection:
+            orphans = self._spool.sweep(instances.paths(connection) | outbox.paths(connection))
+            again = jobs.recover(connection, bundle.digest, now)
+            jobs.promote(connection, None, now)
+        log.info("recovered", orphans_removed=orphans, jobs_taken_up=again)
+
+    def _full(self) -> str | None:
+        """Why new associations are refused, if they are."""
+        try:
+            self._spool.check_room()
+        except MammodError as error:
+            return str(error)
+        return None
+
+    def _schedule(self) -> None:
+        once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+        self._scheduler.add_job(self._send, "interval", seconds=SEND_FALLBACK_S, id="send-fallback", **once)
+        self._scheduler.add_job(self._housekeep, "interval", seconds=HOUSEKEEPING_S, id="housekeeping", **once)
+        self._scheduler.add_job(self._retrieve, "interval", seconds=RETRIEVAL_S, id="retrieval", **once)
+        self._scheduler.start()
+        self._plan_sending()
+
+    def _plan_sending(self) -> None:
+        """Set the sender's next run to when the ledger says that the next report is due."""
+        with self._ledger.read() as connection:
+            due = outbox.next_attempt(connection)
+        if due is None or self._stop.is_set():
+            return
+        # Not in the past, or APScheduler would count it as missed.
+        when = max(datetime.fromtimestamp(due, UTC), datetime.now(UTC) + timedelta(milliseconds=1))
+        self._scheduler.add_job(
+            self._send,
+            "date",
+            run_date=when,
+            id="send",
+            replace_existing=True,
+            max_instances=2,
+            misfire_grace_time=None,
+        )
+
+    def _send(self) -> None:
+        """Send what is due; one sender at a time, the one that holds the lock takes what the others came for."""
+        if not self._sending.acquire(blocking=False):
+            return
+        try:
+            send_due(self._ledger, self._archive, self._settings.archive, self._spool.directory)
+        finally:
+            self._sending.release()
+            self._plan_sending()
+
+    def _retrieve(self) -> None:
+        if self._settings.archive.retrieve != "off":
+            retrieval.ask_for_missing(
+                self._ledger,
+                self._archive,
+                self._settings.archive,
+                self._settings.listener.ae_title,
+                self._intake.accept,
+            )
+
+    def _housekeep(self) -> None:
+        retention.forget(self._ledger, self._spool, self._settings.retention)
+        with self._ledger.write() as connection:
+            jobs.promote(connection, None, time.time())
+        self._dispatcher.wake()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain: exit is clean when this returns."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
+        self.start()
+        print("ready", flush=True)
+        sd_notify("READY=1", "STATUS=ready")
+        log.info("ready", port=self._settings.listener.port, ae_title=self._settings.listener.ae_title)
+        watchdog = watchdog_interval_s()
+        fed = time.monotonic()
+        while not self._stop.wait(min(MAIN_LOOP_S, watchdog or MAIN_LOOP_S)):
+            if self._reload.is_set():
+                self._reload.clear()
+                self._take_over_settings()
+            alive = time.monotonic() - self._dispatcher.beat < DISPATCHER_SILENT_S
+            if watchdog and alive and time.monotonic() - fed >= watchdog / 2:
+                sd_notify("WATCHDOG=1")
+                fed = time.monotonic()
+        self.stop()
+
+    def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _on_reload(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload.set()
+
+    def _take_over_settings(self) -> None:
+        sd_notify("RELOADING=1")
+        try:
+            new = load_settings(self._settings_path)
+            require_archive(new)
+        except ConfigurationError as error:
+            log.error("settings not reloaded, the old ones stay", reason=str(error))
+        else:
+            names = type(new).model_fields
+            changed = [name for name in names if getattr(new, name) != getattr(self._settings, name)]
+            self._settings = self._settings.model_copy(
+                update={name: getattr(new, name) for name in changed if name in RELOADABLE}
+            )
+            self._archive.settings = self._settings.archive
+            logging_setup.configure(self._settings.log)
+            log.info(
+                "settings reloaded",
+                changed=[name for name in changed if name in RELOADABLE],
+                need_restart=[name for name in changed if name not in RELOADABLE],
+            )
+            self._plan_sending()
+        sd_notify("READY=1", "STATUS=ready")
+
+    def stop(self) -> None:
+        """Accept nothing more, finish what is in flight within a limit, and end every process and thread."""
+        sd_notify("STOPPING=1", "STATUS=draining")
+        log.info("stopping")
+        self._status.ready = False
+        self._stop.set()
+        self._listener.stop()
+        finished = self._dispatcher.stop(DRAIN_LIMIT_S)
+        self._scheduler.shutdown(wait=True)
+        self._send_once_more()
+        self._decoders.stop()
+        self._classifier.stop()
+        self._status.stop()
+        self._ledger.close()
+        log.info("stopped", drained=finished)
+
+    def _send_once_more(self) -> None:
+        """Reports of the last jobs go out now rather than at the next start, where the archive is there."""
+        with self._sending:
+            send_due(self._ledger, self._archive, self._settings.archive, self._spool.directory)
+
+
+def require_archive(settings: Settings) -> None:
+    """Raises ConfigurationError when there is nowhere to send reports to."""
+    if settings.archive.host is None and settings.archive.stow_url is None:
+        raise ConfigurationError(
+            "archive.host is not set: name the archive's host (with archive.port and archive.ae_title), or archive.stow_url"
+        )

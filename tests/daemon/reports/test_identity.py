@@ -1,0 +1,43 @@
+"""Our own reports are recognised when an archive sends them back, and nothing else is."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from daemon.reports.identity import is_own_report
+from tests.daemon.reports import builders as b
+from tests.daemon.reports.cases import CASES, file_of, read
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_report_is_recognised_from_its_header(case: str) -> None:
+    stream = io.BytesIO(file_of(case))
+    header = dcmread(stream, specific_tags=["SOPClassUID", "Manufacturer", "ManufacturerModelName"])
+    assert is_own_report(header)
+
+
+def test_a_report_that_an_archive_changed_is_recognised() -> None:
+    report = read("polyline")
+    report.PatientName, report.PatientID, report.AccessionNumber = "Merged^Patient", "NEW", "NEW"
+    report.StudyInstanceUID, report.SOPInstanceUID = "1.2.3", "1.2.3.4"
+    report.SeriesDescription = "Changed"
+    del report.ContributingEquipmentSequence
+    del report.IssuerOfPatientID
+    assert is_own_report(b.as_read(report))
+
+
+def test_nothing_else_is_taken_for_a_report_of_ours() -> None:
+    derived = read("polyline")
+    derived.Manufacturer, derived.ManufacturerModelName = "Workstation Inc.", "Viewer"
+    another_model = read("polyline")
+    another_model.ManufacturerModelName = "other"
+    unnamed = read("polyline")
+    unnamed.Manufacturer = None
+    another_class = read("polyline")
+    another_class.SOPClassUID = b.SEG
+    others = (derived, another_model, unnamed, another_class, b.mammogram(), b.source(b.COMPREHENSIVE_3D_SR), Dataset())
+    assert not any(map(is_own_report, others))

@@ -1,0 +1,183 @@
+"""STOW-RS: what is sent, and how each answer of PS3.18 is judged; the real peer is in tests/peers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from config.settings import Archive as ArchiveSettings
+from daemon.archive import Archive
+from daemon.errors import ArchiveError
+from daemon.outgoing import OutcomeKind
+from daemon.stow import judge
+from tests.daemon.archive_stubs import outgoing
+from tests.peers.programs import free_port
+
+STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
+UID, JSON, XML = "1.2.3", "application/dicom+json", "application/dicom+xml"
+
+
+def answer(stored: str | None = None, failed: str | None = None, reason: int | None = None) -> bytes:
+    """A store response in DICOM JSON (PS3.18 F.2)."""
+
+    def sequence(uid: str, tag: str) -> dict[str, object]:
+        item: dict[str, object] = {"00081155": {"vr": "UI", "Value": [uid]}}
+        if reason is not None:
+            item[tag] = {"vr": "US", "Value": [reason]}
+        return {"vr": "SQ", "Value": [item]}
+
+    dataset = {}
+    if stored:
+        dataset["00081199"] = sequence(stored, "00081196")
+    if failed:
+        dataset["00081198"] = sequence(failed, "00081197")
+    return json.dumps(dataset).encode()
+
+
+# The example of PS3.18 (a failed and a stored instance), shortened.
+EXAMPLE = b"""<?xml version="1.0" encoding="utf-8"?>
+<NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM">
+  <DicomAttribute tag="00081198" vr="SQ" keyword="FailedSOPSequence"><Item number="1">
+    <DicomAttribute tag="00081155" vr="UI" keyword="ReferencedSOPInstanceUID"><Value number="1">1.9</Value></DicomAttribute>
+    <DicomAttribute tag="00081197" vr="US" keyword="FailureReason"><Value number="1">42752</Value></DicomAttribute>
+  </Item></DicomAttribute>
+  <DicomAttribute tag="00081199" vr="SQ" keyword="ReferencedSOPSequence"><Item number="1">
+    <DicomAttribute tag="00081155" vr="UI" keyword="ReferencedSOPInstanceUID"><Value number="1">1.2.3</Value></DicomAttribute>
+    <DicomAttribute tag="00081196" vr="US" keyword="WarningReason"><Value number="1">45056</Value></DicomAttribute>
+  </Item></DicomAttribute>
+</NativeDicomModel>"""
+
+
+@pytest.mark.parametrize(
+    ("http", "content_type", "body", "kind", "status"),
+    [
+        (200, JSON, answer(stored=UID), STORED, 0x0000),
+        (202, JSON, answer(stored=UID, reason=0xB000), STORED, 0xB000),
+        (200, "application/json", b"[" + answer(stored=UID) + b"]", STORED, 0x0000),
+        (200, XML, EXAMPLE, STORED, 0xB000),
+        (202, XML, EXAMPLE.replace(b"1.2.3", b"1.8").replace(b"1.9", b"1.2.3"), RETRY, 0xA700),
+        (409, JSON, answer(failed=UID, reason=0xA700), RETRY, 0xA700),
+        (409, JSON, answer(failed=UID, reason=0x0110), FAILED, 0x0110),
+        (409, JSON, answer(failed=UID, reason=0xC122), FAILED, 0xC122),
+        (409, JSON, answer(failed=UID, reason=0x0111), STORED, 0x0111),
+        (409, JSON, answer(failed=UID, reason=0xB000), FAILED, 0xB000),
+        (409, JSON, answer(failed=UID), FAILED, None),
+        (200, JSON, answer(stored="1.9"), RETRY, None),
+        (200, "text/html", b"<html>please log in</html>", RETRY, None),
+        (200, JSON, b"", RETRY, None),
+        (200, JSON, b'"text"', RETRY, None),
+        (200, JSON, b'{"00081199": {"Value": [{"00081155": 1}]}}', RETRY, None),
+        (200, XML, b"<broken", RETRY, None),
+        (400, "text/plain", b"", FAILED, None),
+        (415, "text/plain", b"", FAILED, None),
+        (401, "text/plain", b"", RETRY, None),
+        (404, "text/plain", b"", RETRY, None),
+        (429, "text/plain", b"", RETRY, None),
+        (302, "text/html", b"", RETRY, None),
+        (500, "text/plain", b"", RETRY, None),
+        (503, "text/plain", b"", RETRY, None),
+    ],
+)
+def test_each_answer_is_judged(
+    http: int, content_type: str, body: bytes, kind: OutcomeKind, status: int | None
+) -> None:
+    outcome = judge(http, content_type, body, UID)
+    assert (outcome.kind, outcome.status) == (kind, status)
+    assert outcome.reason.startswith(f"HTTP {http}: ")
+
+
+@contextmanager
+def server(answers: list[tuple[int, bytes] | None]) -> Iterator[tuple[str, list[tuple[str, bytes]], list[object]]]:
+    """An HTTP server that gives `answers` in turn (None: none at all); (url, (path, part received), connections)."""
+    parts: list[tuple[str, bytes]] = []
+    connections: list[object] = []
+    left = iter(answers)
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            connections.append(self.client_address)
+            super().setup()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            message = message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body)
+            [part] = message.get_payload()
+            assert part.get_content_type() == "application/dicom"
+            boundary = b"--" + message.get_boundary().encode()
+            part_bytes = body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n" + boundary + b"--", 1)[0]
+            parts.append((self.path, part_bytes))
+            reply = next(left)
+            if reply is None:
+                over.wait(10)
+                return
+            self.send_response(reply[0])
+            self.send_header("Content-Type", JSON)
+            self.send_header("Content-Length", str(len(reply[1])))
+            self.end_headers()
+            self.wfile.write(reply[1])
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}/dicom-web", parts, connections
+    finally:
+        over.set()
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
+
+
+def stow_archive(url: str, folder: Path, timeout_s: float = 10) -> Archive:
+    return Archive(ArchiveSettings(stow_url=url, timeout_s=timeout_s), "MAMMOD", folder)
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/studies"])
+def test_each_file_is_one_part_unchanged_on_one_connection(ending: str, tmp_path: Path) -> None:
+    items = [outgoing(tmp_path) for _ in range(3)]
+    gone = outgoing(tmp_path)
+    gone.path.unlink()
+    uids = [item.sop_instance_uid for item in items]
+    answers = [(200, answer(uids[0])), (409, answer(failed=uids[1], reason=0xC000)), (200, answer(uids[2]))]
+    with server(list(answers)) as (url, parts, connections):
+        outcomes = list(stow_archive(url + ending, tmp_path).store([items[0], gone, *items[1:]]))
+    assert [outcome.kind for outcome in outcomes] == [STORED, FAILED, FAILED, STORED]
+    assert [outcome.sop_instance_uid for outcome in outcomes] == [uids[0], gone.sop_instance_uid, *uids[1:]]
+    assert parts == [("/dicom-web/studies", item.path.read_bytes()) for item in items]
+    assert len(connections) == 1
+
+
+def test_silence_costs_one_item_and_twice_in_a_row_the_rest(tmp_path: Path) -> None:
+    items = [outgoing(tmp_path) for _ in range(6)]
+    answers = [(200, answer(item.sop_instance_uid)) for item in items]
+    with server([answers[0], None, answers[2], None, None]) as (url, parts, _):
+        outcomes = list(stow_archive(url, tmp_path, timeout_s=0.4).store(items))
+    assert [outcome.kind for outcome in outcomes] == [STORED, RETRY, STORED, RETRY, RETRY, RETRY]
+    assert len(parts) == 5
+
+
+def test_nobody_there_is_retried(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/dicom-web"
+    outcomes = list(stow_archive(url, tmp_path).store([outgoing(tmp_path), outgoing(tmp_path)]))
+    assert [outcome.kind for outcome in outcomes] == [RETRY, RETRY]
+    assert "archive.stow_url" in outcomes[0].reason
+    with pytest.raises(ArchiveError, match=r"archive\.stow_url"):
+        stow_archive(url, tmp_path).echo()
+
+
+def test_echo_is_a_connection(tmp_path: Path) -> None:
+    with server([]) as (url, _, _):
+        stow_archive(url, tmp_path).echo()
