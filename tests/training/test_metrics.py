@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training import metrics
+
+scored = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_size=40)
+
+
+@given(scored)
+def test_auc_is_the_share_of_pairs_in_order(rows: list[tuple[int, bool]]) -> None:
+    score, truth = np.array([row[0] / 10 for row in rows]), np.array([row[1] for row in rows])
+    pairs = [(m > b) + 0.5 * (m == b) for m in score[truth] for b in score[~truth]]
+    found = metrics.auc(score, truth)
+    assert math.isnan(found) if not pairs else found == pytest.approx(np.mean(pairs))
+    if pairs:  # and the area below the curve by trapezoids
+        false_positive, true_positive, _ = metrics.roc(score, truth)
+        assert np.trapezoid(true_positive, false_positive) == pytest.approx(found)
+
+
+def test_figures_by_hand() -> None:
+    score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.55, 0.97])
+    truth = np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1], bool)
+    # At 0.5: benign 0.5, 0.6, 0.7, 0.8, 0.9 and 0.95 are called malignant.
+    assert metrics.confusion(score, truth) == [[4, 6], [0, 2]]
+    assert metrics.accuracy(score, truth) == pytest.approx(6 / 12)
+    # 90 % specificity leaves one benign above: the threshold is just over 0.9, and one of two malignant is found.
+    assert metrics.sensitivity_at(score, truth) == 0.5
+    assert metrics.log_loss(np.array([0.5, 0.25]), np.array([True, False])) == pytest.approx(
+        (math.log(2) - math.log(0.75)) / 2
+    )
+
+
+def test_interval_holds_the_value_and_is_wider_where_lesions_are_not_independent() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.repeat(generator.random(100) < 0.5, 4)
+    score = np.repeat(generator.normal(size=100), 4) + truth
+    alone = metrics.interval(metrics.auc, score, truth, np.arange(400), draws=300)
+    together = metrics.interval(metrics.auc, score, truth, np.repeat(np.arange(100), 4), draws=300)
+    assert alone[0] < metrics.auc(score, truth) < alone[1]
+    assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])  # twice, for four equal lesions a patient
+
+
+def test_temperature_is_found_again() -> None:
+    generator = np.random.default_rng(0)
+    logit = generator.normal(size=20_000) * 2
+    truth = generator.random(20_000) < 1 / (1 + np.exp(-logit))
+    overconfident = 1 / (1 + np.exp(-3 * logit))
+    assert metrics.fit_temperature(overconfident, truth) == pytest.approx(3, rel=0.05)
+    assert metrics.calibration_error(overconfident, truth) > 0.05
+    assert metrics.calibration_error(1 / (1 + np.exp(-logit)), truth) < 0.02
+
+
+def test_threshold_of_the_highest_youden_index() -> None:
+    score, truth = np.array([0.1, 0.2, 0.4, 0.6, 0.8]), np.array([0, 0, 1, 0, 1], bool)
+    # At 0.4: sensitivity 1, specificity 2/3; at 0.8: 1/2 and 1. The threshold lies half-way from 0.4 down to 0.2.
+    assert metrics.best_threshold(score, truth) == pytest.approx(0.3)
+
+
+def test_reliability_bins() -> None:
+    score, truth = np.array([0.05, 0.15, 0.95, 1.0]), np.array([0, 1, 1, 1], bool)
+    assert metrics.reliability(score, truth) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (pytest.approx(0.975), 1.0, 2)]

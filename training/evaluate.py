@@ -1,0 +1,280 @@
+"""Measuring a trained network on lesions it never saw: figures with intervals, one HTML report, JSON beside it.
+
+Temperature and threshold are chosen on the validation part alone, then held fixed for every test set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.calibration import calibrate
+from training import metrics, page
+from training.cache import Crops
+from training.errors import DataError
+from training.fit import Build, load_run, part_of, predict
+from training.split import Part
+
+_WORST = 24
+# Below this many lesions, or with an interval wider than that, no claim about an accuracy can be made.
+_FEW, _WIDE = 200, 0.1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value with its 95 % bootstrap interval over patients."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One test set's figures; `reliability` holds (mean probability, share malignant, lesions) of each filled bin."""
+
+    name: str
+    lesions: int
+    malignant: int
+    patients: int
+    auc: Figure
+    accuracy: Figure
+    accuracy_at_half: Figure
+    sensitivity_at_90_specificity: Figure
+    log_loss: float
+    calibration_error: float
+    confusion: list[list[int]]
+    reliability: list[tuple[float, float, int]]
+
+
+@dataclass(frozen=True)
+class LesionSet:
+    """Lesions to test on: a name for people, the cache and which of its crops."""
+
+    name: str
+    crops: Crops
+    part: Part
+
+
+def evaluate_run(
+    folder: Path,
+    crops: Crops,
+    out: Path,
+    *,
+    external: Sequence[LesionSet] = (),
+    build: Build | None = None,
+) -> dict[str, Any]:
+    """Evaluate the finished run in `folder` on its own test part, by kind of lesion, and on `external` sets.
+
+    `crops` is the cache the run was made from. Writes `out`/evaluation.json, report.html and predictions.json, and
+    returns what evaluation.json holds.
+
+    Raises:
+        RunError: the run did not finish.
+        DataError: a cache of other content, or cut by another policy than the run's.
+    """
+    model, run = load_run(folder, build)
+    if crops.digest != run["crops"]["digest"]:
+        raise DataError(f"{crops.folder} is not the cache that the run in {folder} was made from")
+    for test in external:
+        if test.crops.policy != crops.policy:
+            raise DataError(f"{test.crops.folder} was cut by another policy than the run's crops; prepare it alike")
+    sides = {name: np.array(run["split"][name]["samples"], int) for name in ("train", "validation", "test")}
+    held = part_of(crops, sides["validation"])
+    temperature, threshold = calibration(predict(model, crops, held), crops.malignant[held.samples])
+    sets = [*_by_kind(crops, sides["test"]), *external]
+    scores = [calibrate(predict(model, test.crops, test.part), temperature).astype(float) for test in sets]
+    measured = [measure(test, score, threshold) for test, score in zip(sets, scores, strict=True)]
+    result = {
+        "run": {key: run[key] for key in ("recipe", "versions")},
+        "policy": crops.policy,
+        "split": {"how": run["split"]["how"], **{name: len(numbers) for name, numbers in sides.items()}},
+        "patients": {name: len(np.unique(crops.patients[numbers])) for name, numbers in sides.items()},
+        "temperature": temperature,
+        "threshold": threshold,
+        "sets": [asdict(one) for one in measured],
+        "remarks": [text for one in measured if (text := too_small(one))],
+        "log": run["log"],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evaluation.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (out / "predictions.json").write_text(json.dumps(_predictions(sets, scores), indent=1), encoding="utf-8")
+    _write_report(out / "report.html", folder.name, result, measured, sets, scores)
+    return result
+
+
+def calibration(probability: np.ndarray, malignant: np.ndarray) -> tuple[float, float]:
+    """(temperature, threshold on calibrated probabilities) from validation scores; (1, 0.5) where a class is
+    missing.
+    """
+    if malignant.all() or not malignant.any():
+        return 1.0, 0.5
+    temperature = metrics.fit_temperature(probability, malignant)
+    threshold = metrics.best_threshold(calibrate(probability, temperature).astype(float), malignant)
+    return temperature, min(max(threshold, 1e-6), 1 - 1e-6)
+
+
+def measure(test: LesionSet, probability: np.ndarray, threshold: float) -> Measured:
+    """All figures of one test set from its calibrated probabilities (N,)."""
+    truth = test.crops.malignant[test.part.samples]
+    patients = test.crops.patients[test.part.samples]
+
+    def figure(metric: metrics.Metric) -> Figure:
+        both = bool(truth.any() and not truth.all())
+        value = metric(probability, truth) if both else math.nan
+        return Figure(value, *metrics.interval(metric, probability, truth, patients))
+
+    return Measured(
+        name=test.name,
+        lesions=len(truth),
+        malignant=int(truth.sum()),
+        patients=len(np.unique(patients)),
+        auc=figure(metrics.auc),
+        accuracy=figure(lambda p, y: metrics.accuracy(p, y, threshold)),
+        accuracy_at_half=figure(metrics.accuracy),
+        sensitivity_at_90_specificity=figure(metrics.sensitivity_at),
+        log_loss=metrics.log_loss(probability, truth),
+        calibration_error=metrics.calibration_error(probability, truth),
+        confusion=metrics.confusion(probability, truth, threshold),
+        reliability=metrics.reliability(probability, truth),
+    )
+
+
+def too_small(measured: Measured) -> str | None:
+    """Why a test set bears no claim, or None."""
+    width = measured.auc.high - measured.auc.low
+    if measured.lesions >= _FEW and width <= _WIDE:
+        return None
+    return (
+        f"{measured.name}: {measured.lesions} lesions of {measured.patients} patients, and an interval of the AUC "
+        f"{width:.2f} wide: too few to tell networks apart that differ by a few points, or to claim an accuracy"
+    )
+
+
+def _by_kind(crops: Crops, numbers: np.ndarray) -> list[LesionSet]:
+    """The test part as a whole and, where it mixes kinds, each kind apart."""
+    kinds = [crops.entries[number].kind for number in numbers]
+    name = f"held-out {crops.entries[0].dataset}"
+    if len(set(kinds)) == 1:
+        return [LesionSet(f"{name}, {kinds[0]} only", crops, part_of(crops, numbers))]
+    apart = [
+        LesionSet(f"{name}, {kind} only", crops, part_of(crops, numbers[np.array([k == kind for k in kinds])]))
+        for kind in sorted(set(kinds))
+    ]
+    return [LesionSet(f"{name}, all kinds", crops, part_of(crops, numbers)), *apart]
+
+
+def _predictions(sets: Sequence[LesionSet], scores: Sequence[np.ndarray]) -> dict[str, list[dict[str, Any]]]:
+    return {
+        test.name: [
+            {
+                "identity": test.crops.entries[number].identity,
+                "patient": test.crops.entries[number].patient,
+                "malignant": test.crops.entries[number].malignant,
+                "probability": round(float(value), 6),
+            }
+            for number, value in zip(test.part.samples, score, strict=True)
+        ]
+        for test, score in zip(sets, scores, strict=True)
+    }
+
+
+def _write_report(
+    path: Path,
+    name: str,
+    result: dict[str, Any],
+    measured: Sequence[Measured],
+    sets: Sequence[LesionSet],
+    scores: Sequence[np.ndarray],
+) -> None:
+    recipe, split = result["run"]["recipe"], result["split"]
+    assumed = sum(test.crops.entries[number].spacing_assumed for test in sets for number in test.part.samples)
+    about = [
+        ("network", f"{recipe['network']}, {recipe['head']} head, start {Path(recipe['init']).name}"),
+        ("split", f"{split['how']}: {split['train']} training, {split['validation']} validation, {split['test']} test"),
+        ("patients", ", ".join(f"{count} {side}" for side, count in result["patients"].items())),
+        ("temperature, threshold (validation)", f"{result['temperature']:.3f}, {result['threshold']:.3f}"),
+        ("lesions tested whose millimetres rest on an assumed spacing", assumed),
+    ]
+    parts = [page.table(("", ""), about)]
+    if split["how"] == "paper":
+        parts.append(page.note("Split of the paper: copies of one lesion stand in training and validation."))
+    parts += [page.note(text) for text in result["remarks"]]
+    parts += [page.heading("Figures, with 95 % bootstrap intervals over patients"), _figures(measured)]
+    for one, test, score in zip(measured, sets, scores, strict=True):
+        parts += _set_section(one, test, score)
+    parts += [page.heading("Training"), curves({name: result["log"]})]
+    page.write_page(path, f"Evaluation of {name}", parts)
+
+
+def _figures(measured: Sequence[Measured]) -> str:
+    header = (
+        "set",
+        "lesions",
+        "malignant",
+        "AUC",
+        "accuracy",
+        "accuracy at 0.5",
+        "sensitivity at 90 % specificity",
+        "ECE",
+    )
+    rows = [
+        (
+            one.name,
+            one.lesions,
+            one.malignant,
+            one.auc,
+            one.accuracy,
+            one.accuracy_at_half,
+            one.sensitivity_at_90_specificity,
+            f"{one.calibration_error:.3f}",
+        )
+        for one in measured
+    ]
+    return page.table(header, rows)
+
+
+def _set_section(one: Measured, test: LesionSet, score: np.ndarray) -> list[str]:
+    truth = test.crops.malignant[test.part.samples]
+    false_positive, true_positive, _ = metrics.roc(score, truth)
+    roc = page.Line(f"AUC {one.auc.value:.3f}", list(zip(false_positive.tolist(), true_positive.tolist(), strict=True)))
+    bins = page.Line("measured", [(said, share) for said, share, _ in one.reliability], dots=True)
+    wrong = np.argsort(-np.abs(score - truth))[:_WORST]
+    worst = [
+        (
+            test.crops.roi(int(test.part.samples[place])),
+            f"{test.crops.entries[test.part.samples[place]].identity}: {score[place]:.2f}, "
+            f"truth {'malignant' if truth[place] else 'benign'}",
+        )
+        for place in wrong
+        if abs(score[place] - truth[place]) > 0.5
+    ]
+    return [
+        page.heading(one.name),
+        page.chart("ROC", "1 - specificity", "sensitivity", [roc], diagonal=True),
+        page.chart("Reliability", "probability of malignancy", "share malignant", [bins], diagonal=True),
+        page.confusion_table("Confusion matrix at the threshold", one.confusion),
+        *(["<h3>Worst errors</h3>", page.roi_sheet(worst)] if worst else []),
+    ]
+
+
+def curves(logs: dict[str, list[dict[str, float]]]) -> str:
+    """Validation accuracy and loss by epoch, one line for each run; `logs` by the name of the run."""
+    most = max((line["epoch"] for log in logs.values() for line in log), default=1)
+    charts = []
+    for caption, key in (("Validation accuracy", "validation_accuracy"), ("Validation loss", "validation_loss")):
+        lines = [page.Line(name, [(line["epoch"], line[key]) for line in log]) for name, log in logs.items()]
+        top = max((y for line in lines for _, y in line.points), default=1.0)
+        charts.append(
+            page.chart(caption, "epoch", key.split("_")[1], lines, x_range=(0, most), y_range=(0, max(1.0, top)))
+        )
+    return "".join(charts)

@@ -1,0 +1,145 @@
+"""From samples to the crops cache: each image opened once, normalised and cut through the model room's one path."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image, UnidentifiedImageError
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+
+from config.errors import MammodError
+from model.crop import CropPolicy, cut_roi, image_spacing
+from model.image import Frame, read_frame
+from model.normalise import NormalisationPolicy, normalise
+from model.roi import Roi
+from training.cache import Crops, Entry, write_cache
+from training.errors import DataError
+from training.samples import Reading, Sample, Skipped
+
+# Film scans of some 0.05 mm, and digital mammograms alike, as far as 299 x 299 films show them (0.78 mm x 0.5 mm, in
+# the median).
+COARSE_FILMS = CropPolicy(kind="lesion", factor=1.6, minimum_mm=35, assumed_spacing_mm=0.05, resolution_mm=0.6)
+PAPER = CropPolicy()  # 299 x 299 image pixels, whatever they measure
+_PICTURE_BITS = {"L": 8, "I;16": 16, "I": 16}
+
+
+def prepare(
+    reading: Reading,
+    folder: Path,
+    crop: CropPolicy,
+    normalisation: NormalisationPolicy,
+    *,
+    workers: int = 1,
+    report: Callable[[int, int], None] | None = None,
+) -> Crops:
+    """Cut every sample of `reading` and write the cache `folder`, in `workers` processes.
+
+    A sample whose image cannot be read or cut is left out and listed with the rows the reader left out. `report` hears
+    how many of how many samples are done.
+
+    Raises:
+        DataError: `folder` exists, two samples share an identity, or none could be cut.
+    """
+    samples = reading.samples
+    identities = [sample.identity for sample in samples]
+    if len(set(identities)) < len(identities):
+        twice = next(name for name in identities if identities.count(name) > 1)
+        raise DataError(f"two samples are called {twice!r}; identities must be unique within a cache")
+    skipped = [vars(row) for row in reading.skipped]
+    policy = {"crop": crop.model_dump(mode="json"), "normalisation": normalisation.model_dump(mode="json")}
+
+    def entries() -> Iterator[tuple[Entry, np.ndarray]]:
+        done = 0
+        for cut in _cut_all(samples, crop, normalisation, workers):
+            for found in cut:
+                done += 1
+                if isinstance(found, Skipped):
+                    skipped.append(vars(found))
+                else:
+                    yield found
+                if report:
+                    report(done, len(samples))
+
+    return write_cache(folder, entries(), crop.size, max(len(samples), 1), policy, skipped)
+
+
+def open_frame(path: Path) -> Frame:
+    """The one frame of a DICOM image or of an 8- or 16-bit grey picture (PNG, TIFF).
+
+    Raises:
+        DataError: neither of both, or a picture with colours.
+        ImageError: a DICOM image that cannot be decoded.
+    """
+    try:
+        return read_frame(pydicom.dcmread(path))
+    except InvalidDicomError:
+        pass
+    except OSError as error:
+        raise DataError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    try:
+        with Image.open(path) as picture:
+            bits = _PICTURE_BITS.get(picture.mode)
+            if bits is None:
+                raise DataError(f"{path.name} is a picture of mode {picture.mode}; 8- or 16-bit grey was expected")
+            stored = np.asarray(picture)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path.name} is neither a DICOM file nor a picture that can be read") from error
+    header = Dataset()
+    header.BitsStored, header.PixelRepresentation, header.PhotometricInterpretation = bits, 0, "MONOCHROME2"
+    return Frame(1, stored, header)
+
+
+Result = tuple[Entry, np.ndarray] | Skipped
+
+
+def _cut_all(
+    samples: Sequence[Sample], crop: CropPolicy, normalisation: NormalisationPolicy, workers: int
+) -> Iterator[list[Result]]:
+    """What became of each sample, image by image."""
+    images = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
+    tasks = [(group, crop, normalisation) for group in images]
+    if workers <= 1:
+        yield from map(_cut_image, tasks)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_cut_image, tasks, chunksize=4)
+
+
+def _cut_image(task: tuple[list[Sample], CropPolicy, NormalisationPolicy]) -> list[Result]:
+    samples, crop, normalisation = task
+    try:
+        frame = open_frame(samples[0].image)
+        image, header = normalise(frame, normalisation), frame.header
+    except MammodError as error:
+        return [Skipped(sample.identity, str(error)) for sample in samples]
+    return [_cut(sample, image, header, crop) for sample in samples]
+
+
+def _cut(sample: Sample, image: np.ndarray, header: Dataset, crop: CropPolicy) -> Result:
+    try:
+        roi = cut_roi(image, sample.outline, sample.spacing or image_spacing(header), crop)
+    except MammodError as error:
+        return Skipped(sample.identity, str(error))
+    return _entry(sample, roi), roi.pixels
+
+
+def _entry(sample: Sample, roi: Roi) -> Entry:
+    return Entry(
+        identity=sample.identity,
+        dataset=sample.dataset,
+        malignant=sample.malignant,
+        patient=sample.patient,
+        group=sample.group,
+        kind=sample.kind,
+        box=(roi.box.left, roi.box.top, roi.box.right, roi.box.bottom),
+        padded=roi.padded,
+        mm_per_pixel=roi.mm_per_pixel,
+        spacing_assumed=roi.spacing_assumed or sample.spacing_assumed,
+    )

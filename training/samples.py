@@ -1,0 +1,63 @@
+"""`Sample`: one lesion on one image with its label, as every reader gives it, and how its image is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+KINDS = ("mass", "calcification", "other")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One labelled lesion on one image.
+
+    `identity` is unique within its data set and stable between runs. `outline` is (N, 2) float of (column, row) in
+    image pixels, SCOORD convention. `patient` is what a split must keep together. `group` is the data set's own split
+    ("train", "test") or None. `kind` is one of KINDS. `spacing` is the millimetres between rows and between columns
+    where the data set knows them and the image file does not, `spacing_assumed` that they rest on an assumption.
+    """
+
+    identity: str
+    dataset: str
+    image: Path
+    outline: np.ndarray
+    malignant: bool
+    patient: str
+    group: str | None
+    kind: str
+    spacing: tuple[float, float] | None = None
+    spacing_assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that gave no sample: where it stands and why it was left out."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader found: the samples, and every row it left out with its reason."""
+
+    samples: tuple[Sample, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """The outline (4, 2) of an axis-parallel box, clockwise from its top-left corner."""
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float)
+
+
+def counts(samples: Sequence[Sample]) -> dict[str, int]:
+    """How many samples there are by group, kind and label, keyed like "train mass malignant"."""
+    table: dict[str, int] = {}
+    for sample in samples:
+        key = f"{sample.group or 'all'} {sample.kind} {'malignant' if sample.malignant else 'benign'}"
+        table[key] = table.get(key, 0) + 1
+    return dict(sorted(table.items()))

@@ -1,0 +1,125 @@
+"""Who trains, who validates and who tests: by patient (default), or as the paper did it.
+
+"patient": no patient on two sides. Where the data set has its own test group that is the test; a patient of it who also
+stands in the training group (CBIS-DDSM split masses and calcifications apart, so there are some) is left out of
+training. Elsewhere the test is one of `folds` folds of patients. Validation is a share of the remaining patients.
+Augmentation comes after the split.
+
+"paper": the training samples are first enlarged six times, and the copies then split at random, 80 % and 20 %. Copies
+of one lesion fall on both sides, so the validation figures of this split are too good. Its test part is the same as
+above, but patients who stand on both sides of the data set's own split stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.errors import DataError
+
+SPLITS = ("patient", "paper")
+COPIES = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One side of a split: sample numbers (N,) and, for offline copies, which copy of each; -1 is the sample as it
+    is.
+    """
+
+    samples: np.ndarray
+    copies: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The three sides, and the numbers of samples left out because their patient stands in the test group too."""
+
+    how: str
+    train: Part
+    validation: Part
+    test: Part
+    left_out: np.ndarray
+
+
+def split_samples(
+    patients: Sequence[str],
+    malignant: Sequence[bool],
+    groups: Sequence[str | None],
+    *,
+    how: str = "patient",
+    folds: int = 5,
+    fold: int = 0,
+    validation: float = 0.2,
+    seed: int = 0,
+) -> Split:
+    """Split the samples, given by their patients, labels and own groups; the same arguments give the same split.
+
+    Fold `fold` of `folds` is the test where no sample has a group; `validation` is the share of the other patients.
+
+    Raises:
+        DataError: an unknown kind of split, a fold that is not there, or a side that would be empty.
+    """
+    if how not in SPLITS:
+        raise DataError(f"there is no split {how!r}; known: {', '.join(SPLITS)}")
+    patient = np.asarray(patients)
+    label = np.asarray(malignant, bool)
+    in_test = _test_side(patient, label, groups, folds, fold, seed)
+    shared = np.isin(patient, patient[in_test]) & ~in_test
+    rest = np.flatnonzero(~in_test & ~shared if how == "patient" else ~in_test)
+    generator = np.random.default_rng([seed, 1])
+    if how == "paper":
+        copies = np.array([(number, copy) for number in rest for copy in range(COPIES)]).reshape(-1, 2)
+        copies = generator.permutation(copies)
+        cut = round(0.8 * len(copies))
+        train, held = Part(*copies[:cut].T), Part(*copies[cut:].T)
+    else:
+        held_fold = patient_folds(patient[rest], label[rest], max(round(1 / validation), 2), seed + 1) == 0
+        train, held = _plain(rest[~held_fold]), _plain(rest[held_fold])
+    test = _plain(np.flatnonzero(in_test))
+    for name, part in (("training", train), ("validation", held), ("test", test)):
+        if not len(part):
+            raise DataError(f"the {name} side of the split is empty: {len(patient)} samples are too few for it")
+    return Split(how, train, held, test, np.flatnonzero(shared) if how == "patient" else np.array([], int))
+
+
+def patient_folds(patients: np.ndarray, malignant: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold (0 ... folds - 1) of each sample (N,): patients whole, malignant ones spread evenly, shuffled by
+    `seed`.
+    """
+    generator = np.random.default_rng([seed, 0])
+    names = np.unique(patients)
+    sick = np.array([malignant[patients == name].any() for name in names])
+    fold_of = {}
+    for offset, side in enumerate((names[sick], names[~sick])):
+        for position, name in enumerate(generator.permutation(side)):
+            fold_of[name] = (position + offset) % folds
+    return np.array([fold_of[name] for name in patients], int)
+
+
+def check_sides(patients: Sequence[str], groups: Sequence[str | None]) -> list[str]:
+    """The patients who stand on more than one side of a given split, in order."""
+    sides: dict[str, set[str | None]] = {}
+    for patient, group in zip(patients, groups, strict=True):
+        sides.setdefault(patient, set()).add(group)
+    return sorted(patient for patient, found in sides.items() if len(found) > 1)
+
+
+def _test_side(
+    patient: np.ndarray, label: np.ndarray, groups: Sequence[str | None], folds: int, fold: int, seed: int
+) -> np.ndarray:
+    own = np.array([group == "test" for group in groups])
+    if own.any():
+        return own
+    if not 0 <= fold < folds:
+        raise DataError(f"there is no fold {fold} of {folds}; folds count from 0")
+    return patient_folds(patient, label, folds, seed) == fold
+
+
+def _plain(samples: np.ndarray) -> Part:
+    return Part(samples, np.full(len(samples), -1))
