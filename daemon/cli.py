@@ -34,7 +34,7 @@ bundle_app = typer.Typer(help="Look at model bundles.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(bundle_app, name="bundle")
 
-console = Console()
+console = Console(markup=False)  # reasons and paths may hold square brackets
 
 ConfigOption = Annotated[
     Path | None,
@@ -104,8 +104,8 @@ def check(config: ConfigOption = None, allow_untrained: UntrainedOption = False)
     bad = 0
     for finding in findings(settings, allow_untrained):
         bad += not finding.good
-        mark = "[green]ok  [/green]" if finding.good else "[red]BAD [/red]"
-        console.print(f"{mark} {finding.subject}: {finding.text}", highlight=False, soft_wrap=True)
+        mark, style = ("ok ", None) if finding.good else ("BAD", "red")
+        console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if bad else 0)
 
 
@@ -116,14 +116,16 @@ def status(
 ) -> None:
     """Show what was received, jobs by state, reports, and whether the archive answers."""
     from daemon.archive import Archive
-    from daemon.service import open_bundle
+    from daemon.service import open_bundle, untrained_path
     from daemon.status import collect
 
     settings = load_settings(config)
     with _ledger(settings) as ledger:
         archive = Archive(settings.archive, settings.listener.ae_title, settings.spool.directory / "incoming")
         try:
-            bundle = open_bundle(settings, allow_untrained=True)
+            # Only one that is there: status must not make one.
+            there = settings.model.bundle is not None or untrained_path(settings).exists()
+            bundle = open_bundle(settings, allow_untrained=there)
         except MammodError:
             bundle = None
         state = collect(ledger, archive, bundle)

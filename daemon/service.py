@@ -65,11 +65,16 @@ def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
             "model.bundle is not set and no trained bundle is installed; name a bundle, or use --allow-untrained to try the way "
             "of the data with a network whose numbers mean nothing"
         )
-    made = settings.spool.directory / "untrained-bundle"
+    made = untrained_path(settings)
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         return untrained_bundle(made)
     return load_bundle(made, allow_untrained=True)
+
+
+def untrained_path(settings: Settings) -> Path:
+    """Where the untrained bundle is kept that is made where no other is there."""
+    return settings.spool.directory / "untrained-bundle"
 
 
 def default_bundle_path() -> Path:
