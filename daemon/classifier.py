@@ -96,8 +96,10 @@ class Classifier:
             self.stop()
             raise
 
-    def submit(self, pixels: np.ndarray) -> Future[Prediction]:
+    def submit(self, pixels: np.ndarray, *, heat_map: bool = False) -> Future[Prediction]:
         """Queue one ROI, float (size, size) in 0..1; its future fails with ClassifierError where it cannot be done.
+
+        `heat_map` asks for `Prediction.heat_map` too, which costs about as much again; the probability stays the same.
 
         Raises:
             ClassifierError: the classifier is not running, or the ROI has another shape or values that are no numbers.
@@ -107,7 +109,7 @@ class Classifier:
                 f"a ROI of shape {pixels.shape} cannot be classified: "
                 f"finite values of shape ({self._size}, {self._size}) were expected"
             )
-        item = _Item(np.asarray(pixels, np.float32))
+        item = _Item(np.asarray(pixels, np.float32), heat_map)
         with self._gate:
             if not self._open:
                 raise ClassifierError("the classifier is not running; start it first")
@@ -169,7 +171,8 @@ class Classifier:
 
     def _classify(self, worker: _Worker, batch: Sequence[_Item]) -> None:
         try:
-            probabilities = worker.predict(np.stack([item.pixels for item in batch]))
+            wanted = [item.heat_map for item in batch]
+            answers = worker.predict(np.stack([item.pixels for item in batch]), wanted)
         except _Died as error:
             log.warning("classifier process died", reason=str(error), rois=len(batch))
             for item in batch:
@@ -187,8 +190,8 @@ class Classifier:
                 for item in batch:
                     item.future.set_exception(error)
         else:
-            for item, probability in zip(batch, probabilities.tolist(), strict=True):
-                worker.answer(item.future, probability)
+            for item, (probability, heat_map) in zip(batch, answers, strict=True):
+                worker.answer(item.future, probability, heat_map)
 
 
 def open_engine(path: str, digest: str, engine: str, max_batch: int) -> Engine:
@@ -207,6 +210,7 @@ def open_engine(path: str, digest: str, engine: str, max_batch: int) -> Engine:
 @dataclass(eq=False)
 class _Item:
     pixels: np.ndarray
+    heat_map: bool
     future: Future[Prediction] = field(default_factory=Future)
     deaths: int = 0
 
@@ -258,8 +262,10 @@ class _Worker:
             self.kill()
             raise _CannotStart(f"the classifier cannot start: {error}") from error
 
-    def predict(self, rois: np.ndarray) -> np.ndarray:
-        """Probabilities (N,) of ROIs (N, size, size); a process that died meanwhile is started again first.
+    def predict(self, rois: np.ndarray, heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
+        """Probability and, where wanted, heat map of each of ROIs (N, size, size).
+
+        A process that died meanwhile is started again first.
 
         Raises:
             _Died: the process ended, or gave no answer in time.
@@ -271,17 +277,18 @@ class _Worker:
             self.start()
 
         def ask() -> Any:
-            self._pipe.send(rois)
+            self._pipe.send((rois, heat_maps))
             return self._pipe.recv()
 
         return self._within(self._hang_limit_s, ask)
 
-    def answer(self, future: Future[Prediction], probability: float) -> None:
+    def answer(self, future: Future[Prediction], probability: float, heat_map: np.ndarray | None) -> None:
         """Settle the future of one ROI."""
         if not 0 <= probability <= 1:
             future.set_exception(ClassifierError(f"the network gave {probability}, which is no probability"))
             return
-        future.set_result(Prediction(probability, probability >= self._threshold, self._engine, self._digest))
+        malignant = probability >= self._threshold
+        future.set_result(Prediction(probability, malignant, self._engine, self._digest, heat_map))
 
     def stop(self) -> None:
         """Let the process end by itself, or end it."""
@@ -337,14 +344,24 @@ def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...
         pipe.send((False, f"{type(error).__name__}: {error}"))
         return
     pipe.send((True, (engine.name, engine.digest, engine.threshold)))
-    while (rois := _next(pipe)) is not None:
+    while (batch := _next(pipe)) is not None:
         try:
-            pipe.send((True, engine.predict(rois)))
+            pipe.send((True, _answers(engine, *batch)))
         except Exception as error:
             pipe.send((False, f"{type(error).__name__}: {error}"))
 
 
-def _next(pipe: Connection) -> np.ndarray | None:
+def _answers(engine: Engine, rois: np.ndarray, heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
+    probabilities = engine.predict(rois).tolist()
+    maps = engine.heat_maps(rois[np.asarray(heat_maps)]) if any(heat_maps) else None
+    rest = iter(()) if maps is None else iter(maps)
+    return [
+        (probability, next(rest, None) if wanted else None)
+        for probability, wanted in zip(probabilities, heat_maps, strict=True)
+    ]
+
+
+def _next(pipe: Connection) -> tuple[np.ndarray, Sequence[bool]] | None:
     try:
         return pipe.recv()
     except (EOFError, OSError):

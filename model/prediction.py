@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -10,10 +12,12 @@ class Prediction:
     """Probability of malignancy in [0, 1], the class at the bundle's threshold, and what made it.
 
     `bundle` is the bundle's digest (`Bundle.digest`), `engine` the engine's name with precision, such as
-    `tensorflow-float32`.
+    `tensorflow-float32`. `heat_map` is float32 (rows, columns), from 0 up, a coarse grid over the whole ROI: what each
+    place adds to the score (`model.engine.grad_cam`); None where it was not asked for or the engine has none.
     """
 
     probability: float
     malignant: bool
     engine: str
     bundle: str
+    heat_map: np.ndarray | None = field(default=None, compare=False, repr=False)

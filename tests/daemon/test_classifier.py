@@ -21,7 +21,7 @@ from daemon.errors import ClassifierError
 from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
-from tests.daemon.fake_engines import DIE, DIE_ONCE, FAIL, HANG, NOT_A_NUMBER
+from tests.daemon.fake_engines import DIE, DIE_ONCE, FAIL, HANG, NO_HEAT_MAP, NOT_A_NUMBER
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -64,6 +64,26 @@ def test_rois_are_answered_in_batches(start: Start, bundle: Bundle) -> None:
     sizes = _batches(bundle)
     assert sum(sizes) == 11
     assert max(sizes) == 8  # max_batch, and no ROI alone although eight were waiting
+
+
+def test_a_heat_map_is_made_for_who_asked_and_for_nobody_else(start: Start, bundle: Bundle) -> None:
+    classifier = start(max_wait_ms=2000)
+    values = [0.125 * n for n in range(8)]
+    futures = [classifier.submit(_roi(value), heat_map=n in (2, 5)) for n, value in enumerate(values)]
+    predictions = [future.result(LIMIT_S) for future in futures]
+    assert [prediction.probability for prediction in predictions] == values
+    for n, prediction in enumerate(predictions):
+        if n in (2, 5):
+            assert prediction.heat_map is not None and (prediction.heat_map == values[n]).all()
+            assert prediction.heat_map.shape == (2, 2)
+        else:
+            assert prediction.heat_map is None
+    assert (bundle.path / "heat-maps").read_text() == "2\n"
+
+
+def test_an_engine_without_heat_maps_still_classifies(start: Start) -> None:
+    prediction = start().submit(_roi(0.5, first=NO_HEAT_MAP), heat_map=True).result(LIMIT_S)
+    assert (prediction.probability, prediction.heat_map) == (0.5, None)
 
 
 def test_one_roi_does_not_wait_for_a_full_batch(start: Start) -> None:
