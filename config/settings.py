@@ -151,7 +151,15 @@ class Lesions(_Section):
 
 
 class Reports(_Section):
+    # A name stands here once `daemon.reports.kinds` can build it.
     kinds: tuple[Literal["tid1500"], ...] = Field(("tid1500",), min_length=1)
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("a kind of report is named twice; name each once")
+        return kinds
 
 
 class Retention(_Section):

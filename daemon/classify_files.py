@@ -46,9 +46,9 @@ def classify_files(
                 inputs = read_inputs(source, paths.get)
                 classified = pipeline.classify(inputs, settings.lesions.not_lesions)
                 written = (
-                    pipeline.write(inputs, classified, settings.reports.kinds, lambda *_: None)
+                    pipeline.write(inputs, classified, settings.reports.kinds, lambda *_: None).written
                     if classified.results
-                    else []
+                    else ()
                 )
             except MammodError as error:
                 bad += 1
@@ -84,7 +84,7 @@ def _sort(files: Sequence[Path], console: Console) -> tuple[dict[str, Path], lis
 
 
 def _show(
-    table: Table, source: Path, classified: Classified, written: list[Written], output: Path, paths: dict[str, Path]
+    table: Table, source: Path, classified: Classified, written: Sequence[Written], output: Path, paths: dict[str, Path]
 ) -> None:
     for item in written:
         (output / f"{item.sop_instance_uid}.dcm").write_bytes(part10(item.report))

@@ -18,7 +18,7 @@ from config.settings import Settings
 from daemon.errors import LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs
-from daemon.reports.tid1500 import Predecessor
+from daemon.reports.facts import Predecessor
 from daemon.spool import Spool
 from model.errors import ImageError
 
@@ -75,11 +75,14 @@ class JobWorker:
                 jobs.done(connection, job, "nothing to classify", _facts(classified), time.time())
             bound.info("nothing to classify")
             return
-        written = self._pipeline.write(inputs, classified, self._settings().reports.kinds, self._predecessor_of(inputs))
-        reports = [self._place(report) for report in written]
+        made = self._pipeline.write(inputs, classified, self._settings().reports.kinds, self._predecessor_of(inputs))
+        for kind, reason in made.refused.items():
+            bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
+        reports = [self._place(report) for report in made.written]
+        result = _facts(classified) | ({"refused": dict(made.refused)} if made.refused else {})
         with self._ledger.write() as connection:
             now = time.time()
-            current = jobs.sending(connection, job, _facts(classified), now)
+            current = jobs.sending(connection, job, result, now)
             new = outbox.put(connection, job.id, job.source_uid, reports, now) if current else 0
         if current:
             seconds = round(time.monotonic() - begun, 3)
@@ -143,7 +146,7 @@ def _facts(classified: Classified) -> dict[str, Any]:
             {
                 "image_uid": result.lesion.image_uid,
                 "frame": result.lesion.frame,
-                "box": [round(value, 1) for value in asdict(result.box).values()],
+                "box": [round(value, 1) for value in asdict(result.roi.box).values()],
                 "probability": round(result.prediction.probability, 4),
                 "malignant": result.prediction.malignant,
             }

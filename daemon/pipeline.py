@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,11 @@ from pydicom import Dataset, dcmread
 
 from daemon.classifier import Classifier
 from daemon.decode import DecoderPool
-from daemon.errors import LesionError
+from daemon.errors import LesionError, ReportError
 from daemon.lesion import Lesion, LesionReading
 from daemon.lesions import lesion_references, read_lesions
-from daemon.reports.facts import Algorithm, Result
-from daemon.reports.tid1500 import Predecessor, build_report
-from daemon.uids import report_series_uid, report_uid
+from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
+from daemon.reports.kinds import KINDS
 from model.cut import Cut
 from model.roi import Roi
 
@@ -57,11 +56,22 @@ class Classified:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """One report of kind `kind`; its SOP Instance UID is derived, so the same work done twice gives the same one."""
+    """One object of kind `kind`; its SOP Instance UID is derived, so the same work done twice gives the same one."""
 
     kind: str
-    sop_instance_uid: str
     report: Dataset
+
+    @property
+    def sop_instance_uid(self) -> str:
+        return str(self.report.SOPInstanceUID)
+
+
+@dataclass(frozen=True, eq=False)
+class Reports:
+    """The objects of every kind, and by its name why a kind could not be made of this lesion object."""
+
+    written: tuple[Written, ...]
+    refused: Mapping[str, str]
 
 
 class MissingInstances(LesionError):
@@ -128,7 +138,7 @@ class Pipeline:
         rois = self._cut(inputs.image_paths, reading.lesions)
         futures = [self._classifier.submit(roi.pixels) for roi in rois]
         results = tuple(
-            Result(lesion, future.result(CLASSIFY_LIMIT_S), roi.box, roi.padded, roi.mm_per_pixel, roi.spacing_assumed)
+            Result(lesion, roi, future.result(CLASSIFY_LIMIT_S))
             for lesion, roi, future in zip(reading.lesions, rois, futures, strict=True)
         )
         return Classified(reading, results, reading_digest(reading, rois, inputs.images))
@@ -148,31 +158,28 @@ class Pipeline:
         classified: Classified,
         kinds: Sequence[str],
         predecessor_of: Callable[[str, str], Predecessor | None],
-    ) -> list[Written]:
-        """The reports on a classified lesion object, one of each kind.
+    ) -> Reports:
+        """The reports on a classified lesion object, of each kind one or more.
 
-        `predecessor_of(kind, sop_instance_uid)` names the report that the new one replaces, if any.
+        `predecessor_of(kind, sop_instance_uid)` names the report that the new one replaces, if any. A kind that cannot be
+        made of this object does not keep the others from being made.
 
         Raises:
-            ReportError: the images do not give what a report needs.
+            ReportError: no kind could be made.
         """
-        written = []
+        case = Case(inputs.source, inputs.images, classified.results, self._algorithm, classified.reading.left_out)
+        written: list[Written] = []
+        refused: dict[str, str] = {}
         for kind in kinds:
-            identity = (inputs.source_uid, classified.digest, self._bundle, kind)
-            uid = report_uid(*identity)
-            report = build_report(
-                inputs.source,
-                inputs.images,
-                classified.results,
-                self._algorithm,
-                sop_instance_uid=uid,
-                series_instance_uid=report_series_uid(*identity),
-                written_at=datetime.now(UTC),
-                predecessor=predecessor_of(kind, uid),
-                left_out=classified.reading.left_out,
-            )
-            written.append(Written(kind, uid, report))
-        return written
+            edition = Edition(kind, inputs.source_uid, classified.digest, self._bundle, datetime.now(UTC))
+            edition = replace(edition, predecessor=predecessor_of(kind, edition.sop_instance_uid()))
+            try:
+                written += [Written(kind, made) for made in KINDS[kind](case, edition)]
+            except ReportError as error:
+                refused[kind] = str(error)
+        if not written:
+            raise ReportError("; ".join(dict.fromkeys(refused.values())))
+        return Reports(tuple(written), refused)
 
 
 def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[str, Dataset]) -> str:

@@ -31,14 +31,17 @@ def device_uid(bundle_digest: str) -> str:
     return derive_uid("device", bundle_digest)
 
 
-def report_uid(source_uid: str, reading_digest: str, bundle_digest: str, kind: str) -> str:
-    """The SOP Instance UID of a report of `kind` on what was read from one lesion object with one bundle."""
-    return derive_uid("report", source_uid, reading_digest, bundle_digest, kind)
+def report_uid(source_uid: str, reading_digest: str, bundle_digest: str, kind: str, part: str = "") -> str:
+    """The SOP Instance UID of a report of `kind` on what was read from one lesion object with one bundle.
+
+    `part` tells the objects of a kind apart that makes several.
+    """
+    return derive_uid("report", source_uid, reading_digest, bundle_digest, kind, *filter(None, [part]))
 
 
-def report_series_uid(source_uid: str, reading_digest: str, bundle_digest: str, kind: str) -> str:
+def report_series_uid(source_uid: str, reading_digest: str, bundle_digest: str, kind: str, part: str = "") -> str:
     """The Series Instance UID of that report: one series each, as viewers may show only the newest of a series."""
-    return derive_uid("series", source_uid, reading_digest, bundle_digest, kind)
+    return derive_uid("series", source_uid, reading_digest, bundle_digest, kind, *filter(None, [part]))
 
 
 def tracking_uid(source_uid: str, number: int) -> str:

@@ -192,9 +192,13 @@ def try_again(connection: Connection, job: Row, reason: str, when: float) -> boo
 
 
 def _newest_reports(connection: Connection, job_id: int) -> Sequence[Row]:
-    """The newest outbox item of each kind; an older one was replaced by it, whatever became of it."""
-    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id))
-    return list({item.kind: item for item in items}.values())
+    """The newest outbox items of each kind; older ones were replaced by them, whatever became of those.
+
+    The objects of a kind that were put into the outbox together carry the same time.
+    """
+    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id)).all()
+    newest = {item.kind: item.created_at for item in items}
+    return [item for item in items if item.created_at == newest[item.kind]]
 
 
 def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+
+from pydicom.dataset import Dataset
 
 from daemon.lesion import LeftOut, Lesion
+from daemon.uids import report_series_uid, report_uid
 from model.prediction import Prediction
-from model.roi import Box
+from model.roi import Roi
 
 RESEARCH_USE = (
     "RESEARCH USE ONLY. Not a medical device: not for diagnosis, screening or treatment. "
@@ -34,17 +38,54 @@ class Algorithm:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One lesion and what the classifier said of it.
-
-    `box`, `padded`, `mm_per_pixel` and `spacing_assumed` are those of the `model.roi.Roi` that was classified.
-    """
+    """One lesion, what was cut out of the image for it, and what the classifier said of that."""
 
     lesion: Lesion
+    roi: Roi
     prediction: Prediction
-    box: Box
-    padded: float
-    mm_per_pixel: float | None
-    spacing_assumed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What every kind of report is made of: one lesion object, its images, and what was found.
+
+    `source` is the lesion object (a SEG or SR; its header is enough). `images` are headers by SOP Instance UID, at least
+    every image that a lesion lies on, best as just read from a file: attributes that were not decoded yet are copied
+    byte for byte. `results` are in the order of the report. `left_out` is what the lesion object holds and was not
+    classified.
+    """
+
+    source: Dataset
+    images: Mapping[str, Dataset]
+    results: Sequence[Result]
+    algorithm: Algorithm
+    left_out: Sequence[LeftOut] = ()
+
+
+Predecessor = tuple[str, str, str, str]
+"""SOP Class, SOP Instance, Series Instance and Study Instance UID of the report that a new one replaces."""
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One writing of one kind of report on a case: its UIDs, when, and the report that it replaces, if any.
+
+    `written_at` with a time zone is told in that of the image, where the image has one. A kind that makes one object
+    for each image derives the UIDs of each from a `part` of its own, such as the image's SOP Instance UID.
+    """
+
+    kind: str
+    source_uid: str
+    digest: str
+    bundle: str
+    written_at: datetime
+    predecessor: Predecessor | None = None
+
+    def sop_instance_uid(self, part: str = "") -> str:
+        return report_uid(self.source_uid, self.digest, self.bundle, self.kind, part)
+
+    def series_instance_uid(self, part: str = "") -> str:
+        return report_series_uid(self.source_uid, self.digest, self.bundle, self.kind, part)
 
 
 def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list[str]:
@@ -64,14 +105,14 @@ def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list
 def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
     """What a reader must know of one lesion's result."""
     statements = [] if algorithm.trained else [UNTRAINED]
-    if result.spacing_assumed:
-        assumed = "" if result.mm_per_pixel is None else f" {result.mm_per_pixel:.4g} mm per pixel"
+    roi, box = result.roi, result.roi.box
+    if roi.spacing_assumed:
+        assumed = "" if roi.mm_per_pixel is None else f" {roi.mm_per_pixel:.4g} mm per pixel"
         statements.append(
             f"The image does not give its pixel spacing:{assumed or ' a value'} was ASSUMED to cut out the lesion."
         )
-    box = result.box
     statements.append(
         f"Region given to the model: columns {box.left:.1f} to {box.right:.1f}, "
-        f"rows {box.top:.1f} to {box.bottom:.1f}, of which {100 * result.padded:.0f} % lies outside the image."
+        f"rows {box.top:.1f} to {box.bottom:.1f}, of which {100 * roi.padded:.0f} % lies outside the image."
     )
     return statements

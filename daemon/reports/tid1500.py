@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 
 import highdicom as hd
 import numpy as np
-from pydicom.charset import convert_encodings
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as Concept
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
-from pydicom.valuerep import DA, DT, TM
 
 from config import __version__
 from daemon.errors import ReportError
-from daemon.lesion import LeftOut, Lesion
+from daemon.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import Algorithm, Result, lesion_statements, report_statements
-from daemon.reports.identity import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    MANUFACTURER,
-    MODEL_NAME,
-)
+from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result, lesion_statements, report_statements
+from daemon.reports.identity import MANUFACTURER, MODEL_NAME
+from daemon.reports.own_object import finish, home_image, in_zone_of, shown_images
 from daemon.reports.text import Text
 from daemon.uids import derive_uid, tracking_uid, valid_uid
 
@@ -42,7 +35,6 @@ COMMENT = Concept("121106", "DCM", "Comment")
 SOURCE = Concept("260753009", "SCT", "Source")
 SOURCE_REPORT = Concept("128225", "DCM", "Source report")
 SEGMENTATION = Concept("113076", "DCM", "Segmentation")
-PROCESSING_EQUIPMENT = Concept("109102", "DCM", "Processing Equipment")
 MILLIMETER = Concept("mm", "UCUM", "millimeter")
 PIXELS = Concept("{pixels}", "UCUM", "Pixels")
 
@@ -52,57 +44,34 @@ DESCRIPTION_UNTRAINED = "RESEARCH ONLY: UNTRAINED MODEL, result is meaningless"
 
 LABELMAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0 has no name for it
 
-Predecessor = tuple[str, str, str, str]
-"""SOP Class, SOP Instance, Series Instance and Study Instance UID of the report that a new one replaces."""
 
-
-def build_report(
-    source: Dataset,
-    images: Mapping[str, Dataset],
-    results: Sequence[Result],
-    algorithm: Algorithm,
-    *,
-    sop_instance_uid: str,
-    series_instance_uid: str,
-    written_at: datetime,
-    predecessor: Predecessor | None = None,
-    left_out: Sequence[LeftOut] = (),
-) -> Dataset:
-    """The report on all lesions of one lesion object; the same arguments give the same bytes.
-
-    Args:
-        source: the SEG or SR that marks the lesions (its header is enough).
-        images: by SOP Instance UID, at least every image that a lesion lies on. Headers are enough, best as just read
-            from a file: attributes that were not decoded yet are copied byte for byte.
-        results: one per lesion, in the order of the report; at least one.
-        written_at: when the report was made; with a time zone it is told in that of the image, where the image has one.
-        predecessor: the report that this one replaces, for Predecessor Documents Sequence.
-        left_out: what the lesion object holds and was not classified; the report says so.
+def build(case: Case, edition: Edition) -> list[Dataset]:
+    """The one report on all lesions of one lesion object; the same arguments give the same bytes.
 
     Returns:
-        A data set with file meta information, Explicit VR Little Endian; write it with
+        One data set with file meta information, Explicit VR Little Endian; write it with
         `save_as(path, enforce_file_format=True)`.
 
     Raises:
         ReportError: no lesion, a lesion on an image or frame that is not there, images of different patients, or a
             region that its graphic type does not allow (PS3.3 C.18.6.1.2).
     """
-    shown = _shown_images(images, results)
-    home = _home(source, shown)
+    shown = shown_images(case)
+    home = home_image(case, shown)
     header = image_header.patient_and_study(home)
     text = Text.encodable_with(header)
-    written_at = _in_zone_of(written_at, header)
+    written_at = in_zone_of(edition.written_at, header)
     report = hd.sr.Comprehensive3DSR(
-        evidence=[_reference(instance) for instance in (home, *shown.values(), source)],
-        content=_content(source, home, shown, results, algorithm, left_out, text),
-        series_instance_uid=series_instance_uid,
+        evidence=[_reference(instance) for instance in (home, *shown.values(), case.source)],
+        content=_content(case, home, shown, text),
+        series_instance_uid=edition.series_instance_uid(),
         series_number=SERIES_NUMBER,
-        sop_instance_uid=sop_instance_uid,
+        sop_instance_uid=edition.sop_instance_uid(),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
         software_versions=__version__,
-        series_description=DESCRIPTION if algorithm.trained else DESCRIPTION_UNTRAINED,
+        series_description=DESCRIPTION if case.algorithm.trained else DESCRIPTION_UNTRAINED,
         content_qualification="RESEARCH",
         is_complete=True,
         is_final=False,
@@ -111,50 +80,11 @@ def build_report(
         content_time=written_at.time(),
         series_date=written_at.date(),
         series_time=written_at.time(),
-        previous_versions=None if predecessor is None else [_predecessor(predecessor)],
+        previous_versions=None if edition.predecessor is None else [_predecessor(edition.predecessor)],
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    report.InstanceCreationDate = DA(written_at.date())
-    report.InstanceCreationTime = TM(written_at.time())
-    report.ContributingEquipmentSequence = [_equipment(algorithm, written_at, text)]
-    report.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    report.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    _put_header(report, header)
-    return report
-
-
-def _shown_images(images: Mapping[str, Dataset], results: Sequence[Result]) -> dict[str, Dataset]:
-    """The images that lesions lie on, in the order of the report."""
-    if not results:
-        raise ReportError("there is no lesion to report on; a report needs at least one result")
-    shown: dict[str, Dataset] = {}
-    for lesion in (result.lesion for result in results):
-        uid = lesion.image_uid
-        if uid not in images:
-            raise ReportError(f"a lesion lies on image {uid}, which was not given; give every image with a lesion")
-        shown[uid] = images[uid]
-        if not 1 <= lesion.frame <= image_header.frames(images[uid]):
-            raise ReportError(f"a lesion lies on frame {lesion.frame} of image {uid}, which has no such frame")
-    ids, issuers = zip(*map(image_header.patient_key, shown.values()), strict=True)
-    if len(set(ids)) > 1 or len({issuer for issuer in issuers if issuer}) > 1:
-        raise ReportError("the lesions lie on images of different patients; a report is of one patient")
-    return shown
-
-
-def _home(source: Dataset, shown: Mapping[str, Dataset]) -> Dataset:
-    """The image whose patient and study the report takes: the first of the source's own study, else the first."""
-    in_study = (image for image in shown.values() if image.get("StudyInstanceUID") == source.get("StudyInstanceUID"))
-    return next(in_study, next(iter(shown.values())))
-
-
-def _in_zone_of(written_at: datetime, header: Dataset) -> datetime:
-    """`written_at` in the image's Timezone Offset From UTC, which the report copies and which rules all its times."""
-    offset = str(header.get("TimezoneOffsetFromUTC") or "").strip()
-    try:
-        zone = datetime.strptime(offset, "%z").tzinfo
-    except ValueError:
-        return written_at
-    return written_at if written_at.tzinfo is None else written_at.astimezone(zone)
+    finish(report, header, case.algorithm, written_at)
+    return [report]
 
 
 def _reference(instance: Dataset) -> Dataset:
@@ -177,39 +107,9 @@ def _predecessor(predecessor: Predecessor) -> Dataset:
     return reference
 
 
-def _equipment(algorithm: Algorithm, written_at: datetime, text: Text) -> Dataset:
-    """The bundle as contributing equipment (PS3.3 C.12.1.5); its Device UID changes with every retraining."""
-    equipment: Dataset = hd.ContributingEquipment(
-        manufacturer=MANUFACTURER,
-        purpose_of_reference=PROCESSING_EQUIPMENT,
-        manufacturer_model_name=text(algorithm.name)[:64],
-        software_versions=text(algorithm.version)[:64],
-        contribution_datetime=DT(written_at),
-        contribution_description="Classification of marked lesions. Research use only."
-        + ("" if algorithm.trained else " The model is untrained."),
-    )
-    equipment.DeviceUID = algorithm.device_uid
-    return equipment
-
-
-def _put_header(report: Dataset, header: Dataset) -> None:
-    """Put the image's patient and study into `report` so that writing it copies what was never decoded as it is."""
-    for tag in header.keys():  # noqa: SIM118 - iterating a Dataset itself would decode its elements
-        report[tag] = header.get_item(tag)
-    declared = report.get("SpecificCharacterSet")
-    report.set_original_encoding(False, True, convert_encodings(declared) if declared else None)
-
-
-def _content(
-    source: Dataset,
-    home: Dataset,
-    shown: Mapping[str, Dataset],
-    results: Sequence[Result],
-    algorithm: Algorithm,
-    left_out: Sequence[LeftOut],
-    text: Text,
-) -> hd.sr.MeasurementReport:
+def _content(case: Case, home: Dataset, shown: Mapping[str, Dataset], text: Text) -> hd.sr.MeasurementReport:
     """The content tree: TID 1500 with what a reader must know before the image library and the measurements."""
+    algorithm = case.algorithm
     observer = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=algorithm.device_uid, name=MODEL_NAME, manufacturer_name=MANUFACTURER, model_name=text(algorithm.name)
     )
@@ -220,13 +120,13 @@ def _content(
         procedure_reported=text.concepts(image_header.procedures(home)) or MAMMOGRAPHY,
         imaging_measurements=[
             _group(result, tracking, shown[result.lesion.image_uid], algorithm, text)
-            for result, tracking in zip(results, _tracking(results, text), strict=True)
+            for result, tracking in zip(case.results, _tracking(case.results, text), strict=True)
         ],
     )
     items = content[0].ContentSequence
     for item in (
-        *(_comment(statement, text) for statement in report_statements(algorithm, left_out)),
-        _source_item(source),
+        *(_comment(statement, text) for statement in report_statements(algorithm, case.left_out)),
+        _source_item(case.source),
         _image_library(shown.values(), text),
     ):
         items.insert(len(items) - 1, item)  # the measurements stay last

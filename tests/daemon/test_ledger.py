@@ -247,6 +247,31 @@ def test_a_refused_report_fails_the_job_until_an_operator_retries(ledger: Ledger
     assert state_of(ledger, job) == "done"
 
 
+def test_every_object_of_a_kind_counts_and_none_of_an_older_edition(ledger: Ledger) -> None:
+    arrive(ledger, stored(IMAGE, "a"))
+    job = lesion_job(ledger)
+
+    def put(at: float, *uids: str) -> list[int]:
+        row = claim_one(ledger)
+        with ledger.write() as connection:
+            jobs.sending(connection, row, {}, at)
+            outbox.put(connection, job, SOURCE, [report(uid) for uid in uids], at)
+            return [item.id for item in outbox.due(connection, at, 10)]
+
+    first, second = put(11.0, "2.25.1", "2.25.2")
+    with ledger.write() as connection:
+        outbox.failed(connection, first, 0xC000, "cannot understand", 12.0)
+    assert state_of(ledger, job) == "sending"
+    with ledger.write() as connection:
+        outbox.stored(connection, second, 0, None, 13.0)
+    assert state_of(ledger, job) == "failed", "the other object of the kind was refused"
+    arrive(ledger, stored(IMAGE, "b"))
+    (third,) = put(14.0, "2.25.3")
+    with ledger.write() as connection:
+        outbox.stored(connection, third, 0, None, 15.0)
+    assert state_of(ledger, job) == "done", "what was refused is replaced"
+
+
 def test_retention_takes_what_is_finished_and_leaves_what_is_not(ledger: Ledger) -> None:
     arrive(ledger, stored(IMAGE, at=1.0))
     arrive(ledger, stored("1.2.3.77", at=1.0))

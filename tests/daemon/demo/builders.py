@@ -14,11 +14,11 @@ from daemon.demo.archive import Stored
 from daemon.demo.lesion_objects import tracking_id, tracking_uid
 from daemon.demo.sending import CaseItems
 from daemon.lesion import Lesion, Region
-from daemon.reports.facts import Algorithm, Result
-from daemon.reports.tid1500 import build_report
+from daemon.reports import tid1500
+from daemon.reports.facts import Algorithm, Case, Edition, Result
 from daemon.uids import derive_uid
 from model.prediction import Prediction
-from model.roi import Box
+from model.roi import Box, Roi
 
 
 def box_region(left: float, top: float, right: float, bottom: float) -> Region:
@@ -30,7 +30,6 @@ def box_region(left: float, top: float, right: float, bottom: float) -> Region:
 
 def store_report(sent: CaseItems, probabilities: Sequence[float], trained: bool, folder: Path) -> tuple[str, Stored]:
     """One report with a probability for each lesion of the case, as a file in `folder`; malignant from 0.5 on."""
-    uid = derive_uid("test report", sent.image.uid)
     results = []
     for lesion, probability in zip(sent.case.lesions, probabilities, strict=True):
         region = box_region(lesion.left, lesion.top, lesion.right, lesion.bottom)
@@ -44,18 +43,18 @@ def store_report(sent: CaseItems, probabilities: Sequence[float], trained: bool,
             tracking_uid=tracking_uid(lesion),
         )
         prediction = Prediction(probability, probability >= 0.5, "test", "0" * 64)
-        results.append(Result(marked, prediction, Box(0, 0, 299, 299), 0.0, None, False))
+        roi = Roi(np.zeros((299, 299), np.float32), Box(0, 0, 299, 299), 0.0, None, False)
+        results.append(Result(marked, roi, prediction))
     algorithm = Algorithm("Xception-C", "0", derive_uid("test device"), trained, 0.5, "tests")
-    report = build_report(
+    case = Case(
         pydicom.dcmread(sent.lesion_object.path),
         {sent.image.uid: pydicom.dcmread(sent.image.path, stop_before_pixels=True)},
         results,
         algorithm,
-        sop_instance_uid=uid,
-        series_instance_uid=derive_uid("test series", sent.image.uid),
-        written_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
     )
+    written_at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    (report,) = tid1500.build(case, Edition("tid1500", sent.lesion_object.uid, "reading", "0" * 64, written_at))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sent.case.name}.dcm"
     report.save_as(path, enforce_file_format=True)
-    return uid, Stored(path, time.time())
+    return str(report.SOPInstanceUID), Stored(path, time.time())

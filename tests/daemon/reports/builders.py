@@ -6,6 +6,7 @@ import io
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ import pytest
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian
 
-from daemon.lesion import Code, Lesion, Region
-from daemon.reports.facts import Algorithm, Result
-from daemon.reports.tid1500 import build_report
-from daemon.uids import derive_uid, device_uid, report_series_uid, report_uid
+from daemon.lesion import Code, LeftOut, Lesion, Region
+from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
+from daemon.reports.kinds import KINDS
+from daemon.uids import derive_uid, device_uid
 from model.prediction import Prediction
-from model.roi import Box
+from model.roi import Box, Roi
 
 MG_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
 BREAST_TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
@@ -163,32 +164,39 @@ def lesion(image: Dataset, graphic_type: str = "POLYLINE", points: Any = SQUARE,
     return Lesion(**(values | facts))
 
 
-def result(marked: Lesion, probability: float = 0.8712, **facts: Any) -> Result:
+def result(marked: Lesion, probability: float = 0.8712, prediction: Prediction | None = None, **facts: Any) -> Result:
     values: dict[str, Any] = {
-        "lesion": marked,
-        "prediction": Prediction(probability, probability >= 0.5, "tensorflow-float32", BUNDLE),
+        "pixels": np.zeros((299, 299), np.float32),
         "box": Box(50.0, 150.0, 349.0, 449.0),
         "padded": 0.0,
         "mm_per_pixel": 0.07,
         "spacing_assumed": False,
     }
-    return Result(**(values | facts))
+    said = prediction or Prediction(probability, probability >= 0.5, "tensorflow-float32", BUNDLE)
+    return Result(marked, Roi(**(values | facts)), said)
 
 
-def report(
-    results: list[Result], *images: Dataset, of: Dataset | None = None, algorithm: Algorithm = TRAINED, **more: Any
-) -> Dataset:
-    """`build_report` with UIDs derived as the service derives them."""
+def reports(
+    kind: str,
+    results: list[Result],
+    *images: Dataset,
+    of: Dataset | None = None,
+    algorithm: Algorithm = TRAINED,
+    left_out: Sequence[LeftOut] = (),
+    predecessor: Predecessor | None = None,
+    written_at: datetime = WRITTEN_AT,
+) -> list[Dataset]:
+    """The objects of a kind, with UIDs as the service derives them."""
     of = of or source()
-    identity = str(of.SOPInstanceUID), "reading", BUNDLE, "tid1500"
-    given: dict[str, Any] = {
-        "sop_instance_uid": UID(report_uid(*identity)),
-        "series_instance_uid": UID(report_series_uid(*identity)),
-        "written_at": WRITTEN_AT,
-    }
-    return build_report(
-        of, {str(image.SOPInstanceUID): image for image in images}, results, algorithm, **(given | more)
-    )
+    case = Case(of, {str(image.SOPInstanceUID): image for image in images}, results, algorithm, left_out)
+    edition = Edition(kind, str(of.SOPInstanceUID), "reading", BUNDLE, written_at, predecessor)
+    return list(KINDS[kind](case, edition))
+
+
+def report(results: list[Result], *images: Dataset, **more: Any) -> Dataset:
+    """The TID 1500 report."""
+    (made,) = reports("tid1500", results, *images, **more)
+    return made
 
 
 MASS = Code("4147007", "SCT", "Mass")

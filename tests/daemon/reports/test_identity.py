@@ -30,6 +30,29 @@ def test_a_report_that_an_archive_changed_is_recognised() -> None:
     assert is_own_report(b.as_read(report))
 
 
+# PS3.6 annex A.
+EVERY_CLASS = {
+    "Enhanced SR": "1.2.840.10008.5.1.4.1.1.88.22",
+    "Comprehensive SR": "1.2.840.10008.5.1.4.1.1.88.33",
+    "Comprehensive 3D SR": "1.2.840.10008.5.1.4.1.1.88.34",
+    "Mammography CAD SR": "1.2.840.10008.5.1.4.1.1.88.50",
+    "Grayscale Softcopy Presentation State": "1.2.840.10008.5.1.4.1.1.11.1",
+    "Secondary Capture": "1.2.840.10008.5.1.4.1.1.7",
+    "Multi-frame Grayscale Byte Secondary Capture": "1.2.840.10008.5.1.4.1.1.7.2",
+    "Multi-frame Grayscale Word Secondary Capture": "1.2.840.10008.5.1.4.1.1.7.3",
+    "Multi-frame True Color Secondary Capture": "1.2.840.10008.5.1.4.1.1.7.4",
+}
+
+
+@pytest.mark.parametrize("name", EVERY_CLASS)
+def test_an_object_of_any_class_is_ours_by_its_equipment_only(name: str) -> None:
+    ours = read("polyline")
+    ours.SOPClassUID = EVERY_CLASS[name]
+    assert is_own_report(ours)
+    ours.Manufacturer = "Scanner Inc."
+    assert not is_own_report(ours)
+
+
 def test_nothing_else_is_taken_for_a_report_of_ours() -> None:
     derived = read("polyline")
     derived.Manufacturer, derived.ManufacturerModelName = "Workstation Inc.", "Viewer"

@@ -1,0 +1,18 @@
+"""The kinds of report by name, as `[reports] kinds` of the settings names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pydicom.dataset import Dataset
+
+from daemon.reports import tid1500
+from daemon.reports.facts import Case, Edition
+
+Build = Callable[[Case, Edition], Sequence[Dataset]]
+"""A pure function: the objects of one kind on one case, one or more; the same arguments give the same bytes.
+
+Raises ReportError where this kind cannot be made of this case; the other kinds go on.
+"""
+
+KINDS: Mapping[str, Build] = {"tid1500": tid1500.build}

@@ -1,0 +1,95 @@
+"""What every object that mammod writes has in common: whose it is, when it was made, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+import highdicom as hd
+from pydicom.charset import convert_encodings
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code as Concept
+from pydicom.valuerep import DA, DT, TM
+
+from daemon.errors import ReportError
+from daemon.reports import image_header
+from daemon.reports.facts import Algorithm, Case
+from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER
+from daemon.reports.text import Text
+
+PROCESSING_EQUIPMENT = Concept("109102", "DCM", "Processing Equipment")
+
+
+def shown_images(case: Case) -> dict[str, Dataset]:
+    """The images that lesions lie on, in the order of the report.
+
+    Raises:
+        ReportError: no lesion, a lesion on an image or frame that is not there, or images of different patients.
+    """
+    if not case.results:
+        raise ReportError("there is no lesion to report on; a report needs at least one result")
+    shown: dict[str, Dataset] = {}
+    for lesion in (result.lesion for result in case.results):
+        uid = lesion.image_uid
+        if uid not in case.images:
+            raise ReportError(f"a lesion lies on image {uid}, which was not given; give every image with a lesion")
+        shown[uid] = case.images[uid]
+        if not 1 <= lesion.frame <= image_header.frames(case.images[uid]):
+            raise ReportError(f"a lesion lies on frame {lesion.frame} of image {uid}, which has no such frame")
+    ids, issuers = zip(*map(image_header.patient_key, shown.values()), strict=True)
+    if len(set(ids)) > 1 or len({issuer for issuer in issuers if issuer}) > 1:
+        raise ReportError("the lesions lie on images of different patients; a report is of one patient")
+    return shown
+
+
+def home_image(case: Case, shown: Mapping[str, Dataset]) -> Dataset:
+    """The image whose patient and study an object takes: the first of the lesion object's own study, else the first."""
+    study = case.source.get("StudyInstanceUID")
+    in_study = (image for image in shown.values() if image.get("StudyInstanceUID") == study)
+    return next(in_study, next(iter(shown.values())))
+
+
+def in_zone_of(written_at: datetime, header: Dataset) -> datetime:
+    """`written_at` in the image's Timezone Offset From UTC, which our object copies and which rules all its times."""
+    offset = str(header.get("TimezoneOffsetFromUTC") or "").strip()
+    try:
+        zone = datetime.strptime(offset, "%z").tzinfo
+    except ValueError:
+        return written_at
+    return written_at if written_at.tzinfo is None else written_at.astimezone(zone)
+
+
+def finish(made: Dataset, header: Dataset, algorithm: Algorithm, written_at: datetime) -> None:
+    """Put into `made` what is the same in every object: patient and study, creation time, the bundle, who wrote the file.
+
+    `header` is what `image_header.patient_and_study` gives of the home image, `written_at` is in its time zone.
+    """
+    made.InstanceCreationDate = DA(written_at.date())
+    made.InstanceCreationTime = TM(written_at.time())
+    made.ContributingEquipmentSequence = [_equipment(algorithm, written_at, Text.encodable_with(header))]
+    made.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    made.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    _put_header(made, header)
+
+
+def _equipment(algorithm: Algorithm, written_at: datetime, text: Text) -> Dataset:
+    """The bundle as contributing equipment (PS3.3 C.12.1.5); its Device UID changes with every retraining."""
+    equipment: Dataset = hd.ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=PROCESSING_EQUIPMENT,
+        manufacturer_model_name=text(algorithm.name)[:64],
+        software_versions=text(algorithm.version)[:64],
+        contribution_datetime=DT(written_at),
+        contribution_description="Classification of marked lesions. Research use only."
+        + ("" if algorithm.trained else " The model is untrained."),
+    )
+    equipment.DeviceUID = algorithm.device_uid
+    return equipment
+
+
+def _put_header(made: Dataset, header: Dataset) -> None:
+    """Put the image's patient and study into `made` so that writing it copies what was never decoded as it is."""
+    for tag in header.keys():  # noqa: SIM118 - iterating a Dataset itself would decode its elements
+        made[tag] = header.get_item(tag)
+    declared = made.get("SpecificCharacterSet")
+    made.set_original_encoding(False, True, convert_encodings(declared) if declared else None)
