@@ -3,13 +3,15 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean lock programs
+.PHONY: help demo test soak lint clean lock programs
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
+# Seconds that all runs of `make soak` may take together.
+SOAK_LIMIT ?= 3600
 # The first Python that mammod runs on (3.11 to 3.13); PYTHON=/path/to/python3 chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
@@ -23,13 +25,16 @@ demo: .venv/.ready ## set everything up and run the main job on eight real mammo
 test: programs lint ## set up what the tests need, then lint and run every test
 	@$(BIN)/python -m pytest $(ARGS)
 
+soak: programs .venv/.ready ## long runs of faults and hostile input within SOAK_LIMIT=3600 seconds (ARGS="kill --seed 1": one run); report in soak-output/
+	@$(BIN)/python -m tests.soak --limit $(SOAK_LIMIT) $(ARGS)
+
 lint: .venv/.ready ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean: ## remove .venv, caches and outputs
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output test-output
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output test-output soak-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes the newest versions)

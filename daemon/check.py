@@ -13,6 +13,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELo
 from config.errors import MammodError
 from config.settings import Settings
 from daemon.archive import Archive
+from daemon.deep_check import deep_check
 from daemon.ledger import Ledger
 from daemon.service import open_bundle, require_archive
 from daemon.spool import Spool
@@ -42,6 +43,34 @@ def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
         )
     yield _archive(settings)
     yield from _decoders()
+
+
+def deep_findings(settings: Settings) -> Iterator[Finding]:
+    """Ledger and spool compared, whole; nothing is made or changed."""
+    directory = settings.spool.directory
+    if not directory.is_dir():
+        yield Finding(
+            "spool", False, f"there is no {directory}; is this the service's settings file, and did it ever start?"
+        )
+        return
+    try:
+        ledger = Ledger(settings.ledger_url)
+    except MammodError as error:
+        yield Finding("ledger", False, str(error))
+        return
+    try:
+        found = deep_check(ledger, Spool(directory))
+    finally:
+        ledger.close()
+    for fault in found.faults:
+        subject, _, what = fault.partition(": ")
+        yield Finding(subject, False, what)
+    yield Finding(
+        "ledger and spool",
+        not found.faults,
+        f"{found.instances} instances, {found.reports} reports and {found.jobs} jobs looked at, "
+        f"{found.bytes_hashed / 2**20:.1f} MiB hashed, {len(found.faults)} faults",
+    )
 
 
 def _spool(settings: Settings) -> Finding:

@@ -96,13 +96,19 @@ def demo(
 
 
 @app.command()
-def check(config: ConfigOption = None, allow_untrained: UntrainedOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    allow_untrained: UntrainedOption = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Instead: compare ledger and spool, hashing every file. The service may run.")
+    ] = False,
+) -> None:
     """Tell in plain words what would keep the service from working, and what to do about it."""
-    from daemon.check import findings
+    from daemon.check import deep_findings, findings
 
     settings = load_settings(config)
     bad = 0
-    for finding in findings(settings, allow_untrained):
+    for finding in deep_findings(settings) if deep else findings(settings, allow_untrained):
         bad += not finding.good
         mark, style = ("ok ", None) if finding.good else ("BAD", "red")
         console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)

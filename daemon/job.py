@@ -110,6 +110,7 @@ class JobWorker:
             transfer_syntax_uid=str(report.file_meta.TransferSyntaxUID),
             path=placed.path,
             size=placed.size,
+            digest=placed.digest,
         )
 
 

@@ -66,7 +66,7 @@ class Spool:
 
         The same content under the same UID has the same name, so placing it twice is harmless.
         """
-        digest, size = _digest(received)
+        digest, size = content_digest(received)
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
         final = self.directory / relative
         _make_parent(final)
@@ -109,13 +109,16 @@ class Spool:
         A file without a row was never answered with success, so its sender sends it again.
         """
         orphans = [path for path in self.incoming.iterdir() if path.is_file()]
-        for folder in ("instances", "outbox"):
-            for path in (self.directory / folder).rglob("*"):
-                if path.is_file() and str(path.relative_to(self.directory)) not in known:
-                    orphans.append(path)
+        orphans += [path for path in self.files() if str(path.relative_to(self.directory)) not in known]
         for path in orphans:
             path.unlink(missing_ok=True)
         return len(orphans)
+
+    def files(self) -> list[Path]:
+        """Every file of an instance or report, whether a row knows it or not."""
+        return [
+            path for name in ("instances", "outbox") for path in (self.directory / name).rglob("*") if path.is_file()
+        ]
 
 
 def _relative(folder: str, identity: str) -> str:
@@ -129,7 +132,7 @@ def _make_parent(path: Path) -> None:
         _sync(path.parent.parent)
 
 
-def _digest(path: Path) -> tuple[str, int]:
+def content_digest(path: Path) -> tuple[str, int]:
     """Sha256 of the data set alone (the file meta information names who wrote the file), and the file's size."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:

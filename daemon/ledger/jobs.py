@@ -86,6 +86,15 @@ def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -
     return connection.execute(promotion).rowcount
 
 
+def complete_but_waiting(connection: Connection) -> list[int]:
+    """Waiting jobs whose every needed instance is here; there are none unless something went wrong."""
+    present = exists().where(
+        instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
+    )
+    missing = exists().where(needs.c.job_id == jobs.c.id, ~present).correlate(jobs)
+    return list(connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.WAITING, ~missing)).scalars())
+
+
 def input_changed(connection: Connection, sop_instance_uid: str, now: float) -> None:
     """An instance that jobs read was replaced: they are done again with the new content (invariant 4)."""
     ids = needing(connection, sop_instance_uid)

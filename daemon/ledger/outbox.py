@@ -13,7 +13,7 @@ from daemon.ledger.schema import OutboxState, outbox
 
 @dataclass(frozen=True)
 class Report:
-    """A report that lies durable in the spool. `path` is relative to the spool directory, `size` in bytes."""
+    """A report that lies durable in the spool: `path` relative to its directory, `size` in bytes, sha256 `digest` of the file."""
 
     kind: str
     sop_class_uid: str
@@ -23,6 +23,7 @@ class Report:
     transfer_syntax_uid: str
     path: str
     size: int
+    digest: str | None = None
 
 
 def put(connection: Connection, job_id: int, source_uid: str, reports: Sequence[Report], now: float) -> int:

@@ -11,6 +11,7 @@ Job:       waiting -> ready -> running -> sending -> done
            any unfinished state -> superseded (the lesion object itself was replaced)
            done, failed, quarantined -> ready (an image was replaced, or an operator retries)
 Outbox:    queued -> stored | failed;  failed -> queued (an operator retries)
+           with storage commitment: queued -> committing (stored, not yet committed) -> stored | queued (sent again) | failed
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class JobState(StrEnum):
 
 class OutboxState(StrEnum):
     QUEUED = "queued"
+    COMMITTING = "committing"
     STORED = "stored"
     FAILED = "failed"
 
@@ -143,6 +145,7 @@ outbox = Table(
     Column("transfer_syntax_uid", UID, nullable=False),
     Column("path", Text, nullable=False),
     Column("size", BigInteger, nullable=False),
+    Column("digest", String(64)),  # sha256 of the whole file; unknown for reports of the first schema
     Column("state", String(16), nullable=False),
     Column("status", Integer),
     Column("reason", Text),
@@ -150,8 +153,19 @@ outbox = Table(
     Column("next_attempt_at", Float, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("stored_at", Float),
+    # How often the archive was asked to commit it without the outcome "committed".
+    Column("commit_attempts", Integer, nullable=False, server_default="0"),
     _one_of(OutboxState),
 )
 Index("ix_outbox_state_next_attempt_at", outbox.c.state, outbox.c.next_attempt_at)
 Index("ix_outbox_source_uid", outbox.c.source_uid)
 Index("ix_outbox_job_id", outbox.c.job_id)
+
+# Which reports each storage commitment request named; a late answer to an earlier request counts as well.
+commitments = Table(
+    "commitments",
+    metadata,
+    Column("transaction_uid", UID, primary_key=True),
+    Column("outbox_id", ROW_ID, ForeignKey("outbox.id", ondelete="CASCADE"), primary_key=True),
+)
+Index("ix_commitments_outbox_id", commitments.c.outbox_id)

@@ -1,6 +1,13 @@
-"""A stand-in engine: its probability is the ROI's mean, so that other pixels give another result. No framework is loaded."""
+"""A stand-in engine: its probability is the ROI's mean, so that other pixels give another result. No framework is loaded.
+
+MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves an empty file named by its process.
+"""
 
 from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +20,7 @@ class MeanEngine:
         self.digest = digest
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
+        time.sleep(float(os.environ.get("MAMMOD_TEST_BATCH_S", "0")))
         return rois.mean(axis=(1, 2)).clip(0, 1).astype(np.float32)
 
     def heat_maps(self, rois: np.ndarray) -> np.ndarray:
@@ -24,4 +32,6 @@ class MeanEngine:
 
 
 def open_engine(_path: str, digest: str, _engine: str, _max_batch: int) -> MeanEngine:
+    if folder := os.environ.get("MAMMOD_TEST_PIDS"):
+        (Path(folder) / str(os.getpid())).touch()
     return MeanEngine(digest)

@@ -1,0 +1,144 @@
+"""`mammod check --deep`: ledger and spool against each other, every file hashed again, every state against what it claims."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydicom import dcmread
+from sqlalchemy import Connection, Row, select, text
+
+from daemon.ledger import Ledger, jobs
+from daemon.ledger.schema import InstanceState, JobState, OutboxState
+from daemon.ledger.schema import instances as instance_table
+from daemon.ledger.schema import jobs as job_table
+from daemon.ledger.schema import outbox as outbox_table
+from daemon.spool import Spool, content_digest
+
+# A running service writes a file before its row: only a file that nothing touched for so long has lost its row.
+SETTLED_S = 60.0
+
+
+@dataclass
+class DeepCheck:
+    """What was looked at, and `faults`: what is wrong, in plain words, each with what to do."""
+
+    instances: int = 0
+    reports: int = 0
+    jobs: int = 0
+    bytes_hashed: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def deep_check(ledger: Ledger, spool: Spool) -> DeepCheck:
+    """Walk ledger and spool, both ways. May run beside the service: what changes meanwhile is looked at again."""
+    began = time.time()
+    files = spool.files()
+    with ledger.read() as connection:
+        found = DeepCheck(faults=list(_database_faults(connection)))
+        instances = connection.execute(select(instance_table)).all()
+        reports = connection.execute(select(outbox_table)).all()
+        job_rows = connection.execute(select(job_table)).all()
+        complete = set(jobs.complete_but_waiting(connection))
+    found.instances, found.reports, found.jobs = len(instances), len(reports), len(job_rows)
+    for row in (*instances, *reports):
+        size, faults = _file_faults(spool, row)
+        found.bytes_hashed += size
+        # Retention may have removed row and file since the rows were read.
+        if faults and _still_there(ledger, row):
+            found.faults += faults
+    known = {row.path for row in (*instances, *reports)}
+    for path in files:
+        relative = str(path.relative_to(spool.directory))
+        if relative not in known and path.exists() and began - path.stat().st_mtime > SETTLED_S:
+            found.faults.append(f"file {relative}: no row knows it; restart the service, which removes such files")
+    found.faults += _instance_faults(instances)
+    found.faults += _job_faults(job_rows, instances, reports, complete)
+    return found
+
+
+def _database_faults(connection: Connection) -> Iterator[str]:
+    if connection.dialect.name != "sqlite":
+        return  # other databases check themselves
+    for (said,) in connection.execute(text("PRAGMA integrity_check")):
+        if said != "ok":
+            yield f"ledger: SQLite's integrity check says: {said}; stop the service and restore the ledger"
+    for broken in connection.execute(text("PRAGMA foreign_key_check")):
+        yield f"ledger: a row of {broken[0]} refers to a row of {broken[2]} that is not there; restore the ledger"
+
+
+def _file_faults(spool: Spool, row: Row) -> tuple[int, list[str]]:
+    """Bytes read, and what is wrong with the file of an instance's or report's row."""
+    path = spool.absolute(row.path)
+    is_report = hasattr(row, "job_id")
+    name = f"{'report' if is_report else 'instance'} {row.sop_instance_uid} (row {row.id})"
+    again = "run its job again with `mammod jobs retry`" if is_report else "have its sender send it again"
+    try:
+        size = path.stat().st_size
+        if size != row.size:
+            return 0, [f"{name}: its file {row.path} has {size} bytes and the ledger says {row.size}; {again}"]
+        digest = _whole_digest(path) if is_report else content_digest(path)[0]
+        if row.digest is not None and digest != row.digest:
+            return size, [f"{name}: the content of its file {row.path} is not what was written; {again}"]
+        uid = str(dcmread(path, specific_tags=["SOPInstanceUID"]).get("SOPInstanceUID", ""))
+        if uid != row.sop_instance_uid:
+            return size, [f"{name}: its file {row.path} holds SOP Instance UID {uid or 'none'}; {again}"]
+    except FileNotFoundError:
+        return 0, [f"{name}: its file {row.path} is missing; {again}"]
+    except OSError as error:
+        return 0, [f"{name}: its file {row.path} cannot be read ({error.strerror}); run as the service's user"]
+    except Exception as error:  # pydicom raises many kinds over broken files
+        return 0, [f"{name}: its file {row.path} is not DICOM any more ({type(error).__name__}); {again}"]
+    return size, []
+
+
+def _still_there(ledger: Ledger, row: Row) -> bool:
+    table = outbox_table if hasattr(row, "job_id") else instance_table
+    with ledger.read() as connection:
+        return connection.execute(select(table.c.id).where(table.c.id == row.id)).one_or_none() is not None
+
+
+def _whole_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _instance_faults(instances: Sequence[Row]) -> list[str]:
+    current: dict[str, int] = {}
+    for row in instances:
+        current[row.sop_instance_uid] = current.get(row.sop_instance_uid, 0) + (row.state == InstanceState.CURRENT)
+    return [
+        f"instance {uid}: {number} of its versions are marked current, exactly one must be; send it again"
+        for uid, number in current.items()
+        if number != 1
+    ]
+
+
+def _job_faults(
+    job_rows: Sequence[Row], instances: Sequence[Row], reports: Sequence[Row], complete: set[int]
+) -> Iterator[str]:
+    """What a job's state claims about its reports and reason, and does not hold."""
+    here = {row.id for row in instances}
+    newest: dict[int, dict[str, Row]] = {}
+    for report in sorted(reports, key=lambda row: row.id):
+        newest.setdefault(report.job_id, {})[report.kind] = report
+    for job in job_rows:
+        states = {report.state for report in newest.get(job.id, {}).values()}
+        name = f"job {job.id} ({job.state})"
+        if job.instance_id not in here:
+            yield f"{name}: its lesion object has no row; have it sent again"
+        if job.state == JobState.DONE and not states and not job.reason:
+            yield f"{name}: it is done and has neither a report nor a reason for none; have its lesion object sent again"
+        if job.state == JobState.DONE and states - {OutboxState.STORED}:
+            yield f"{name}: it is done and its report is {', '.join(sorted(states))}, not stored; `mammod jobs show {job.id}`"
+        if job.state == JobState.SENDING and not states & {OutboxState.QUEUED, OutboxState.COMMITTING}:
+            yield f"{name}: it is sending and no report of it waits for the archive; restart the service"
+        if job.state == JobState.FAILED and OutboxState.FAILED not in states:
+            yield f"{name}: it failed and no report of it was refused; `mammod jobs retry {job.id}`"
+        if job.state == JobState.QUARANTINED and not job.reason:
+            yield f"{name}: it is quarantined without a reason; `mammod jobs retry {job.id}`"
+        if job.id in complete:
+            yield f"{name}: it waits although all that it needs is here; restart the service"

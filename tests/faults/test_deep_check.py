@@ -1,0 +1,168 @@
+"""`mammod check --deep` finds each way in which ledger and spool can disagree, and nothing where they agree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from daemon.deep_check import deep_check
+from daemon.ledger import Ledger, instances, jobs, outbox, schema
+from daemon.ledger.instances import StoredInstance
+from daemon.ledger.outbox import Report
+from daemon.spool import Spool
+from tests.daemon.archive_stubs import outgoing
+from tests.faults.kills import check_deep
+from tests.peers.archives import StoreSCP
+from tests.peers.programs import dcmsend
+from tests.service.fixtures import Case
+from tests.service.running import Service
+
+JOB = schema.jobs
+OUTBOX = schema.outbox
+INSTANCE = schema.instances
+
+
+class Kept:
+    """A ledger and spool of one image, one lesion object that needs it, and its stored report."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spool = Spool(folder / "spool")
+        self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
+        self.image, self.source = (self._instance(folder) for _ in range(2))
+        written = outgoing(folder)
+        placed = self.spool.write_report(written.sop_instance_uid, written.path.read_bytes())
+        with self.ledger.write() as connection:
+            rows = [instances.record(connection, instance)[1] for instance in (self.image, self.source)]
+            needed = [self.image.sop_instance_uid]
+            self.job = jobs.create(connection, rows[1], self.source.sop_instance_uid, needed, "bundle", 1.0)
+            (claimed,) = jobs.claim(connection, 1, 2.0)
+            jobs.sending(connection, claimed, {}, 3.0)
+            report = Report(
+                "tid1500", written.sop_class_uid, written.sop_instance_uid, "1.2", "1.2", written.transfer_syntax_uid,
+                placed.path, placed.size, placed.digest,
+            )  # fmt: skip
+            outbox.put(connection, self.job, self.source.sop_instance_uid, [report], 3.0)
+            (item,) = outbox.due(connection, 4.0, 9)
+            outbox.stored(connection, item.id, 0, None, 4.0)
+        self.report = report
+
+    def _instance(self, folder: Path) -> StoredInstance:
+        item = outgoing(folder)
+        placed = self.spool.place(item.path, item.sop_instance_uid)
+        return StoredInstance(
+            item.sop_instance_uid, item.sop_class_uid, "1.2", "1.2", item.transfer_syntax_uid,
+            placed.digest, placed.size, placed.path, "TESTS", 1.0,
+        )  # fmt: skip
+
+    def execute(self, statement: object) -> None:
+        with self.ledger.write() as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+    def file(self, row: StoredInstance | Report) -> Path:
+        return self.spool.absolute(row.path)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Iterator[Kept]:
+    made = Kept(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+def test_agreement_is_no_fault_and_everything_is_hashed(kept: Kept) -> None:
+    found = deep_check(kept.ledger, kept.spool)
+    assert found.faults == []
+    assert (found.instances, found.reports, found.jobs) == (2, 1, 1)
+    assert found.bytes_hashed == sum(path.stat().st_size for path in kept.spool.files())
+
+
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def stray(kept: Kept) -> None:
+    path = kept.file(kept.image).with_name("0" * 64 + ".dcm")
+    path.write_bytes(b"left over")
+    os.utime(path, (time.time() - 3600, time.time() - 3600))
+
+
+FAULTS: dict[str, tuple[Callable[[Kept], object], str]] = {
+    "an instance's file is gone": (lambda kept: kept.file(kept.image).unlink(), "is missing"),
+    "an instance's file is cut": (lambda kept: os.truncate(kept.file(kept.image), 300), "300 bytes"),
+    "a bit of an instance fell over": (lambda kept: flip_last_byte(kept.file(kept.image)), "not what was written"),
+    "a report's file is gone": (lambda kept: kept.file(kept.report).unlink(), "is missing"),
+    "a bit of a report fell over": (lambda kept: flip_last_byte(kept.file(kept.report)), "not what was written"),
+    "another instance's file in its place": (
+        lambda kept: (
+            kept.execute(
+                update(INSTANCE)
+                .where(INSTANCE.c.sop_instance_uid == kept.image.sop_instance_uid)
+                .values(path=kept.source.path, size=kept.source.size, digest=kept.source.digest)
+            ),
+            kept.file(kept.image).unlink(),
+        ),
+        "holds SOP Instance UID",
+    ),
+    "a file without a row": (stray, "no row knows it"),
+    "no current version": (
+        lambda kept: kept.execute(update(INSTANCE).values(state="superseded")),
+        "0 of its versions are marked current",
+    ),
+    "done with a queued report": (lambda kept: kept.execute(update(OUTBOX).values(state="queued")), "not stored"),
+    "done without a report or reason": (lambda kept: kept.execute(delete(OUTBOX)), "neither a report nor a reason"),
+    "sending with nothing to send": (lambda kept: kept.execute(update(JOB).values(state="sending")), "no report"),
+    "failed with nothing refused": (lambda kept: kept.execute(update(JOB).values(state="failed")), "was refused"),
+    "quarantined without a reason": (
+        lambda kept: kept.execute(update(JOB).values(state="quarantined")),
+        "without a reason",
+    ),
+    "waiting for what is here": (lambda kept: kept.execute(update(JOB).values(state="waiting")), "all that it needs"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_disagreement_is_found(name: str, kept: Kept) -> None:
+    harm, said = FAULTS[name]
+    harm(kept)
+    faults = deep_check(kept.ledger, kept.spool).faults
+    assert any(said in fault for fault in faults), faults
+
+
+def test_a_file_whose_row_is_about_to_come_is_no_fault(kept: Kept) -> None:
+    kept.file(kept.image).with_name("0" * 64 + ".dcm").write_bytes(b"being received")
+    assert deep_check(kept.ledger, kept.spool).faults == []
+
+
+@pytest.mark.peers
+def test_the_command_beside_a_running_service(
+    new_service: Callable[..., Service], storescp: StoreSCP, case: Case
+) -> None:
+    service = new_service((storescp.aet, storescp.dicom_port))
+    service.start()
+    dcmsend(case.files, service.host, service.port, service.aet)
+    service.wait_jobs("done")
+    good = check_deep(service)
+    assert good.returncode == 0, good.stdout
+    assert "2 instances, 1 reports and 1 jobs" in good.stdout
+    (item,) = service.outbox()
+    (service.spool / item.path).unlink()
+    bad: subprocess.CompletedProcess[str] = check_deep(service)
+    assert bad.returncode == 1
+    assert f"BAD report {item.sop_instance_uid}" in bad.stdout
+    assert service.stop() == 0
+
+
+def test_a_ledger_of_the_first_schema_keeps_its_rows(kept: Kept) -> None:
+    """The digest of older reports is unknown: they are checked by size and SOP Instance UID."""
+    kept.execute(update(OUTBOX).values(digest=None))
+    assert deep_check(kept.ledger, kept.spool).faults == []
+    with kept.ledger.read() as connection:
+        assert connection.execute(select(OUTBOX.c.commit_attempts)).scalar_one() == 0

@@ -1,0 +1,22 @@
+"""SIGKILL of the service and of its processes while objects arrive; `make soak` does the same 30 times over 500 objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.kills import kill_run
+from tests.peers.archives import Orthanc
+from tests.service.running import Service
+
+
+@pytest.mark.peers
+def test_service_classifier_and_decoder_killed_under_load(
+    new_service: Callable[..., Service], orthanc: Orthanc, tmp_path: Path
+) -> None:
+    service = new_service((orthanc.aet, orthanc.dicom_port))
+    figures = kill_run(service, orthanc, tmp_path, objects=24, kills=3, seed=7, left=lambda: 120)
+    assert figures["kills"] == {"service": 1, "classifier": 1, "decoder": 1}
+    assert figures["reports in the archive"] == 12

@@ -1,0 +1,1 @@
+"""Long runs of what `make test` does in short: `make soak`, bounded in time, with a report in soak-output/."""
