@@ -102,7 +102,12 @@ class Listener(_Section):
     called_ae_required: bool = True
     peers: tuple[Peer, ...] = ()
     max_associations: int = Field(50, ge=1, le=10_000)
+    max_associations_per_address: int = Field(25, ge=1, le=10_000)
+    max_connections: int = Field(1000, ge=1, le=100_000)
+    max_connections_per_address: int = Field(100, ge=1, le=100_000)
+    request_timeout_s: float = Field(30, gt=0)
     max_pdu: int = Field(131_072, ge=4_096, le=1_048_576)
+    max_instance: ByteSize = ByteSize(4 * 1024**3)
     network_timeout_s: float = Field(60, gt=0)
     tls: TLS | None = None
 

@@ -1,26 +1,21 @@
 """The acceptor's side of an association: pynetdicom's, with what a listener on a hospital network needs on top.
 
-pynetdicom 3.0 leaves these open, each is closed by one small override below:
-- the TLS handshake runs in the accept loop, where one silent client stops the listener: here it runs in the connection's thread;
-- a PDU that announces 2 GiB is waited for: here the association is aborted;
+pynetdicom 3.0 leaves these open, each is closed by one small override below (and more of them in `daemon.upper_layer`):
 - the temporary file of a C-STORE lies outside the spool and leaks with a cut transfer: here `IncomingFile`;
 - a request whose UIDs are wrong ends the association, or is never answered: here it is one refused instance;
-- delayed acknowledgements and 4,096-byte reads cost 44 ms per object and most of the throughput.
+- a command set without end is collected without end, and one data set may take for ever: here both end the association.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
-import select
 import socket
-import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,24 +26,24 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
-from pynetdicom.dul import DULServiceProvider
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.transport import AddressInformation, AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import AddressInformation
 
 from daemon.data_set import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
 from daemon.errors import RefusedInstance
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.uids import valid_uid
+from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue
 
-HANDSHAKE_LIMIT_S = 30
-LONGEST_PDU = (1 << 20) + (1 << 16)  # bytes; [listener] max_pdu goes to 1 MiB, and some senders exceed it by a header
 WRITE_BUFFER = 1 << 20  # bytes
 PART_SUFFIX = ".part"
-
-# A-ABORT from the service provider, reason "invalid PDU parameter value" (PS3.8 9.3.8).
-_ABORT_PDU = bytes.fromhex("07 00 00000004 00 00 02 06")
+MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory
+MAX_COMMAND = 1 << 16  # bytes of a command set; the longest of the standard has some hundreds
+SLOWEST = 1024  # bytes per second at which a message is still worth its place, beyond the network timeout
+END_LIMIT_S = 2.0  # for a polite end; then the connection is closed
+REJECTED_LIMIT_S = 2.0  # for a rejected peer to take the answer
 
 log = structlog.get_logger()
 
@@ -65,6 +60,7 @@ class IncomingFile:
         self._message = message
         self._file: BinaryIO | None = None
         self._data_set_at = 0
+        self._size = 0
         self.failure: RefusedInstance | OSError | None = None
         self.path = association.folder / f"{secrets.token_hex(16)}{PART_SUFFIX}"
 
@@ -77,20 +73,30 @@ class IncomingFile:
         pass
 
     def write(self, fragment: bytes) -> None:
-        if self.failure is not None:
-            return
-        try:
-            if self._file is None:
-                self._begin()
-            assert self._file is not None
-            self._file.write(fragment)
-        except (OSError, RefusedInstance) as error:
-            self.failure = error
+        self._size += len(fragment)
+        if not isinstance(self._message, C_STORE_RQ):
+            if self._size > MAX_OTHER_DATA_SET or self._message.context_id is None:
+                raise ValueError("a data set came where none belongs")
+            self._message.data_set.write(fragment)
+        elif self.failure is None:
+            try:
+                if self._file is None:
+                    self._begin()
+                assert self._file is not None
+                self._file.write(fragment)
+                if self._size > self._association.acceptor_of.max_instance:
+                    self._file.truncate(0)
+                    raise RefusedInstance(
+                        CANNOT_UNDERSTAND,
+                        f"the data set is larger than listener.max_instance = {self._association.acceptor_of.max_instance} bytes",
+                    )
+            except (OSError, RefusedInstance) as error:
+                self.failure = error
+        elif self._size > 2 * self._association.acceptor_of.max_instance:
+            raise ValueError("a data set without end")
 
     def _begin(self) -> None:
         message, association = self._message, self._association
-        if not isinstance(message, C_STORE_RQ):
-            raise ValueError("a data set came without a C-STORE request")
         association.files.add(self)
         association.last_active = time.monotonic()
         context = association._accepted_cx.get(message.context_id)
@@ -156,108 +162,108 @@ def _command_uids(message: Any) -> list[str]:
     return list(texts.values())
 
 
-class _Socket(AssociationSocket):
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Exactly `nr_bytes`, or fewer where the connection ends, straight into one buffer of that size."""
-        if nr_bytes > LONGEST_PDU:
-            self.socket.sendall(_ABORT_PDU)
-            raise ConnectionAbortedError(f"a PDU of {nr_bytes} bytes was announced; at most {LONGEST_PDU} are taken")
-        received = bytearray(nr_bytes)
-        view = memoryview(received)
-        filled = 0
-        while filled < nr_bytes:
-            count = self.socket.recv_into(view[filled:])
-            if count == 0:
-                return received[:filled]
-            filled += count
-        self._acknowledge_now()
-        return received
-
-    def send(self, bytestream: bytes) -> None:
-        super().send(bytestream)
-        self._acknowledge_now()
-
-    @property
-    def ready(self) -> bool:
-        """Whether bytes can be read; by poll, as select takes no descriptor above 1,023."""
-        if self.socket is None or not self._is_connected:
-            return False
-        try:
-            if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
-                return True
-            poll = select.poll()
-            poll.register(self.socket, select.POLLIN)
-            return bool(poll.poll(0))
-        except (OSError, ValueError):
-            self.event_queue.put("Evt17")  # transport connection closed
-            return False
-
-    def _acknowledge_now(self) -> None:
-        # The kernel falls back to delayed acknowledgements by itself, so this is asked for again each time. Linux only.
-        if self.socket is not None and hasattr(socket, "TCP_QUICKACK"):
-            with contextlib.suppress(OSError):
-                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-class _UpperLayer(DULServiceProvider):
-    def __init__(self, association: IncomingAssociation) -> None:
-        super().__init__(association)
-        self.daemon = True  # a peer that says nothing must not keep the process from ending
-
-    def run_reactor(self) -> None:
-        try:
-            super().run_reactor()
-        except Exception:  # PDUs that pynetdicom's state machine does not expect
-            self.assoc.log.warning("protocol error, connection closed")
-            self.kill_dul()
-            self.assoc.disconnect()
-            self.to_user_queue.put(None)  # wakes the association, if it still waits for a request
-
-
 class _StoreProvider(DIMSEServiceProvider):
+    """Collects the fragments of one message after the other (PS3.7 section 6, PS3.8 annex E)."""
+
     message: Any
 
+    def __init__(self, association: IncomingAssociation) -> None:
+        super().__init__(association)
+        self.msg_queue = WakingQueue(association.wake)
+
     def receive_primitive(self, primitive: Any) -> None:
-        if self.message is None:
-            self.message = DIMSEMessage()
-            self.message._data_set_file = IncomingFile(self.assoc, self.message)
         try:
-            super().receive_primitive(primitive)
-        except Exception:
-            self.assoc.log.warning("a DIMSE message cannot be read, association aborted")
+            if self.message is None:
+                self._begin()
+            self._check(primitive.presentation_data_value_list)
+            if self.message.decode_msg(primitive, self.assoc):
+                message, self.message = self.message, None
+                request = message.message_to_primitive()
+                if not isinstance(request, C_CANCEL):
+                    self.msg_queue.put((message.context_id, request))
+        except Exception as error:
+            reason = str(error) if type(error) is ValueError else type(error).__name__
+            self.assoc.log.warning("association aborted", reason=f"a DIMSE message cannot be read: {reason}")
             self.dul.event_queue.put("Evt19")  # unrecognized or invalid PDU: abort (PS3.8 9.2)
+
+    def _begin(self) -> None:
+        self.message = DIMSEMessage()
+        self.message._data_set_file = IncomingFile(self.assoc, self.message)
+        self._began = time.monotonic()
+        self._received = self._command = 0
+        self._context: int | None = None
+        self._command_complete = False
+
+    def _check(self, fragments: list[tuple[int, bytes]]) -> None:
+        for context_id, fragment in fragments:
+            if self._context not in (None, context_id):
+                raise ValueError("its fragments name several presentation contexts")
+            self._context = context_id
+            self._received += len(fragment)
+            if fragment[0] & 1:  # of the command set
+                if self._command_complete:
+                    raise ValueError("a second command set came where a data set was expected")
+                self._command_complete = bool(fragment[0] & 2)
+                self._command += len(fragment)
+                if self._command > MAX_COMMAND:
+                    raise ValueError(f"its command set is longer than {MAX_COMMAND} bytes")
+            elif not self._command_complete:
+                raise ValueError("a data set came without its command set")
+        if time.monotonic() - self._began > self.assoc.network_timeout + self._received / SLOWEST:
+            raise ValueError(f"it comes more slowly than {SLOWEST} bytes a second")
+
+
+@dataclass(frozen=True)
+class Acceptor:
+    """What all associations of one listener share.
+
+    `rules` decides about a requested association, in its thread; `store` answers a C-STORE request with status and reason;
+    `ended` is told when an association has ended, after its files are gone. Data sets of more than `max_instance` bytes
+    are refused.
+    """
+
+    ae: AE
+    address: tuple[Any, ...]
+    contexts: list[PresentationContext]
+    folder: Path
+    max_instance: int
+    rules: Callable[[IncomingAssociation], None]
+    store: Callable[[IncomingAssociation, Any, PresentationContext], tuple[int, str]]
+    ended: Callable[[IncomingAssociation], None]
 
 
 class IncomingAssociation(Association):
-    """One association that a peer requested, with an id for the log."""
+    """One association that a peer requested by the A-ASSOCIATE-RQ PDU `request`, with an id for the log."""
 
-    def __init__(self, server: Server, connection: socket.socket, address: Any) -> None:
-        super().__init__(server.ae, MODE_ACCEPTOR)
+    def __init__(self, acceptor: Acceptor, connection: socket.socket, address: tuple[Any, ...], request: bytes) -> None:
+        super().__init__(acceptor.ae, MODE_ACCEPTOR)
         self.id = secrets.token_hex(4)
         self.name = f"AcceptorThread@{self.id}"  # the prefix is what pynetdicom finds its acceptors by
         self.peer_address = str(address[0])
         self.log = log.bind(association=self.id, address=self.peer_address)
-        self.folder = server.folder
+        self.acceptor_of = acceptor
+        self.folder = acceptor.folder
         self.files: set[IncomingFile] = set()
         self.last_active = time.monotonic()
         self.stored = self.refused = 0
-        self._server = server
-        self.dul = _UpperLayer(self)
+        self._work = threading.Event()
+        self.dul: UpperLayer = UpperLayer(self, request)
         self.dimse = _StoreProvider(self)
-        self.acse_timeout = server.ae.acse_timeout  # again: they set the timers of the upper layer
-        self.network_timeout = server.ae.network_timeout
-        self.set_socket(_Socket(self, client_socket=connection))
-        self.acceptor.maximum_length = server.ae.maximum_pdu_size
-        self.acceptor.ae_title = server.ae_title
-        self.acceptor.address_info = AddressInformation.from_tuple(server.server_address)
-        self.acceptor.implementation_class_uid = server.ae.implementation_class_uid
-        self.acceptor.implementation_version_name = server.ae.implementation_version_name
-        self.acceptor.supported_contexts = (
-            server.contexts
-        )  # shared: negotiation only reads them, and copying costs 20 ms
+        self.acse_timeout = acceptor.ae.acse_timeout  # again: they set the timers of the upper layer
+        self.network_timeout = acceptor.ae.network_timeout
+        connection.settimeout(self.network_timeout)
+        self._connection = connection
+        self.set_socket(UpperLayerSocket(self, client_socket=connection))
+        self.acceptor.maximum_length = acceptor.ae.maximum_pdu_size
+        self.acceptor.ae_title = acceptor.ae.ae_title
+        self.acceptor.address_info = AddressInformation.from_tuple(acceptor.address)
+        self.acceptor.implementation_class_uid = acceptor.ae.implementation_class_uid
+        self.acceptor.implementation_version_name = acceptor.ae.implementation_version_name
+        # Shared: negotiation only reads them, and copying costs 20 ms.
+        self.acceptor.supported_contexts = acceptor.contexts
         self.requestor.address_info = AddressInformation.from_tuple(address)
-        self.bind(evt.EVT_REQUESTED, lambda event: server.rules(self))
-        # A connection closed before any request would else hold its thread and its place for the whole ACSE timeout.
+        self.bind(evt.EVT_REQUESTED, lambda event: acceptor.rules(self))
+        # A connection closed before its request is understood would else hold its thread for the whole ACSE timeout.
         self.bind(evt.EVT_CONN_CLOSE, lambda event: self.dul.to_user_queue.put(None))
 
     def _bind_defaults(self) -> None:
@@ -265,30 +271,76 @@ class IncomingAssociation(Association):
         for event in evt._INTERVENTION_EVENTS:
             self.bind(event, evt.get_default_handler(event))
 
+    def wake(self) -> None:
+        """There is something for the association's thread to do."""
+        self._work.set()
+
     def reject(self, result: int, source: int, diagnostic: int) -> None:
         """Answer with A-ASSOCIATE-RJ (PS3.8 9.3.4) and end."""
+        self.dul.artim_timer.timeout = REJECTED_LIMIT_S
         self.acse.send_reject(result, source, diagnostic)
         self.kill()
 
     def disconnect(self) -> None:
         """End the connection at once; threads that read from it wake up."""
-        connection = self.dul.socket.socket
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        """End the upper layer: it gets a moment to send what it has to, then the connection is closed."""
+        self._kill = True
+        self.is_established = False
+        self.wake()
+        if not self.dul.is_alive():
+            return
+        if self.dul.state_machine.current_state == "Sta1":
+            self.dul.kill_dul()
+        self.dul.join(END_LIMIT_S)
+        if self.dul.is_alive():
+            self.disconnect()
+            self.dul.kill_dul()
+            self.dul.join(END_LIMIT_S)
 
     def run_reactor(self) -> None:
-        self._server.begun(self)
         try:
             super().run_reactor()
         except Exception:
             self.log.exception("association failed")
-            self.disconnect()
         finally:
             self.dul.kill_dul()
+            self.disconnect()
+            self.dul.join(END_LIMIT_S)  # or it might begin another file
+            self._connection.close()
+            self.dul.wakeup.close()
             for file in list(self.files):
                 file.discard()
-            self._server.ended(self)
+            self.acceptor_of.ended(self)
+
+    def _run_reactor(self) -> None:
+        """pynetdicom's loop of an established association, which sleeps while there is nothing to do."""
+        while not self._kill:
+            self._work.clear()
+            context_id, message = self.dimse.get_msg(block=False)
+            if message is not None:
+                self._serve_request(message, context_id)
+                self.dul._idle_timer.restart()
+                self.dul.wakeup.set()
+            elif self.is_established and self.acse.is_release_requested():
+                self.acse.send_release(is_response=True)
+                self.is_released = True
+                self.kill()
+            elif self.acse.is_aborted():
+                self.is_aborted = True
+                self.kill()
+            elif self.dul.ended.is_set():
+                self.kill()
+            elif self.dul.idle_timer_expired():
+                reason = f"nothing came for {self.network_timeout:g} s (listener.network_timeout_s)"
+                self.log.warning("association aborted", reason=reason)
+                self.abort()
+                self.kill()
+            elif self.dimse.msg_queue.empty():
+                self._work.wait(max(self.dul._idle_timer.remaining, 0) + 0.01)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         # pynetdicom chooses the service by the request's SOP Class, and aborts or stays silent where that is unknown,
@@ -302,95 +354,8 @@ class IncomingAssociation(Association):
         response.MessageIDBeingRespondedTo = msg.MessageID
         response.AffectedSOPClassUID = msg.AffectedSOPClassUID
         response.AffectedSOPInstanceUID = msg.AffectedSOPInstanceUID
-        response.Status, reason = self._server.store(self, msg, context)
+        response.Status, reason = self.acceptor_of.store(self, msg, context)
         if reason:
             response.ErrorComment = reason.encode("ascii", "replace").decode()[:64]  # LO: 64 characters
         if self.is_established:
             self.dimse.send_msg(response, context_id)
-
-
-class _Connection(RequestHandler):
-    """Runs in a thread of its own per connection: the TLS handshake, then the association's own threads."""
-
-    server: Server
-    request: socket.socket
-
-    def handle(self) -> None:
-        self.request.settimeout(HANDSHAKE_LIMIT_S)
-        if self.server.tls is not None:
-            self.request = self.server.tls.wrap_socket(self.request, server_side=True)
-        with contextlib.suppress(OSError):
-            self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.request.settimeout(self.server.ae.network_timeout)
-        IncomingAssociation(self.server, self.request, self.client_address).start()
-
-
-class Server(ThreadedAssociationServer):
-    """Accepts connections and starts an `IncomingAssociation` for each.
-
-    `rules` decides about a requested association, in its thread; `store` answers a C-STORE request with status and reason;
-    `after` is told when an association has ended, after its files are gone. At most `limit` connections are open at a time.
-    """
-
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(
-        self,
-        ae: AE,
-        address: tuple[str, int],
-        contexts: list[PresentationContext],
-        folder: Path,
-        tls: ssl.SSLContext | None,
-        limit: int,
-        rules: Callable[[IncomingAssociation], None],
-        store: Callable[[IncomingAssociation, Any, PresentationContext], tuple[int, str]],
-        after: Callable[[IncomingAssociation], None],
-    ) -> None:
-        super().__init__(ae, address, ae.ae_title, contexts, request_handler=_Connection)
-        ae._servers.append(self)  # where its shutdown() takes it out again
-        self.folder = folder
-        self.tls = tls
-        self.rules = rules
-        self.store = store
-        self._after = after
-        self._places = threading.BoundedSemaphore(limit)
-        self._lock = threading.Lock()
-        self._open: set[IncomingAssociation] = set()
-
-    @property
-    def associations(self) -> list[IncomingAssociation]:
-        with self._lock:
-            return list(self._open)
-
-    def begun(self, association: IncomingAssociation) -> None:
-        with self._lock:
-            self._open.add(association)
-
-    def ended(self, association: IncomingAssociation) -> None:
-        self._after(association)
-        with self._lock:
-            self._open.discard(association)
-        self._places.release()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return self.socket.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                time.sleep(0.1)  # the connection stays pending, and would be offered again at once
-            raise
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        if self._places.acquire(blocking=False):
-            return True
-        log.warning("connection closed: too many are open", address=client_address[0])
-        return False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Called for what goes wrong before there is an association: mostly a failed TLS handshake."""
-        log.warning("connection closed before an association", address=client_address[0], reason=str(sys.exception()))
-        self._places.release()
-
-    def service_actions(self) -> None:
-        """Without pynetdicom's garbage collection every 59 polls: it stops all threads, and Python collects by itself."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import ipaddress
+import socket
 import ssl
 import threading
 import time
@@ -25,7 +26,8 @@ from pynetdicom.sop_class import Verification
 
 from config import settings
 from config.errors import ConfigurationError
-from daemon.association import PART_SUFFIX, IncomingAssociation, Server
+from daemon.association import PART_SUFFIX, Acceptor, IncomingAssociation
+from daemon.connections import Address, Connections, Limits, allow_descriptors
 from daemon.data_set import (
     DOES_NOT_MATCH_SOP_CLASS,
     EXPLICIT_VR_BIG_ENDIAN,
@@ -37,6 +39,7 @@ from daemon.data_set import (
 from daemon.errors import RefusedInstance
 from daemon.incoming import Incoming
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.upper_layer import MAX_UNANSWERED
 
 SUCCESS = 0x0000
 PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.17
@@ -49,10 +52,9 @@ CALLED_AE_NOT_RECOGNIZED = (1, 1, 7)
 TEMPORARY_CONGESTION = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
-# Connections may outnumber associations by those that are about to be rejected (or never ask for one).
-SPARE_CONNECTIONS = 32
-POLL_S = 0.1  # how soon the accept loop sees that it shall stop
+SPARE = 32  # associations that are about to be rejected, beyond those that may be open
 DRAIN_LIMIT_S = 30.0
+DESCRIPTORS_EACH = 2 + MAX_UNANSWERED  # of an association: its connection, what wakes its thread, files being received
 IDLE_S = 1.0  # a stopping listener aborts an association that has sent nothing for so long
 ABORT_LIMIT_S = 2.0
 
@@ -131,9 +133,10 @@ class Listener:
         self._admit = admit
         self._tls = _tls_context(settings.tls) if settings.tls else None
         self._lock = threading.Lock()
+        self._open: set[IncomingAssociation] = set()
         self._admitted: set[IncomingAssociation] = set()
         self._stopping = False
-        self._server: Server | None = None
+        self._connections: Connections | None = None
 
     def start(self) -> None:
         """Open the port and serve in the background.
@@ -149,41 +152,47 @@ class Listener:
         ae.maximum_pdu_size = chosen.max_pdu
         ae.network_timeout = chosen.network_timeout_s
         # `_rules` decides on these, so that every rejection has its reason and is logged.
-        ae.maximum_associations = chosen.max_associations + SPARE_CONNECTIONS
+        ae.maximum_associations = chosen.max_associations + SPARE
         ae.require_called_aet = False
+        allow_descriptors(chosen.max_connections + DESCRIPTORS_EACH * (chosen.max_associations + SPARE))
+        limits = Limits(chosen.max_connections, chosen.max_connections_per_address, chosen.request_timeout_s)
         try:
-            self._server = Server(
-                ae,
-                (chosen.host, chosen.port),
-                supported_contexts(),
-                self._incoming,
-                self._tls,
-                chosen.max_associations + SPARE_CONNECTIONS,
-                rules=self._rules,
-                store=self._store,
-                after=self._ended,
-            )
+            self._connections = Connections((chosen.host, chosen.port), self._tls, limits, self._serve)
         except OSError as error:
             raise ConfigurationError(
                 f"listener.host = {chosen.host!r}, listener.port = {chosen.port}: {error.strerror}; "
                 "name an address and a free port of this machine"
             ) from error
-        serve = functools.partial(self._server.serve_forever, poll_interval=POLL_S)
-        threading.Thread(target=serve, name="listener", daemon=True).start()
+        self._acceptor = Acceptor(
+            ae=ae,
+            address=self._connections.address,
+            contexts=supported_contexts(),
+            folder=self._incoming,
+            max_instance=chosen.max_instance,
+            rules=self._rules,
+            store=self._store,
+            ended=self._ended,
+        )
+        self._connections.start()
         if not chosen.peers:
             log.warning("listener.peers is empty: every AE title from every address may send")
 
     @property
     def port(self) -> int:
         """The TCP port that is listened on."""
-        assert self._server is not None, "the listener was not started"
-        return int(self._server.server_address[1])
+        assert self._connections is not None, "the listener was not started"
+        return int(self._connections.address[1])
+
+    @property
+    def waiting(self) -> int:
+        """Connections that have not asked for an association yet."""
+        return self._connections.waiting if self._connections is not None else 0
 
     def stop_accepting(self) -> None:
         """Close the port; associations go on. Harmless when repeated."""
-        if self._server is not None and not self._stopping:
+        if self._connections is not None and not self._stopping:
             self._stopping = True
-            self._server.shutdown()
+            self._connections.stop()
 
     def stop(self, limit_s: float = DRAIN_LIMIT_S) -> None:
         """Close the port and let associations finish within `limit_s` seconds; idle and late ones are aborted.
@@ -191,10 +200,8 @@ class Listener:
         An instance that is being received is received and answered, unless the limit comes first.
         """
         self.stop_accepting()
-        if self._server is None:
-            return
         end = time.monotonic() + limit_s
-        while associations := self._server.associations:
+        while associations := self._associations():
             now = time.monotonic()
             for association in associations:
                 if association not in self._admitted or now > end + ABORT_LIMIT_S:
@@ -205,6 +212,30 @@ class Listener:
                 log.error("associations do not end", count=len(associations))
                 return
             time.sleep(0.02)
+
+    def _associations(self) -> list[IncomingAssociation]:
+        with self._lock:
+            return list(self._open)
+
+    def _serve(self, connection: socket.socket, address: Address, request: bytes) -> None:
+        """Start the association that a connection asked for."""
+        chosen, host = self._settings, str(address[0])
+        with self._lock:
+            here = sum(association.peer_address == host for association in self._open)
+            full = len(self._open) >= chosen.max_associations + SPARE
+            full = full or here >= chosen.max_associations_per_address + SPARE
+        if full:
+            connection.close()
+            log.warning("connection closed: too many associations are being rejected or ended", address=host)
+            return
+        association = IncomingAssociation(self._acceptor, connection, address, request)
+        with self._lock:
+            self._open.add(association)
+        try:
+            association.start()
+        except RuntimeError:  # the system has no more threads
+            self._ended(association)
+            raise
 
     def _rules(self, association: IncomingAssociation) -> None:
         """Admit a requested association, or reject it with the reason (PS3.8 table 9-21)."""
@@ -237,6 +268,9 @@ class Listener:
         with self._lock:
             if len(self._admitted) >= chosen.max_associations:
                 return LOCAL_LIMIT_EXCEEDED, f"listener.max_associations = {chosen.max_associations} are open"
+            here = sum(other.peer_address == association.peer_address for other in self._admitted)
+            if here >= (most := chosen.max_associations_per_address):
+                return LOCAL_LIMIT_EXCEEDED, f"listener.max_associations_per_address = {most} are open"
             self._admitted.add(association)
         return None
 
@@ -284,6 +318,7 @@ class Listener:
         with self._lock:
             was_admitted = association in self._admitted
             self._admitted.discard(association)
+            self._open.discard(association)
         if was_admitted:
             how = "released" if association.is_released else "aborted" if association.is_aborted else "connection lost"
             association.log.info("association ended", how=how, stored=association.stored, refused=association.refused)

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.peers.fixtures", "tests.service.fixtures"]
+pytest_plugins = ["tests.peers.fixtures", "tests.service.fixtures", "tests.faults.certificates"]

@@ -1,0 +1,277 @@
+"""The upper layer (PS3.8) of an accepted association: pynetdicom's state machine on a socket that is waited for.
+
+pynetdicom 3.0 leaves these open, each is closed by one small override below:
+- its threads look for work a thousand times a second: here they sleep until there is some, so an idle association costs nothing;
+- a PDU that announces 2 GiB, or that comes a byte a minute, is waited for: here the association ends;
+- requests that are sent without waiting for an answer pile up: here nothing more is read until some are answered;
+- its timers follow the clock of the day, which may be set back: here they do not;
+- delayed acknowledgements and 4,096-byte reads cost 44 ms per object and most of the throughput.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.timer import Timer
+from pynetdicom.transport import AssociationSocket
+
+LONGEST_PDU = (1 << 20) + (1 << 16)  # bytes; [listener] max_pdu goes to 1 MiB, and some senders exceed it by a header
+MAX_UNANSWERED = 8  # requests; no asynchronous operations are negotiated, so an honest sender has one
+PDU_HEADER = struct.Struct(">BBL")  # type, reserved, length of what follows (PS3.8 9.3.1)
+
+# A-ABORT from the service provider (source 2); reasons by PS3.8 table 9-26.
+UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
+
+
+def abort_pdu(reason: int) -> bytes:
+    """An A-ABORT PDU of the service provider (PS3.8 9.3.8)."""
+    return bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
+
+
+class WakingQueue(queue.Queue[Any]):
+    """A queue that says when something was put into it."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item, block, timeout)
+        self._wake()
+
+
+class _Timer(Timer):
+    """pynetdicom's timer by the monotonic clock."""
+
+    _start_time: float | None
+    _end_time: float | None
+
+    def start(self) -> None:
+        self._start_time, self._end_time = time.monotonic(), None
+
+    def stop(self) -> None:
+        self._end_time = time.monotonic()
+
+    @property
+    def runs(self) -> bool:
+        return self._start_time is not None and self._end_time is None
+
+    @property
+    def remaining(self) -> float:
+        if self.timeout is None:
+            return 1.0
+        if self._start_time is None:
+            return float(self.timeout)
+        return float(self.timeout - ((self._end_time or time.monotonic()) - self._start_time))
+
+
+class Wakeup:
+    """Something that a thread waits for together with a socket, and that other threads may set."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._descriptor: int | None = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def set(self) -> None:
+        with self._lock:
+            if self._descriptor is not None:
+                os.eventfd_write(self._descriptor, 1)
+
+    def wait(self, connection: socket.socket | None, limit_s: float | None) -> None:
+        """Until it is set, `connection` can be read, or the limit passes; clears it."""
+        poll = select.poll()
+        if self._descriptor is not None:
+            poll.register(self._descriptor, select.POLLIN)
+        if connection is not None:
+            poll.register(connection, select.POLLIN)
+        poll.poll(None if limit_s is None else max(limit_s, 0) * 1000 + 1)
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._descriptor is not None:
+                os.eventfd_read(self._descriptor)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+class UpperLayerSocket(AssociationSocket):
+    socket: socket.socket | None
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Exactly `nr_bytes`, or fewer where the connection ends, straight into one buffer of that size.
+
+        Raises:
+            TimeoutError: they did not come within the association's network timeout, all of them together.
+        """
+        connection, limit = self.socket, self.assoc.network_timeout
+        assert connection is not None
+        received = bytearray(nr_bytes)
+        view = memoryview(received)
+        filled = 0
+        end = time.monotonic() + limit
+        try:
+            while filled < nr_bytes:
+                count = connection.recv_into(view[filled:])
+                if count == 0:
+                    return received[:filled]
+                filled += count
+                if filled < nr_bytes:
+                    remaining = end - time.monotonic()
+                    if remaining <= 0:
+                        raise TimeoutError
+                    connection.settimeout(remaining)
+        finally:
+            with contextlib.suppress(OSError):
+                connection.settimeout(limit)
+        self._acknowledge_now()
+        return received
+
+    def send(self, bytestream: bytes) -> None:
+        super().send(bytestream)
+        self._acknowledge_now()
+
+    @property
+    def ready(self) -> bool:
+        """Whether bytes can be read; by poll, as select takes no descriptor above 1,023."""
+        if self.socket is None or not self._is_connected:
+            return False
+        try:
+            if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
+                return True
+            poll = select.poll()
+            poll.register(self.socket, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # transport connection closed
+            return False
+
+    def _acknowledge_now(self) -> None:
+        # The kernel falls back to delayed acknowledgements by itself, so this is asked for again each time. Linux only.
+        if self.socket is not None and hasattr(socket, "TCP_QUICKACK"):
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+class UpperLayer(DULServiceProvider):
+    """Reads and writes the PDUs of one association in a thread of its own; `request` is its A-ASSOCIATE-RQ PDU, read already."""
+
+    socket: UpperLayerSocket
+
+    def __init__(self, association: Any, request: bytes) -> None:
+        super().__init__(association)
+        self.daemon = True  # a peer that says nothing must not keep the process from ending
+        self.wakeup = Wakeup()
+        self.ended = threading.Event()
+        self._request: bytes | None = request
+        self.event_queue = WakingQueue(self.wakeup.set)
+        self.to_provider_queue = WakingQueue(self.wakeup.set)
+        self.to_user_queue = WakingQueue(association.wake)
+        self._idle_timer, self.artim_timer = _Timer(60), _Timer(30)  # until the association sets them
+
+    def kill_dul(self) -> None:
+        super().kill_dul()
+        self.wakeup.set()
+
+    def run_reactor(self) -> None:
+        try:
+            self._run()
+        except Exception:  # PDUs that pynetdicom's state machine does not expect
+            self.assoc.log.warning("association aborted", reason="protocol error: a PDU that cannot be understood here")
+            with contextlib.suppress(Exception):
+                self.socket.send(abort_pdu(UNEXPECTED_PDU))
+            self.kill_dul()
+            self.assoc.disconnect()
+            self.to_user_queue.put(None)  # wakes the association, if it still waits for a request
+        finally:
+            self.ended.set()
+            self.assoc.wake()
+
+    def _run(self) -> None:
+        self._idle_timer.start()
+        self.assoc._dul_ready.set()
+        while not self._kill_thread:
+            if self.artim_timer.expired:
+                self.event_queue.put("Evt18")  # ARTIM timer expired
+            # Either a primitive is sent, by the state machine, or a PDU is received.
+            if not self._process_recv_primitive() and self._is_transport_event():
+                self._idle_timer.restart()
+            try:
+                event = self.event_queue.get(block=False)
+            except queue.Empty:
+                self._wait()
+            else:
+                self.state_machine.do_action(event)
+
+    def _wait(self) -> None:
+        connection = self.socket.socket
+        if connection is not None and connection.fileno() < 0:
+            connection = None
+        limit = self.artim_timer.remaining if self.artim_timer.runs else None
+        self.wakeup.wait(None if self._must_wait else connection, limit)
+
+    @property
+    def _must_wait(self) -> bool:
+        return self.state_machine.current_state == "Sta6" and self.assoc.dimse.msg_queue.qsize() >= MAX_UNANSWERED
+
+    def _is_transport_event(self) -> bool:
+        if self._request is not None and self.state_machine.current_state == "Sta2":  # awaiting A-ASSOCIATE-RQ
+            request, self._request = self._request, None
+            self._take(request)
+            return True
+        return not self._must_wait and super()._is_transport_event()
+
+    def _read_pdu_data(self) -> None:
+        """Read one PDU and tell the state machine: by its type, Evt17 (connection closed) or Evt19 (invalid PDU)."""
+        try:
+            header = self.socket.recv(PDU_HEADER.size)
+            if len(header) < PDU_HEADER.size:
+                self.event_queue.put("Evt17")
+                return
+            kind, _, length = PDU_HEADER.unpack(header)
+            if not 1 <= kind <= 7:
+                self._refuse(f"a PDU of the unknown type {kind:02X}")
+            elif length > LONGEST_PDU:
+                self.socket.send(abort_pdu(INVALID_PARAMETER))
+                self._lose(f"a PDU of {length} bytes was announced; at most {LONGEST_PDU} are taken")
+            else:
+                body = self.socket.recv(length)
+                if len(body) == length:
+                    self._take(bytes(header + body))
+                else:
+                    self._lose("the connection ended within a PDU")
+        except TimeoutError:
+            self._lose(f"a PDU was not complete after {self.assoc.network_timeout:g} s (listener.network_timeout_s)")
+        except OSError as error:
+            self._lose(f"the connection broke: {error.strerror or type(error).__name__}")
+
+    def _take(self, pdu: bytes) -> None:
+        try:
+            decoded, event = self._decode_pdu(bytearray(pdu))
+        except Exception:  # pynetdicom's decoders raise almost anything
+            self._refuse(f"a PDU of type {pdu[0]:02X} that is malformed")
+        else:
+            self._recv_pdu.put(decoded)
+            self.event_queue.put(event)
+
+    def _refuse(self, reason: str) -> None:
+        if self.state_machine.current_state != "Sta13":  # there the association has ended, and the reason was told
+            self.assoc.log.warning("association aborted", reason=reason)
+        self.event_queue.put("Evt19")
+
+    def _lose(self, reason: str) -> None:
+        if self.state_machine.current_state != "Sta13":
+            self.assoc.log.warning("connection closed", reason=reason)
+        self.event_queue.put("Evt17")
