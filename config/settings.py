@@ -127,6 +127,9 @@ class Archive(_Section):
     timeout_s: float = Field(60, gt=0)
     retry_first_s: float = Field(10, gt=0)
     retry_longest_s: float = Field(900, gt=0)
+    commitment: bool = False
+    commitment_wait_s: float = Field(300, gt=0)
+    commitment_asks: int = Field(5, ge=1, le=1000)
 
 
 class Spool(_Section):

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
 
 from config.errors import ConfigurationError
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon import query_retrieve, stow
-from daemon.errors import ArchiveError
+from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.incoming import Incoming
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 from daemon.query_retrieve import Wanted
@@ -33,6 +35,7 @@ MAX_PDU = 131_072
 BREAKS_IN_A_ROW = 2
 # Retrieving may wait for a tape robot, and each wait covers the transfer of a whole image: times archive.timeout_s.
 RETRIEVE_PATIENCE = 5
+INVALID_ARGUMENT = 0x0115  # PS3.7 C.5.12
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 CONVERTIBLE = (*UNCOMPRESSED, DeflatedExplicitVRLittleEndian)
 
@@ -124,6 +127,57 @@ class Archive:
         limit_s = RETRIEVE_PATIENCE * self.settings.timeout_s
         with self.associate([build_context(query_retrieve.MOVE)], response_timeout_s=limit_s) as association:
             return list(query_retrieve.move(association, wanted, destination_ae))
+
+    def request_commitment(
+        self,
+        transaction_uid: str,
+        instances: Sequence[tuple[str, str]],
+        take: Callable[[Dataset], int],
+        answered: threading.Event,
+        linger_s: float,
+    ) -> None:
+        """N-ACTION: ask to commit `instances` (SOP class, SOP instance); PS3.4 J.3.2.
+
+        The association stays open until `answered` is set or `linger_s` passed: an answer on it goes to `take`, which gives
+        its status, and sets `answered` once that status was sent.
+
+        Raises:
+            ContextsRefused, CommitmentRefused: the archive knows no storage commitment, or answers with a failure.
+            ArchiveError: it cannot be asked, or does not answer.
+        """
+        request = Dataset()
+        request.TransactionUID = transaction_uid
+        request.ReferencedSOPSequence = []
+        for sop_class_uid, sop_instance_uid in instances:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class_uid, sop_instance_uid
+            request.ReferencedSOPSequence.append(item)
+        taken = threading.Event()
+
+        def on_report(event: evt.Event) -> tuple[int, None]:
+            status = take_report(event, take)
+            taken.set()
+            return status, None
+
+        def on_sent(event: evt.Event) -> None:
+            if taken.is_set() and isinstance(event.pdu, P_DATA_TF):  # releasing before would cut our own response off
+                answered.set()
+
+        handlers = [(evt.EVT_N_EVENT_REPORT, on_report), (evt.EVT_PDU_SENT, on_sent)]
+        with self.associate([build_context(StorageCommitmentPushModel)], handlers=handlers) as association:
+            answer, _ = association.send_n_action(
+                request, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            )
+            status = answer.get("Status")
+            if status is None:
+                raise ArchiveError(f"{self} did not answer the request for storage commitment, or broke it off")
+            if status != 0x0000:
+                raise CommitmentRefused(
+                    f"{self} answered the request for storage commitment with {_status_text(status)}"
+                )
+            end = monotonic() + linger_s
+            while association.is_established and monotonic() < end and not answered.wait(0.05):
+                pass
 
     def _c_store(self, waiting: list[Outgoing]) -> Iterator[StoreOutcome]:
         breaks = 0
@@ -264,6 +318,15 @@ class Archive:
 
     def __str__(self) -> str:
         return f"archive {self.settings.ae_title} at {self.settings.host}:{self.settings.port}"
+
+
+def take_report(event: evt.Event, take: Callable[[Dataset], int]) -> int:
+    """Hand an N-EVENT-REPORT's event information to `take`; returns the status to answer."""
+    try:
+        information = event.event_information
+    except Exception:  # what pynetdicom raises over bytes that are no data set
+        return INVALID_ARGUMENT
+    return take(information)
 
 
 def client_tls(tls: TLS) -> ssl.SSLContext:

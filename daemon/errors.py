@@ -24,6 +24,10 @@ class ArchiveError(MammodError):
     """The archive could not be reached or refused the association; worth trying again."""
 
 
+class CommitmentRefused(ArchiveError):
+    """The archive answered a request for storage commitment with a failure."""
+
+
 class LedgerError(MammodError):
     """The ledger cannot be opened, or its schema is newer than this program."""
 

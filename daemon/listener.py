@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from pydicom import Dataset
 from pydicom.uid import UID, UID_dictionary
-from pynetdicom import AE, AllStoragePresentationContexts, build_context
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from config import settings
 from config.errors import ConfigurationError
+from daemon.archive import take_report
 from daemon.association import PART_SUFFIX, Acceptor, IncomingAssociation
 from daemon.connections import Address, Connections, Limits, allow_descriptors
 from daemon.data_set import (
@@ -76,9 +78,14 @@ def storage_classes() -> list[str]:
 
 @functools.cache
 def supported_contexts() -> list[PresentationContext]:
-    """Verification and every storage SOP Class, each with every transfer syntax; made once (it takes 0.1 s), never changed."""
+    """Verification, storage commitment results and every storage SOP Class, each with every transfer syntax.
+
+    Made once (it takes 0.1 s), never changed.
+    """
     syntaxes = sorted(TRANSFER_SYNTAXES)
-    return [build_context(uid, syntaxes) for uid in (Verification, *storage_classes())]
+    commitment = build_context(StorageCommitmentPushModel, syntaxes)
+    commitment.scu_role = commitment.scp_role = True  # its SCP calls us, in that role (PS3.4 J.3.3)
+    return [commitment, *(build_context(uid, syntaxes) for uid in (Verification, *storage_classes()))]
 
 
 def choose_transfer_syntax(offered: list[str]) -> str | None:
@@ -114,7 +121,9 @@ class Listener:
 
     `accept` returns when the instance is durable, and may raise RefusedInstance (its status is the answer) or OSError;
     it copies, links or moves the file away, whose name is removed afterwards. `admit` gives a reason why nothing
-    more can be taken at present (disk nearly full), or None. Both are called from the association's threads, several at a time.
+    more can be taken at present (disk nearly full), or None. `commitment` takes a storage commitment result: the calling AE
+    title and the event information (PS3.4 J.3.3); it gives the status to answer. All are called from the associations' threads,
+    several at a time.
 
     Raises:
         ConfigurationError: a TLS file of the settings cannot be used.
@@ -126,11 +135,13 @@ class Listener:
         incoming: Path,
         accept: Callable[[Incoming], None],
         admit: Callable[[], str | None] = lambda: None,
+        commitment: Callable[[str, Dataset], int] | None = None,
     ) -> None:
         self._settings = settings
         self._incoming = incoming
         self._accept = accept
         self._admit = admit
+        self._commitment = commitment
         self._tls = _tls_context(settings.tls) if settings.tls else None
         self._lock = threading.Lock()
         self._open: set[IncomingAssociation] = set()
@@ -250,6 +261,12 @@ class Listener:
             association.reject(*codes)
             return
         association.log.info("association accepted")
+        if (commitment := self._commitment) is not None:
+            caller = request.calling_ae_title
+            association.bind(
+                evt.EVT_N_EVENT_REPORT,
+                lambda event: (take_report(event, lambda information: commitment(caller, information)), None),
+            )
         for context in request.presentation_context_definition_list:
             # pynetdicom takes the first of its own list that was offered; offering it one leaves the choice to us.
             if chosen := choose_transfer_syntax([str(uid) for uid in context.transfer_syntax]):

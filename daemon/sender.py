@@ -71,7 +71,9 @@ def send_due(ledger: Ledger, archive: Store, settings: ArchiveSettings, spool: P
 def _record(ledger: Ledger, settings: ArchiveSettings, item_id: int, attempts: int, outcome: StoreOutcome) -> None:
     now = time.time()
     with ledger.write() as connection:
-        if outcome.kind is OutcomeKind.STORED:
+        if outcome.kind is OutcomeKind.STORED and settings.commitment:
+            outbox.stored_uncommitted(connection, item_id, outcome.status, outcome.reason, now)
+        elif outcome.kind is OutcomeKind.STORED:
             outbox.stored(connection, item_id, outcome.status, outcome.reason, now)
         elif outcome.kind is OutcomeKind.FAILED:
             outbox.failed(connection, item_id, outcome.status, outcome.reason, now)

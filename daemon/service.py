@@ -20,6 +20,7 @@ from daemon import log as logging_setup
 from daemon import retention, retrieval
 from daemon.archive import Archive
 from daemon.classifier import Classifier
+from daemon.commitment import Commitment
 from daemon.decode import DecoderPool
 from daemon.dispatcher import Dispatcher
 from daemon.intake import Intake
@@ -121,10 +122,13 @@ class Service:
         pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
         worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
         self._dispatcher = Dispatcher(self._ledger, worker.do, after=self._plan_sending)
+        self._commitment = Commitment(self._ledger, self._archive)
         self._scheduler = BackgroundScheduler(timezone=UTC)
         self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake)
         self._status = StatusServer(settings, self._ledger, self._archive, bundle)
-        self._listener = Listener(settings.listener, self._spool.incoming, self._intake.accept, self._full)
+        self._listener = Listener(
+            settings.listener, self._spool.incoming, self._intake.accept, self._full, self._commitment.take_from
+        )
         self._listener.start()
         self._dispatcher.start()
         self._schedule()
@@ -180,6 +184,7 @@ class Service:
             return
         try:
             send_due(self._ledger, self._archive, self._settings.archive, self._spool.directory)
+            self._commitment.ask_due()
         finally:
             self._sending.release()
             self._plan_sending()
@@ -277,4 +282,9 @@ def require_archive(settings: Settings) -> None:
     if settings.archive.host is None and settings.archive.stow_url is None:
         raise ConfigurationError(
             "archive.host is not set: name the archive's host (with archive.port and archive.ae_title), or archive.stow_url"
+        )
+    if settings.archive.commitment and settings.archive.host is None:
+        raise ConfigurationError(
+            "archive.commitment = true needs archive.host: storage commitment goes over DICOM; set archive.host, archive.port and "
+            "archive.ae_title, or commitment = false"
         )

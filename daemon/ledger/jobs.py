@@ -221,9 +221,10 @@ def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float
 
 
 def settle(connection: Connection, job_id: int, now: float) -> None:
-    """After an outbox item ended: a sending job is done when its newest reports are stored, failed when one is refused."""
+    """After an outbox item ended: a sending job is done when its newest reports are stored (and committed, where that is asked
+    for), failed when one is refused."""
     items = _newest_reports(connection, job_id)
-    if any(item.state == OutboxState.QUEUED for item in items):
+    if any(item.state in (OutboxState.QUEUED, OutboxState.COMMITTING) for item in items):
         return
     refused = [item for item in items if item.state == OutboxState.FAILED]
     connection.execute(
@@ -255,7 +256,7 @@ def retry(connection: Connection, job_id: int, now: float) -> str:
         connection.execute(
             update(outbox)
             .where(outbox.c.id.in_(refused))
-            .values(state=OutboxState.QUEUED, attempts=0, next_attempt_at=now, reason=None)
+            .values(state=OutboxState.QUEUED, attempts=0, commit_attempts=0, next_attempt_at=now, reason=None)
         )
         connection.execute(
             update(jobs).where(jobs.c.id == job_id).values(state=JobState.SENDING, reason=None, finished_at=None)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from daemon.ledger import jobs as job_rows
-from daemon.ledger.schema import OutboxState, outbox
+from daemon.ledger.schema import OutboxState, commitments, outbox
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,117 @@ def due(connection: Connection, now: float, limit: int) -> Sequence[Row]:
 
 
 def next_attempt(connection: Connection) -> float | None:
-    """When the next report is due (seconds since the epoch), None when nothing is queued."""
-    return connection.execute(
-        select(func.min(outbox.c.next_attempt_at)).where(outbox.c.state == OutboxState.QUEUED)
-    ).scalar_one()
+    """When a report is due next to be sent or to be asked about (seconds since the epoch), None when none is."""
+    waiting = outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING])
+    return connection.execute(select(func.min(outbox.c.next_attempt_at)).where(waiting)).scalar_one()
 
 
 def _ended(connection: Connection, item_id: int, now: float, **values: object) -> None:
     connection.execute(update(outbox).where(outbox.c.id == item_id).values(attempts=outbox.c.attempts + 1, **values))
-    job_id = connection.execute(select(outbox.c.job_id).where(outbox.c.id == item_id)).scalar_one()
-    job_rows.settle(connection, job_id, now)
+    _settle(connection, item_id, now)
 
 
 def stored(connection: Connection, item_id: int, status: int | None, reason: str | None, now: float) -> None:
     """The archive has it (a warning is kept in `reason`)."""
     _ended(connection, item_id, now, state=OutboxState.STORED, status=status, reason=reason, stored_at=now)
+
+
+def stored_uncommitted(
+    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float
+) -> None:
+    """The archive has it, and is to be asked to commit it."""
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.id == item_id)
+        .values(
+            state=OutboxState.COMMITTING,
+            attempts=outbox.c.attempts + 1,
+            status=status,
+            reason=reason,
+            stored_at=now,
+            next_attempt_at=now,
+        )
+    )
+
+
+def uncommitted(connection: Connection, now: float, limit: int) -> Sequence[Row]:
+    """Reports that are stored and are to be asked about now."""
+    return connection.execute(
+        select(outbox)
+        .where(outbox.c.state == OutboxState.COMMITTING, outbox.c.next_attempt_at <= now)
+        .order_by(outbox.c.next_attempt_at, outbox.c.id)
+        .limit(limit)
+    ).all()
+
+
+def asked(connection: Connection, item_ids: Sequence[int], transaction_uid: str, again_at: float) -> None:
+    """A request for commitment of these goes out; without an answer they are due again at `again_at`."""
+    connection.execute(
+        insert(commitments), [{"transaction_uid": transaction_uid, "outbox_id": item_id} for item_id in item_ids]
+    )
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.id.in_(item_ids), outbox.c.state == OutboxState.COMMITTING)
+        .values(next_attempt_at=again_at)
+    )
+
+
+def ask_ended(
+    connection: Connection, item_ids: Sequence[int], reason: str, counts: bool, again_at: float | None
+) -> None:
+    """The request was made (it `counts`) or could not be; what was answered meanwhile is left as it is."""
+    counter = {"commit_attempts": outbox.c.commit_attempts + 1} if counts else {"attempts": outbox.c.attempts + 1}
+    when = {} if again_at is None else {"next_attempt_at": again_at}
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.id.in_(item_ids), outbox.c.state == OutboxState.COMMITTING)
+        .values(reason=reason, **counter, **when)
+    )
+
+
+def of_transaction(connection: Connection, transaction_uid: str) -> Sequence[Row]:
+    """The reports that a request for commitment named."""
+    return connection.execute(
+        select(outbox)
+        .join(commitments, commitments.c.outbox_id == outbox.c.id)
+        .where(commitments.c.transaction_uid == transaction_uid)
+    ).all()
+
+
+def committed(connection: Connection, item_id: int, reason: str | None, now: float) -> None:
+    """The archive promises to keep it: only now is it stored for us. Harmless when repeated."""
+    moved = connection.execute(
+        update(outbox)
+        .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
+        .values(state=OutboxState.STORED, reason=reason)
+    ).rowcount
+    if moved:
+        _settle(connection, item_id, now)
+
+
+def commitment_refused(
+    connection: Connection, item_id: int, again_at: float | None, status: int, reason: str, now: float
+) -> None:
+    """The archive does not keep it: it is sent again at `again_at`, or has failed where that is None."""
+    values = (
+        {"state": OutboxState.FAILED}
+        if again_at is None
+        else {"state": OutboxState.QUEUED, "next_attempt_at": again_at, "commit_attempts": outbox.c.commit_attempts + 1}
+    )
+    moved = connection.execute(
+        update(outbox)
+        .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
+        .values(status=status, reason=reason, **values)
+    ).rowcount
+    if moved:
+        # What the archive lost says nothing about the copy that it gets next.
+        connection.execute(delete(commitments).where(commitments.c.outbox_id == item_id))
+        _settle(connection, item_id, now)
+
+
+def _settle(connection: Connection, item_id: int, now: float) -> None:
+    job_id = connection.execute(select(outbox.c.job_id).where(outbox.c.id == item_id)).scalar_one()
+    job_rows.settle(connection, job_id, now)
 
 
 def failed(connection: Connection, item_id: int, status: int | None, reason: str, now: float) -> None:

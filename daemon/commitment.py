@@ -1,0 +1,151 @@
+"""Storage commitment (PS3.4 annex J): the archive is asked to promise that it keeps what it stored; we are the SCU.
+
+The promise (N-EVENT-REPORT) comes on the association of the request or on a new one to our listener, now or much later: what was
+asked stands in the ledger, so an answer finds its reports after a restart as well.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+import structlog
+from pydicom import Dataset
+from pydicom.uid import generate_uid
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+
+from daemon.archive import INVALID_ARGUMENT, Archive, ContextsRefused
+from daemon.errors import ArchiveError, CommitmentRefused
+from daemon.ledger import Ledger, outbox
+from daemon.sender import next_attempt
+
+# N-EVENT-REPORT response statuses (PS3.7 10.1.1.1.8).
+SUCCESS = 0x0000
+PROCESSING_FAILURE = 0x0110
+NOT_AUTHORIZED = 0x0124
+
+REPORTS_AT_ONCE = 100
+# The association of the request stays open so long for an archive that answers on it.
+LINGER_S = 5.0
+
+log = structlog.get_logger()
+
+
+class Commitment:
+    """Asks for commitment of what the ledger says is stored and not committed, and takes the answers. Thread-safe."""
+
+    def __init__(self, ledger: Ledger, archive: Archive) -> None:
+        self._ledger = ledger
+        self._archive = archive
+        self._awaited: dict[str, threading.Event] = {}
+
+    def ask_due(self) -> int:
+        """Ask for what is due, in one request; returns for how many reports. What was asked too often fails, visibly."""
+        settings = self._archive.settings
+        with self._ledger.read() as connection:
+            rows = outbox.uncommitted(connection, time.time(), REPORTS_AT_ONCE)
+        if not rows:
+            return 0
+        if not settings.commitment:
+            with self._ledger.write() as connection:
+                for row in rows:
+                    outbox.committed(connection, row.id, "stored; [archive] commitment was turned off", time.time())
+            return 0
+        for row in rows:
+            if row.commit_attempts >= settings.commitment_asks:
+                self._give_up(row)
+        rows = [row for row in rows if row.commit_attempts < settings.commitment_asks]
+        if rows:
+            self._ask(rows)
+        return len(rows)
+
+    def _ask(self, rows: Sequence[Row]) -> None:
+        settings = self._archive.settings
+        transaction = str(generate_uid(prefix=None))
+        ids = [row.id for row in rows]
+        asked_before = min(row.commit_attempts for row in rows)
+        with self._ledger.write() as connection:  # before the request: the answer may be faster than its response
+            wait = next_attempt(asked_before, settings.commitment_wait_s, settings.commitment_wait_s * 16)
+            outbox.asked(connection, ids, transaction, time.time() + wait)
+        answered = self._awaited.setdefault(transaction, threading.Event())
+        reason, counts, again = "the archive was asked to commit it and has not answered yet", True, None
+        try:
+            wanted = [(row.sop_class_uid, row.sop_instance_uid) for row in rows]
+            self._archive.request_commitment(transaction, wanted, self.take, answered, LINGER_S)
+        except ArchiveError as error:
+            reason, counts = str(error), isinstance(error, CommitmentRefused | ContextsRefused)
+            attempt = asked_before if counts else min(row.attempts for row in rows)
+            again = time.time() + next_attempt(attempt, settings.retry_first_s, settings.retry_longest_s)
+        finally:
+            del self._awaited[transaction]
+        with self._ledger.write() as connection:
+            outbox.ask_ended(connection, ids, reason, counts, again)
+        log.info(
+            "asked for storage commitment", transaction_uid=transaction, reports=len(rows), answered=answered.is_set()
+        )
+        if again is not None:
+            log.warning("storage commitment not asked for", reason=reason)
+
+    def _give_up(self, row: Row) -> None:
+        reason = (
+            f"stored, but not committed: the archive was asked {row.commit_attempts} times ({row.reason}); "
+            "look there, then `mammod jobs retry`, or set [archive] commitment = false"
+        )
+        with self._ledger.write() as connection:
+            outbox.failed(connection, row.id, row.status, reason, time.time())
+        log.warning("report not committed", sop_instance_uid=row.sop_instance_uid, reason=reason)
+
+    def take_from(self, calling_ae: str, information: Dataset) -> int:
+        """The answer on an association that was opened to our listener; only the archive of the settings may give it."""
+        if calling_ae != self._archive.settings.ae_title:
+            log.warning("storage commitment result refused: not from archive.ae_title", calling_ae=calling_ae)
+            return NOT_AUTHORIZED
+        return self.take(information)
+
+    def take(self, information: Dataset) -> int:
+        """An N-EVENT-REPORT's event information (PS3.4 table J.3-2); returns the status to answer."""
+        try:
+            transaction = str(information.get("TransactionUID") or "")
+            committed = [str(item.ReferencedSOPInstanceUID) for item in information.get("ReferencedSOPSequence") or ()]
+            refused = {
+                str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason") or PROCESSING_FAILURE)
+                for item in information.get("FailedSOPSequence") or ()
+            }
+        except (AttributeError, TypeError, ValueError):
+            log.warning("storage commitment result cannot be read")
+            return INVALID_ARGUMENT
+        try:
+            known = self._record(transaction, committed, refused)
+        except SQLAlchemyError as error:
+            log.error("storage commitment result cannot be recorded", error=type(error).__name__)
+            return PROCESSING_FAILURE
+        if not known:
+            log.warning("storage commitment result for a transaction that is not ours")
+            return INVALID_ARGUMENT
+        log.info("storage commitment", transaction_uid=transaction, committed=len(committed), refused=len(refused))
+        if waiting := self._awaited.get(transaction):
+            waiting.set()
+        return SUCCESS
+
+    def _record(self, transaction: str, committed: Sequence[str], refused: dict[str, int]) -> bool:
+        settings = self._archive.settings
+        with self._ledger.write() as connection:
+            rows = {row.sop_instance_uid: row for row in outbox.of_transaction(connection, transaction)}
+            now = time.time()
+            for uid in committed:
+                if uid in rows:
+                    outbox.committed(connection, rows[uid].id, None, now)
+            for uid, status in refused.items():
+                row = rows.get(uid)
+                if row is None:
+                    continue
+                reason = f"the archive does not commit it (0x{status:04X})"
+                if row.commit_attempts + 1 >= settings.commitment_asks:
+                    reason += f", sent and asked for {row.commit_attempts + 1} times"
+                    outbox.commitment_refused(connection, row.id, None, status, reason, now)
+                else:
+                    again = now + next_attempt(row.commit_attempts, settings.retry_first_s, settings.retry_longest_s)
+                    outbox.commitment_refused(connection, row.id, again, status, f"{reason}; it is sent again", now)
+            return bool(rows)

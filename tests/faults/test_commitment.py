@@ -1,0 +1,271 @@
+"""Storage commitment (PS3.4 annex J): a report is stored when the archive promises to keep it, and not before.
+
+The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not at all; Orthanc, whose
+storage commitment is its own, is at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from config.errors import ConfigurationError
+from config.settings import Settings
+from daemon.archive import Archive
+from daemon.commitment import Commitment
+from daemon.incoming import Incoming
+from daemon.ledger import Ledger, jobs, schema
+from daemon.listener import Listener
+from daemon.outgoing import Outgoing
+from daemon.sender import SendSummary, send_due
+from daemon.service import require_archive
+from tests.daemon.archive_stubs import archive, outgoing, stub
+from tests.daemon.scu import listener_settings, listening
+from tests.daemon.test_sender import queue
+from tests.faults.commitment_archives import NO_SUCH_INSTANCE, CommittingArchive, committing_archive
+from tests.peers.archives import running_orthanc
+from tests.peers.programs import dcmsend, wait_until
+from tests.service.fixtures import Case
+from tests.service.running import Service
+
+BOX = schema.outbox
+
+
+class Sending:
+    """A ledger with one report in its outbox, and what sends it and asks about it."""
+
+    def __init__(self, folder: Path, ledger: Ledger) -> None:
+        self.folder, self.ledger = folder, ledger
+        self.item: Outgoing = outgoing(folder)
+        queue(ledger, self.item, time.time())
+
+    def to(self, port: int, **settings: Any) -> None:
+        settings = {"commitment": True, "commitment_asks": 3, "retry_first_s": 10, "timeout_s": 5} | settings
+        self.archive: Archive = archive(port, self.folder, **settings)
+        self.commitment = Commitment(self.ledger, self.archive)
+
+    def send(self) -> SendSummary:
+        self._due()
+        return send_due(self.ledger, self.archive, self.archive.settings, self.folder)
+
+    def ask(self) -> int:
+        self._due()
+        return self.commitment.ask_due()
+
+    def _due(self) -> None:
+        with self.ledger.write() as connection:
+            connection.execute(update(BOX).values(next_attempt_at=0.0))
+
+    @property
+    def row(self) -> Any:
+        with self.ledger.read() as connection:
+            return connection.execute(
+                select(BOX, schema.jobs.c.state.label("job"), schema.jobs.c.reason.label("job_reason")).join(
+                    schema.jobs, schema.jobs.c.id == BOX.c.job_id
+                )
+            ).one()
+
+    @property
+    def states(self) -> tuple[str, str]:
+        return self.row.state, self.row.job
+
+
+@pytest.fixture
+def sending(tmp_path: Path) -> Iterator[Sending]:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    yield Sending(tmp_path, ledger)
+    ledger.close()
+
+
+def silent(_archive: CommittingArchive, _association: Any, _request: Any) -> None:
+    pass
+
+
+def on_the_same_association(peer: CommittingArchive, association: Any, request: Any) -> None:
+    peer.report(association, request)
+
+
+def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sending: Sending) -> None:
+    with committing_archive(on_the_same_association) as peer:
+        sending.to(peer.port)
+        assert sending.send() == SendSummary(stored=1)
+        assert sending.states == ("committing", "sending")
+        assert sending.ask() == 1
+        wait_until(lambda: peer.response_statuses, "our answer to the result")
+    assert peer.response_statuses == [0x0000]
+    assert sending.states == ("stored", "done")
+    (request,) = peer.requests
+    (named,) = request.ReferencedSOPSequence
+    assert (named.ReferencedSOPClassUID, named.ReferencedSOPInstanceUID) == (
+        sending.item.sop_class_uid,
+        sending.item.sop_instance_uid,
+    )
+
+
+def never(_incoming: Incoming) -> None:
+    raise AssertionError("no instance comes here")
+
+
+def listener(sending: Sending, folder: Path, **settings: object) -> Listener:
+    chosen = listener_settings(**settings)
+    return Listener(chosen, folder / "incoming", never, commitment=lambda *told: sending.commitment.take_from(*told))
+
+
+def test_the_answer_on_a_new_association_with_role_selection(sending: Sending, tmp_path: Path) -> None:
+    with listening(listener(sending, tmp_path)) as ours:
+        with committing_archive(lambda peer, _, request: peer.call_back(ours.port, request)) as peer:
+            sending.to(peer.port)
+            sending.send()
+            sending.ask()
+            wait_until(lambda: sending.states == ("stored", "done"), "the commitment")
+        assert peer.response_statuses == [0x0000]
+
+
+def test_the_answer_long_after_to_another_process(sending: Sending, tmp_path: Path) -> None:
+    with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
+        sending.to(peer.port, commitment_wait_s=1000)
+        sending.commitment._archive = _unlingering(sending.archive)
+        sending.send()
+        sending.ask()
+        assert sending.states == ("committing", "sending")
+        sending.ask()  # nobody answered the first request, whose answer counts nevertheless
+        sending.to(peer.port)  # as after a restart: nothing of the request is in memory
+        peer.call_back(ours.port, peer.requests[0])
+        assert sending.states == ("stored", "done")
+        assert peer.requests[0].TransactionUID != peer.requests[1].TransactionUID
+        peer.call_back(ours.port, peer.requests[1])  # repeated: harmless
+        assert peer.response_statuses == [0x0000, 0x0000]
+
+
+def test_only_the_archive_of_the_settings_may_commit(sending: Sending, tmp_path: Path) -> None:
+    with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
+        sending.to(peer.port)
+        sending.commitment._archive = _unlingering(sending.archive)
+        sending.send()
+        sending.ask()
+        peer.call_back(ours.port, peer.requests[0], calling="STRANGER")
+        stolen = peer.requests[0]
+        stolen.TransactionUID = "2.25.1"
+        peer.call_back(ours.port, stolen)
+        assert peer.response_statuses == [0x0124, 0x0115]
+        assert sending.states == ("committing", "sending")
+
+
+def test_what_the_archive_lost_is_sent_again_and_then_committed(sending: Sending) -> None:
+    with committing_archive(on_the_same_association) as peer:
+        peer.refuse = lambda uid: NO_SUCH_INSTANCE if len(peer.stored) < 2 else None
+        sending.to(peer.port)
+        sending.send()
+        began = time.time()
+        sending.ask()
+        assert sending.states == ("queued", "sending")
+        assert "0x0112" in sending.row.reason
+        assert began + 5 <= sending.row.next_attempt_at <= time.time() + 10, "with the first wait of the back-off"
+        sending.send()
+        sending.ask()
+        assert sending.states == ("stored", "done")
+    assert peer.stored == [sending.item.sop_instance_uid] * 2
+
+
+def test_an_archive_that_never_commits_ends_in_a_state_that_operators_see(sending: Sending) -> None:
+    with committing_archive(on_the_same_association) as peer:
+        peer.refuse = lambda uid: NO_SUCH_INSTANCE
+        sending.to(peer.port)
+        for _ in range(3):
+            sending.send()
+            sending.ask()
+        assert sending.states == ("failed", "failed")
+        assert "does not commit" in sending.row.job_reason
+        assert len(peer.stored) == 3
+        peer.refuse = lambda uid: None
+        with sending.ledger.write() as connection:
+            assert jobs.retry(connection, sending.row.job_id, time.time()) == "sending"
+        sending.send()
+        sending.ask()
+        assert sending.states == ("stored", "done")
+
+
+def _unlingering(archive: Archive) -> Archive:
+    """Does not keep the association open for an answer."""
+    ask = archive.request_commitment
+    archive.request_commitment = lambda *told: ask(*told[:-1], 0)  # type: ignore[method-assign]
+    return archive
+
+
+def test_silence_is_asked_again_with_back_off_and_then_shown(sending: Sending) -> None:
+    with committing_archive(silent) as peer:
+        sending.to(peer.port, commitment_wait_s=100)
+        sending.commitment._archive = _unlingering(sending.archive)
+        sending.send()
+        for longest in (100, 200, 400):
+            began = time.time()
+            assert sending.ask() == 1
+            assert sending.states == ("committing", "sending")
+            assert began + longest / 2 <= sending.row.next_attempt_at <= time.time() + longest
+        assert sending.ask() == 0
+        assert sending.states == ("failed", "failed")
+        assert "asked 3 times" in sending.row.job_reason
+        assert len(peer.requests) == 3
+        assert len(peer.stored) == 1
+
+
+@pytest.mark.parametrize("way", ["no context", "failure status"])
+def test_an_archive_without_storage_commitment_is_shown(way: str, sending: Sending) -> None:
+    with committing_archive(silent, status=0x0110) as peer, stub() as plain:
+        sending.to(peer.port if way == "failure status" else plain)
+        sending.send()
+        for _ in range(4):
+            sending.ask()
+        assert sending.states == ("failed", "failed")
+        assert ("0x0110" if way == "failure status" else "no presentation context") in sending.row.job_reason
+
+
+def test_an_archive_that_is_down_delays_the_question_and_counts_nothing(sending: Sending) -> None:
+    with committing_archive(silent) as peer:
+        sending.to(peer.port)
+        sending.send()
+    for _ in range(5):
+        sending.ask()
+    assert sending.states == ("committing", "sending")
+    assert sending.row.commit_attempts == 0
+    with committing_archive(on_the_same_association) as peer:
+        sending.to(peer.port)
+        sending.ask()
+    assert sending.states == ("stored", "done")
+
+
+def test_without_the_setting_stored_is_done_and_turning_it_off_frees_what_waits(sending: Sending) -> None:
+    with committing_archive(silent) as peer:
+        sending.to(peer.port)
+        sending.send()
+        sending.to(peer.port, commitment=False)
+        sending.ask()
+        assert sending.states == ("stored", "done")
+        assert peer.requests == []
+
+
+def test_commitment_needs_a_dicom_archive() -> None:
+    settings = Settings.model_validate({"archive": {"stow_url": "http://localhost/dicom-web", "commitment": True}})
+    with pytest.raises(ConfigurationError, match=r"archive\.commitment"):
+        require_archive(settings)
+
+
+@pytest.mark.peers
+def test_orthanc_commits_on_an_association_of_its_own(
+    new_service: Callable[..., Service], case: Case, tmp_path: Path
+) -> None:
+    with running_orthanc(tmp_path / "orthanc") as orthanc:
+        service = new_service((orthanc.aet, orthanc.dicom_port), settings={"archive": {"commitment": True}})
+        orthanc.add_modality("mammod", service.aet, service.port)
+        service.start()
+        dcmsend(case.files, service.host, service.port, service.aet)
+        service.wait_jobs("done")
+        (item,) = service.outbox()
+        assert (item.state, item.reason) == ("stored", None)
+        assert "storage commitment" in service.log and orthanc.instances() == [item.sop_instance_uid]
+        assert service.stop() == 0
