@@ -285,6 +285,6 @@ def require_archive(settings: Settings) -> None:
         )
     if settings.archive.commitment and settings.archive.host is None:
         raise ConfigurationError(
-            "archive.commitment = true needs archive.host: storage commitment goes over DICOM; set archive.host, archive.port and "
-            "archive.ae_title, or commitment = false"
+            "archive.commitment = true needs archive.host: storage commitment goes over DICOM; set archive.host and "
+            "archive.port, or commitment = false"
         )

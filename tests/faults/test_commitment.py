@@ -1,7 +1,7 @@
 """Storage commitment (PS3.4 annex J): a report is stored when the archive promises to keep it, and not before.
 
-The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not at all; Orthanc, whose
-storage commitment is its own, is at the end.
+The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not at all; at the end
+it is Orthanc, whose storage commitment is its own.
 """
 
 from __future__ import annotations
