@@ -5,13 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from pydicom import dcmread
 
+from daemon.view import View, view_of
 from model.bundle import Manifest
 from model.cut import Cut, cut_rois
 from model.errors import ImageError
@@ -45,10 +47,21 @@ class DecoderPool:
         Raises:
             ImageError: the image cannot be decoded or cut, or it took a decoding process down twice.
         """
+        return self._do(_cut_file, path, cuts, self._manifest)
+
+    def view(self, path: Path, frame: int) -> View:
+        """One frame of an image file as a small picture.
+
+        Raises:
+            ImageError: see `cut`.
+        """
+        return self._do(_view_file, path, frame)
+
+    def _do(self, work: Callable[..., Any], *arguments: Any) -> Any:
         for _ in range(2):
             executor = self._executor
             try:
-                return executor.submit(_cut_file, path, cuts, self._manifest).result(DECODE_LIMIT_S)
+                return executor.submit(work, *arguments).result(DECODE_LIMIT_S)
             except BrokenProcessPool:
                 self._replace(executor)
             except TimeoutError:
@@ -73,6 +86,10 @@ class DecoderPool:
 
 def _cut_file(path: Path, cuts: Sequence[Cut], manifest: Manifest) -> list[Roi]:
     return cut_rois(dcmread(path), cuts, manifest.crop, manifest.normalisation)
+
+
+def _view_file(path: Path, frame: int) -> View:
+    return view_of(dcmread(path), frame)
 
 
 def _end_with_parent() -> None:

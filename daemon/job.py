@@ -19,6 +19,7 @@ from daemon.errors import LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs
 from daemon.reports.facts import Predecessor
+from daemon.reports.kinds import WITH_PICTURES
 from daemon.spool import Spool
 from model.errors import ImageError
 
@@ -67,7 +68,11 @@ class JobWorker:
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
         begun = time.monotonic()
         inputs = load_inputs(self._ledger, self._spool, job)
-        classified = self._pipeline.classify(inputs, self._settings().lesions.not_lesions)
+        settings = self._settings()
+        kinds = settings.reports.kinds
+        classified = self._pipeline.classify(
+            inputs, settings.lesions.not_lesions, pictures=not WITH_PICTURES.isdisjoint(kinds)
+        )
         for left_out in classified.reading.left_out:
             bound.info("left out", what=left_out.what, reason=left_out.reason)
         if not classified.results:
@@ -75,7 +80,7 @@ class JobWorker:
                 jobs.done(connection, job, "nothing to classify", _facts(classified), time.time())
             bound.info("nothing to classify")
             return
-        made = self._pipeline.write(inputs, classified, self._settings().reports.kinds, self._predecessor_of(inputs))
+        made = self._pipeline.write(inputs, classified, kinds, self._predecessor_of(inputs))
         for kind, reason in made.refused.items():
             bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
         reports = [self._place(report) for report in made.written]

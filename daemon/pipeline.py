@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from daemon.lesion import Lesion, LesionReading
 from daemon.lesions import lesion_references, read_lesions
 from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
 from daemon.reports.kinds import KINDS
+from daemon.view import View
 from model.cut import Cut
+from model.errors import ImageError
 from model.roi import Roi
 
 CLASSIFY_LIMIT_S = 600
@@ -47,11 +50,15 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """One lesion object, read and classified. `digest` is the sha256 of all that was read (see `reading_digest`)."""
+    """One lesion object, read and classified. `digest` is the sha256 of all that was read (see `reading_digest`).
+
+    `views` are the frames with a lesion, by image and frame, where pictures were asked for.
+    """
 
     reading: LesionReading
     results: tuple[Result, ...]
     digest: str
+    views: Mapping[tuple[str, int], View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +134,8 @@ class Pipeline:
         self._algorithm = algorithm
         self._bundle = bundle
 
-    def classify(self, inputs: Inputs, not_lesions: Collection[str]) -> Classified:
-        """Read the lesions, cut and classify each.
+    def classify(self, inputs: Inputs, not_lesions: Collection[str], *, pictures: bool = False) -> Classified:
+        """Read the lesions, cut and classify each; `pictures` asks for views and heat maps too, which cost time.
 
         Raises:
             LesionError: the lesion object cannot be used.
@@ -136,12 +143,13 @@ class Pipeline:
         """
         reading = read_lesions(inputs.source, inputs.images, inputs.segmentations, not_lesions)
         rois = self._cut(inputs.image_paths, reading.lesions)
-        futures = [self._classifier.submit(roi.pixels) for roi in rois]
+        futures = [self._classifier.submit(roi.pixels, heat_map=pictures) for roi in rois]
         results = tuple(
             Result(lesion, roi, future.result(CLASSIFY_LIMIT_S))
             for lesion, roi, future in zip(reading.lesions, rois, futures, strict=True)
         )
-        return Classified(reading, results, reading_digest(reading, rois, inputs.images))
+        views = self._views(inputs.image_paths, reading.lesions) if pictures else {}
+        return Classified(reading, results, reading_digest(reading, rois, inputs.images), views)
 
     def _cut(self, image_paths: Mapping[str, Path], lesions: Sequence[Lesion]) -> list[Roi]:
         """One ROI per lesion, in order; each image is decoded once."""
@@ -151,6 +159,25 @@ class Pipeline:
             cuts = [Cut(lesions[index].frame, lesions[index].outline) for index in chosen]
             rois.update(zip(chosen, self._decoders.cut(image_paths[image_uid], cuts), strict=True))
         return [rois[index] for index in range(len(lesions))]
+
+    def _views(self, image_paths: Mapping[str, Path], lesions: Sequence[Lesion]) -> dict[tuple[str, int], View]:
+        """The view of every frame with a lesion; one that cannot be shown is left out, its lesions were cut all the same."""
+        views = {}
+        for uid, frame in dict.fromkeys((lesion.image_uid, lesion.frame) for lesion in lesions):
+            with suppress(ImageError):
+                views[uid, frame] = self._decoders.view(image_paths[uid], frame)
+        return views
+
+    def case(self, inputs: Inputs, classified: Classified) -> Case:
+        """What the reports on a classified lesion object are made from."""
+        return Case(
+            inputs.source,
+            inputs.images,
+            classified.results,
+            self._algorithm,
+            classified.reading.left_out,
+            classified.views,
+        )
 
     def write(
         self,
@@ -167,7 +194,7 @@ class Pipeline:
         Raises:
             ReportError: no kind could be made.
         """
-        case = Case(inputs.source, inputs.images, classified.results, self._algorithm, classified.reading.left_out)
+        case = self.case(inputs, classified)
         written: list[Written] = []
         refused: dict[str, str] = {}
         for kind in kinds:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pydicom.dataset import Dataset
 
 from daemon.lesion import LeftOut, Lesion
 from daemon.uids import report_series_uid, report_uid
+from daemon.view import View
 from model.prediction import Prediction
 from model.roi import Roi
 
@@ -18,6 +19,8 @@ RESEARCH_USE = (
     "Computed by a program; not verified by any person."
 )
 UNTRAINED = "The model is UNTRAINED: it has learned nothing; every probability and class in this report is meaningless."
+DESCRIPTION = "RESEARCH ONLY: probability of cancer of marked lesions"
+DESCRIPTION_UNTRAINED = "RESEARCH ONLY: UNTRAINED MODEL, result is meaningless"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Case:
     `source` is the lesion object (a SEG or SR; its header is enough). `images` are headers by SOP Instance UID, at least
     every image that a lesion lies on, best as just read from a file: attributes that were not decoded yet are copied
     byte for byte. `results` are in the order of the report. `left_out` is what the lesion object holds and was not
-    classified.
+    classified. `views` are by image and frame, every frame with a lesion, for kinds that show pixels (`WITH_PICTURES`).
     """
 
     source: Dataset
@@ -60,6 +63,7 @@ class Case:
     results: Sequence[Result]
     algorithm: Algorithm
     left_out: Sequence[LeftOut] = ()
+    views: Mapping[tuple[str, int], View] = field(default_factory=dict)
 
 
 Predecessor = tuple[str, str, str, str]
@@ -86,6 +90,16 @@ class Edition:
 
     def series_instance_uid(self, part: str = "") -> str:
         return report_series_uid(self.source_uid, self.digest, self.bundle, self.kind, part)
+
+
+def series_description(algorithm: Algorithm) -> str:
+    """What a list of series shows of every object of ours."""
+    return DESCRIPTION if algorithm.trained else DESCRIPTION_UNTRAINED
+
+
+def short_result(prediction: Prediction) -> str:
+    """Class and probability as they are drawn on an image, such as "malignant 0.87"."""
+    return f"{'malignant' if prediction.malignant else 'benign'} {prediction.probability:.2f}"
 
 
 def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list[str]:

@@ -117,6 +117,14 @@ def view(image: Dataset) -> Code | None:
     return code or _VIEWS.get(_single(image, "ViewPosition")) or _VIEWS.get(_single(image, "PatientOrientation"))
 
 
+def view_position(image: Dataset) -> str | None:
+    """The view's abbreviation, such as MLO, from this module's own table and never a header's free words."""
+    code = view(image)
+    coded_as = next((name for name, known in _VIEWS.items() if code and known.value == code.value), None)
+    named = (_single(image, keyword) for keyword in ("ViewPosition", "PatientOrientation"))
+    return coded_as or next((name for name in named if name in _VIEWS), None)
+
+
 def view_modifiers(image: Dataset) -> list[Code]:
     """The view modifiers (CID 4015) of the View Code Sequence."""
     codes = (coded(item) for item in _items(_first(image, "ViewCodeSequence"), "ViewModifierCodeSequence"))

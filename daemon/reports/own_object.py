@@ -7,16 +7,30 @@ from datetime import datetime
 
 import highdicom as hd
 from pydicom.charset import convert_encodings
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.coding import Code as Concept
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pydicom.valuerep import DA, DT, TM
 
+from config import __version__
 from daemon.errors import ReportError
 from daemon.reports import image_header
-from daemon.reports.facts import Algorithm, Case
-from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER
+from daemon.reports.facts import Algorithm, Case, Edition, series_description
+from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, MODEL_NAME
 from daemon.reports.text import Text
 
+# May be empty in patient and study, must be there (PS3.3 C.7.1.1, C.7.2.1).
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 PROCESSING_EQUIPMENT = Concept("109102", "DCM", "Processing Equipment")
 
 
@@ -57,6 +71,50 @@ def in_zone_of(written_at: datetime, header: Dataset) -> datetime:
     except ValueError:
         return written_at
     return written_at if written_at.tzinfo is None else written_at.astimezone(zone)
+
+
+def on_image(
+    image: Dataset,
+    case: Case,
+    edition: Edition,
+    sop_class_uid: str,
+    modality: str,
+    series_number: int,
+    part: str = "",
+) -> Dataset:
+    """A new object about one image, in a series of its own in the image's study, with all that no kind is particular in.
+
+    `part` tells several objects about the same image apart. The object holds the modules
+    patient, general study, general series, general equipment and SOP common.
+
+    Raises:
+        ReportError: the image has no Study Instance UID or Series Instance UID.
+    """
+    header = image_header.patient_and_study(image)
+    written_at = in_zone_of(edition.written_at, header)
+    uid = str(image.SOPInstanceUID)
+    part = f"{uid} {part}".strip()
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = UID(sop_class_uid)
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = UID(edition.sop_instance_uid(part))
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+        if not image.get(keyword):
+            raise ReportError(f"image {uid} has no {keyword}; without it nothing can refer to it")
+    made.StudyInstanceUID = image.StudyInstanceUID
+    for keyword in _TYPE_2:
+        setattr(made, keyword, "")  # `finish` puts the image's in their place
+    made.SeriesInstanceUID = edition.series_instance_uid(part)
+    side = image_header.laterality(image)
+    made.Laterality = {image_header.LEFT: "L", image_header.RIGHT: "R"}.get(side, "") if side else ""
+    made.Modality, made.SeriesNumber, made.InstanceNumber = modality, series_number, 1
+    made.SeriesDescription = series_description(case.algorithm)
+    made.SeriesDate = DA(written_at.date())
+    made.SeriesTime = TM(written_at.time())
+    made.Manufacturer, made.ManufacturerModelName, made.SoftwareVersions = MANUFACTURER, MODEL_NAME, __version__
+    finish(made, header, case.algorithm, written_at)
+    return made
 
 
 def finish(made: Dataset, header: Dataset, algorithm: Algorithm, written_at: datetime) -> None:

@@ -16,7 +16,16 @@ from config import __version__
 from daemon.errors import ReportError
 from daemon.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result, lesion_statements, report_statements
+from daemon.reports.facts import (
+    Algorithm,
+    Case,
+    Edition,
+    Predecessor,
+    Result,
+    lesion_statements,
+    report_statements,
+    series_description,
+)
 from daemon.reports.identity import MANUFACTURER, MODEL_NAME
 from daemon.reports.own_object import finish, home_image, in_zone_of, shown_images
 from daemon.reports.text import Text
@@ -39,8 +48,6 @@ MILLIMETER = Concept("mm", "UCUM", "millimeter")
 PIXELS = Concept("{pixels}", "UCUM", "Pixels")
 
 SERIES_NUMBER = 9147  # type 1 in the SR series; far from the numbers that modalities give
-DESCRIPTION = "RESEARCH ONLY: probability of cancer of marked lesions"
-DESCRIPTION_UNTRAINED = "RESEARCH ONLY: UNTRAINED MODEL, result is meaningless"
 
 LABELMAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0 has no name for it
 
@@ -71,7 +78,7 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
         software_versions=__version__,
-        series_description=DESCRIPTION if case.algorithm.trained else DESCRIPTION_UNTRAINED,
+        series_description=series_description(case.algorithm),
         content_qualification="RESEARCH",
         is_complete=True,
         is_final=False,

@@ -30,6 +30,9 @@ DEBIAN_PACKAGES = {
     "dsr2html": "dcmtk",
     "dsrdump": "dcmtk",
     "dcmdump": "dcmtk",
+    "dcmp2pgm": "dcmtk",
+    "dcmpschk": "dcmtk",
+    "dcmj2pnm": "dcmtk",
     "dciodvfy": "dicom3tools",
     "openssl": "openssl",
 }

@@ -1,0 +1,67 @@
+"""Secondary Capture: the picture of a case for viewers that show neither SR nor presentation states (PS3.3 A.8.1)."""
+
+from __future__ import annotations
+
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code as Concept
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from daemon.reports import image_header
+from daemon.reports.facts import RESEARCH_USE, Case, Edition
+from daemon.reports.facts import UNTRAINED as UNTRAINED_STATEMENT
+from daemon.reports.own_object import on_image
+from daemon.reports.picture import Picture, pictures
+
+SERIES_NUMBER = 9149
+SOURCE_IMAGE = Concept("121322", "DCM", "Source of image processing operation")
+DERIVATION = Concept("113085", "DCM", "Spatial resampling")
+
+
+def build(case: Case, edition: Edition) -> list[Dataset]:
+    """One capture for each image with a lesion (of a multi-frame image: for each such frame), in the report's order.
+
+    Raises:
+        ReportError: see `picture.pictures`.
+    """
+    return [_capture(picture, case, edition) for picture in pictures(case)]
+
+
+def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
+    image, several = picture.image, image_header.frames(picture.image) > 1
+    part = f"frame {picture.frame}" if several else ""
+    # Not MG: a hanging protocol would take the picture for a mammogram.
+    capture = on_image(image, case, edition, SecondaryCaptureImageStorage, "OT", SERIES_NUMBER, part)
+    capture.ConversionType = "WSD"
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.ContentDate, capture.ContentTime = capture.InstanceCreationDate, capture.InstanceCreationTime
+    capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = capture.ContentDate, capture.ContentTime
+    capture.BurnedInAnnotation = "YES"
+    capture.LossyImageCompression = "00"
+    capture.PatientOrientation = ""
+    capture.ImageComments = RESEARCH_USE if case.algorithm.trained else f"{UNTRAINED_STATEMENT} {RESEARCH_USE}"
+    capture.DerivationDescription = "Reduced view with outlines, crops and Grad-CAM heat maps; not for measurement"
+    capture.DerivationCodeSequence = [_coded(DERIVATION)]
+    source = Dataset()
+    source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    if several:
+        source.ReferencedFrameNumber = picture.frame
+    source.PurposeOfReferenceCodeSequence = [_coded(SOURCE_IMAGE)]
+    capture.SourceImageSequence = [source]
+    capture.SamplesPerPixel, capture.PhotometricInterpretation, capture.PlanarConfiguration = 3, "RGB", 0
+    capture.Rows, capture.Columns = picture.pixels.shape[:2]
+    capture.BitsAllocated = capture.BitsStored = 8
+    capture.HighBit, capture.PixelRepresentation = 7, 0
+    pixels = picture.pixels.tobytes()
+    capture.PixelData = pixels + b"\0" * (len(pixels) % 2)
+    capture["PixelData"].VR = "OB"
+    return capture
+
+
+def _coded(concept: Concept) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = (
+        concept.value,
+        concept.scheme_designator,
+        concept.meaning,
+    )
+    return item
