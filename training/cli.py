@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from config.errors import MammodError
+from training.console import console, counter, figure, progress_bars, show_counts, show_skipped, steps
 from training.errors import DataError
-from training.samples import Reading, counts
+from training.samples import Reading
 
 if TYPE_CHECKING:
     from training.cache import Crops
-    from training.fit import Recipe, Report
+    from training.evaluate import LesionSet
+    from training.fit import Recipe
 
 app = typer.Typer(
     help="Prepare data, train, evaluate and export mammod's networks. Research software.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)
-
-SOURCES = ("cbis", "ddsm299", "mias", "table")
-POLICIES = ("coarse-films", "paper")
 Workers = Annotated[int, typer.Option(help="Processes that cut crops, or threads that augment them.", min=1)]
 Folds = Annotated[int, typer.Option(help="Folds of patients, where the data has no test part of its own.", min=2)]
 Fold = Annotated[int, typer.Option(help="The fold that is the test part, from 0.", min=0)]
-SplitKind = Annotated[str, typer.Option("--split", help="patient, or paper (copies of a lesion on both sides).")]
+SplitKind = Annotated[
+    str, typer.Option("--split", help="patient, paper (copies of a lesion on both sides), or all (no test part).")
+]
+External = Annotated[list[str] | None, typer.Option(help="NAME=CROPS of another test set; may be given again.")]
+Networks = Annotated[list[str] | None, typer.Option("--network", help="Only this network; may be given again.")]
+Heads = Annotated[list[str] | None, typer.Option("--head", help="Only this head; may be given again.")]
+Weights = Annotated[str, typer.Option(help="imagenet, none, or a folder of weights files.")]
+Precision = Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")]
 Held = Annotated[
     float, typer.Option(help="Validation part, as a share of the patients that are not tested.", min=0.05, max=0.5)
 ]
@@ -66,7 +67,7 @@ def synthetic(
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help=f"What the data is: {', '.join(SOURCES)}.")],
+    source: Annotated[str, typer.Argument(help="What the data is: cbis, ddsm299, mias or table.")],
     data: Annotated[Path, typer.Argument(help="Folder of the data set, or the CSV file of a table.")],
     crops: Annotated[Path, typer.Argument(help="Folder to write the crops cache to.")],
     tables: Annotated[Path | None, typer.Option(help="cbis: folder of the four CSV files, if not DATA.")] = None,
@@ -78,19 +79,20 @@ def prepare(
 ) -> None:
     """Read a data set, say what was skipped and why, and cut every lesion's ROI once."""
     from training import prepare as cutting
+    from training.sources import read_source
 
     if crops.exists():  # before the reading, which may take long
         raise DataError(f"{crops} exists already; remove it to prepare the crops again, or name another folder")
-    crop, normalisation = _policies(policy)
-    with _progress() as progress:
-        reading = _read(source, data, tables or data, workers, _counter(progress, "reading"))
+    crop, normalisation = cutting.read_policies(policy)
+    with progress_bars() as progress:
+        reading = read_source(source, data, tables or data, workers=workers, report=counter(progress, "reading"))
         if kind:
             reading = Reading(tuple(one for one in reading.samples if one.kind in kind), reading.skipped)
         made = cutting.prepare(
-            reading, crops, crop, normalisation, workers=workers, report=_counter(progress, "cutting")
+            reading, crops, crop, normalisation, workers=workers, report=counter(progress, "cutting")
         )
-    _show_skipped(made.skipped)
-    _show_counts(reading, source)
+    show_skipped(made.skipped)
+    show_counts(reading, source)
     console.print(f"{len(made)} crops in {crops}, {len(made.skipped)} rows skipped")
 
 
@@ -101,14 +103,16 @@ def fit(
     network: str = "xception_c",
     head: str = "optimised",
     recipe: Annotated[str, typer.Option(help="default or paper; the options below override it.")] = "default",
-    init: Annotated[str, typer.Option(help="imagenet (downloads), none, or a weights file.")] = "imagenet",
+    init: Annotated[
+        str, typer.Option(help="imagenet (downloads), none, a weights file, or a finished run's final.npz.")
+    ] = "imagenet",
     epochs: int | None = None,
     batch: int | None = None,
     learning_rate: float | None = None,
     momentum: float | None = None,
     schedule: Annotated[str | None, typer.Option(help="plateau or cosine.")] = None,
     augmentation: Annotated[str | None, typer.Option(help="fly, copies or none.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
+    precision: Precision = None,
     bn_momentum: float | None = None,
     bn_batches: int | None = None,
     seed: int | None = None,
@@ -139,8 +143,8 @@ def fit(
     cache = open_cache(crops)
     chosen = replace(_recipe(recipe), network=network, head=head, init=init, **_set(given))
     sides = _split(cache, chosen, split, folds, fold, validation)
-    with _progress() as progress:
-        _, log = train(chosen, cache, sides, run, workers=workers, report=_steps(progress))
+    with progress_bars() as progress:
+        _, log = train(chosen, cache, sides, run, workers=workers, report=steps(progress))
     table = Table("epoch", "rate", "loss", "validation loss", "accuracy", "AUC")
     for line in log:
         table.add_row(
@@ -159,26 +163,16 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     crops: Annotated[Path, typer.Argument(help="The crops cache it was made from.")],
     out: Annotated[Path, typer.Argument(help="Folder for report.html, evaluation.json and predictions.json.")],
-    external: Annotated[
-        list[str] | None, typer.Option(help="NAME=CROPS of another test set; may be given again.")
-    ] = None,
+    external: External = None,
 ) -> None:
     """Measure a run on its held-out test part, and on other data."""
     from training.cache import open_cache
-    from training.evaluate import LesionSet, evaluate_run
-    from training.fit import part_of
+    from training.evaluate import evaluate_run
 
-    sets = []
-    for one in external or ():
-        name, equals, folder = one.partition("=")
-        if not equals:
-            raise DataError(f"--external {one!r}: NAME=CROPS was expected")
-        cache = open_cache(Path(folder))
-        sets.append(LesionSet(name, cache, part_of(cache)))
-    result = evaluate_run(run, open_cache(crops), out, external=sets)
+    result = evaluate_run(run, open_cache(crops), out, external=_external(external))
     table = Table("set", "lesions", "AUC", "accuracy", "sensitivity at 90 % specificity")
     for measured in result["sets"]:
-        cells = [_figure(measured[key]) for key in ("auc", "accuracy", "sensitivity_at_90_specificity")]
+        cells = [figure(measured[key]) for key in ("auc", "accuracy", "sensitivity_at_90_specificity")]
         table.add_row(measured["name"], str(measured["lesions"]), *cells)
     console.print(table)
     for remark in result["remarks"]:
@@ -190,13 +184,13 @@ def evaluate(
 def reproduce(
     crops: Annotated[Path, typer.Argument(help="A crops cache made by prepare.")],
     out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs in it are kept.")],
-    weights: Annotated[str, typer.Option(help="imagenet, none, or a folder of weights files.")] = "imagenet",
+    weights: Weights = "imagenet",
     recipe: Annotated[str, typer.Option(help="default or paper.")] = "paper",
-    network: Annotated[list[str] | None, typer.Option(help="Only this network; may be given again.")] = None,
-    head: Annotated[list[str] | None, typer.Option(help="Only this head; may be given again.")] = None,
+    network: Networks = None,
+    head: Heads = None,
     epochs: int | None = None,
     batch: int | None = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or mixed_bfloat16.")] = None,
+    precision: Precision = None,
     seed: int | None = None,
     split: SplitKind = "patient",
     folds: Folds = 5,
@@ -216,7 +210,7 @@ def reproduce(
     if sides.how == "patient" and chosen.augmentation == "copies":
         chosen = replace(chosen, augmentation="fly")  # the copies are made by the paper's split
     cells = grid(network or NAMES, head or HEADS)
-    with _progress() as progress:
+    with progress_bars() as progress:
         summary = run_grid(
             cells,
             chosen,
@@ -225,11 +219,64 @@ def reproduce(
             sides,
             out,
             workers=workers,
-            report=lambda cell: _steps(progress, f"{cell.name}, "),
+            report=lambda cell: steps(progress, f"{cell.name}, "),
         )
     for remark in summary["remarks"]:
         console.print(f"[yellow]{remark}[/yellow]", highlight=False)
     console.print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def crossvalidate(
+    crops: Annotated[Path, typer.Argument(help="A crops cache made by prepare.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the runs and the report; finished runs in it are kept.")],
+    weights: Weights = "imagenet",
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of an earlier cross-validation to go on from, at another ROI size, say.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    network: Networks = None,
+    head: Heads = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    precision: Precision = None,
+    seed: int | None = None,
+    folds: Folds = 5,
+    validation: Held = 0.2,
+    external: External = None,
+    workers: Workers = 2,
+) -> None:
+    """Measure networks by cross-validation over patients, and compare them in pairs; resumable."""
+    from training.cache import open_cache
+    from training.crossvalidate import REPORT, show
+    from training.crossvalidate import crossvalidate as run_folds
+    from training.reproduce import Cell
+
+    given = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "precision": precision, "seed": seed}
+    chosen = replace(_recipe(recipe), **_set(given))
+    if chosen.augmentation == "copies":
+        chosen = replace(chosen, augmentation="fly")  # the copies are made by the paper's split
+    cells = [Cell(name, top) for name in network or ("xception_c",) for top in head or ("optimised",)]
+    with progress_bars() as progress:
+        result = run_folds(
+            cells,
+            chosen,
+            weights,
+            open_cache(crops),
+            out,
+            folds=folds,
+            validation=validation,
+            start=start,
+            external=_external(external),
+            workers=workers,
+            report=lambda cell, fold: steps(progress, f"{cell.name}, fold {fold}, "),
+        )
+    for name, lesions, auc, accuracy in show(result):
+        console.print(f"{name}: {lesions} lesions, AUC {auc}, accuracy at 0.5 {accuracy}", highlight=False)
+    for remark in result["remarks"]:
+        console.print(f"[yellow]{remark}[/yellow]", highlight=False)
+    console.print(f"report: {out / REPORT}")
 
 
 @app.command()
@@ -242,63 +289,49 @@ def export(
     data: Annotated[str, typer.Option(help="In words, what it was trained on.")],
     licence: Annotated[str, typer.Option(help="What the weights may be used for.")] = "research only",
     limit: Annotated[list[str] | None, typer.Option(help="What a user must know; may be given again.")] = None,
+    crossvalidation: Annotated[
+        Path | None, typer.Option(help="Folder crossvalidate wrote, whose figures go onto the card too.")
+    ] = None,
 ) -> None:
     """Save a run as a bundle with what was measured, and show its card."""
     from model.bundle import card
     from training.export import export_run
 
     made = export_run(
-        run, evaluation, bundle, name=name, version=version, data=data, licence=licence, limits=limit or ()
+        run,
+        evaluation,
+        bundle,
+        name=name,
+        version=version,
+        data=data,
+        licence=licence,
+        limits=limit or (),
+        crossvalidation=crossvalidation,
     )
     typer.echo(card(made))
 
 
-def _read(source: str, data: Path, tables: Path, workers: int, report: Callable[[int, int], None]) -> Reading:
-    if source == "cbis":
-        from training.cbis import read_cbis
-
-        return read_cbis(data, tables, workers=workers, report=report)
-    if source == "ddsm299":
-        from training.ddsm299 import read_ddsm299
-
-        return read_ddsm299(data)
-    if source == "mias":
-        from training.mias import read_mias
-
-        return read_mias(data)
-    if source == "table":
-        from training.table import read_table
-
-        return read_table(data)
-    raise DataError(f"there is no source {source!r}; known: {', '.join(SOURCES)}")
-
-
-def _policies(policy: str) -> tuple[Any, Any]:
-    import json
-
-    from pydantic import ValidationError
-
-    from model.crop import CropPolicy
-    from model.normalise import NormalisationPolicy
-    from training.prepare import COARSE_FILMS, PAPER
-
-    if policy in POLICIES:
-        return {"coarse-films": COARSE_FILMS, "paper": PAPER}[policy], NormalisationPolicy()
-    try:
-        given = json.loads(Path(policy).read_text(encoding="utf-8"))
-        return CropPolicy(**given["crop"]), NormalisationPolicy(**given.get("normalisation", {}))
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise DataError(
-            f"policy {policy!r} is neither {', '.join(POLICIES)} nor a JSON file of policies: {error}"
-        ) from error
-
-
 def _recipe(name: str) -> Recipe:
-    from training.fit import PAPER, Recipe
+    from training.fit import RECIPES
 
-    if name not in ("default", "paper"):
-        raise DataError(f"there is no recipe {name!r}; known: default, paper")
-    return PAPER if name == "paper" else Recipe()
+    if name not in RECIPES:
+        raise DataError(f"there is no recipe {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def _external(given: list[str] | None) -> list[LesionSet]:
+    from training.cache import open_cache
+    from training.evaluate import LesionSet
+    from training.fit import part_of
+
+    sets = []
+    for one in given or ():
+        name, equals, folder = one.partition("=")
+        if not equals:
+            raise DataError(f"--external {one!r}: NAME=CROPS was expected")
+        cache = open_cache(Path(folder))
+        sets.append(LesionSet(name, cache, part_of(cache)))
+    return sets
 
 
 def _set(given: dict[str, Any]) -> dict[str, Any]:
@@ -321,67 +354,6 @@ def _split(cache: Crops, recipe: Recipe, how: str, folds: int, fold: int, valida
     if len(sides.left_out):
         console.print(f"{len(sides.left_out)} training lesions left out: their patients are in the test part too")
     return sides
-
-
-def _show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
-    if skipped:
-        table = Table("skipped", "reason")
-        for row in skipped:
-            table.add_row(row["where"], row["reason"])
-        console.print(table)
-
-
-def _show_counts(reading: Reading, source: str) -> None:
-    table = Table("lesions", "here")
-    for name, count in counts(reading.samples).items():
-        table.add_row(name, str(count))
-    console.print(table)
-    if source == "cbis":
-        from training.cbis import set_beside_paper
-
-        table = Table("side and label", "here", "paper")
-        for name, here, paper in set_beside_paper(reading.samples):
-            table.add_row(name, str(here), str(paper))
-        console.print(table)
-
-
-def _figure(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield progress
-
-
-def _counter(progress: Progress, what: str) -> Callable[[int, int], None]:
-    tasks: list[Any] = []
-
-    def report(done: int, of: int) -> None:
-        if not tasks:
-            tasks.append(progress.add_task(what, total=of))
-        progress.update(tasks[0], completed=done)
-
-    return report
-
-
-def _steps(progress: Progress, prefix: str = "") -> Report:
-    tasks: dict[str, Any] = {}
-
-    def report(what: str, done: int, of: int) -> None:
-        if what not in tasks:
-            tasks[what] = progress.add_task(prefix + what, total=of)
-        progress.update(tasks[what], completed=done)
-
-    return report
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from training.split import Part
 _WORST = 24
 # Below this many lesions, or with an interval wider than that, no claim about an accuracy can be made.
 _FEW, _WIDE = 200, 0.1
+_CHOSEN_ON = "validation part, on which temperature and threshold were chosen"
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate the finished run in `folder` on its own test part, by kind of lesion, and on `external` sets.
 
-    `crops` is the cache the run was made from. Writes `out`/evaluation.json, report.html and predictions.json, and
-    returns what evaluation.json holds.
+    `crops` is the cache the run was made from. A lesion of an external set whose patient, of the same data set, trained or
+    validated the run is left out. A run without a test part (split "all") shows its validation part, by that name.
+    Writes `out`/evaluation.json, report.html and predictions.json, and returns what evaluation.json holds.
 
     Raises:
         RunError: the run did not finish.
-        DataError: a cache of other content, or cut by another policy than the run's.
+        DataError: a cache of other content, or cut by another policy than the run's, or one whose patients were all seen.
     """
     model, run = load_run(folder, build)
     if crops.digest != run["crops"]["digest"]:
@@ -91,7 +93,9 @@ def evaluate_run(
     sides = {name: np.array(run["split"][name]["samples"], int) for name in ("train", "validation", "test")}
     held = part_of(crops, sides["validation"])
     temperature, threshold = calibration(predict(model, crops, held), crops.malignant[held.samples])
-    sets = [*_by_kind(crops, sides["test"]), *external]
+    known = {_owner(crops, number) for side in ("train", "validation") for number in sides[side]}
+    own = _by_kind(crops, sides["test"]) if len(sides["test"]) else [LesionSet(_CHOSEN_ON, crops, held)]
+    sets = [*own, *(_unseen(test, known) for test in external)]
     scores = [calibrate(predict(model, test.crops, test.part), temperature).astype(float) for test in sets]
     measured = [measure(test, score, threshold) for test, score in zip(sets, scores, strict=True)]
     result = {
@@ -158,6 +162,19 @@ def too_small(measured: Measured) -> str | None:
         f"{measured.name}: {measured.lesions} lesions of {measured.patients} patients, and an interval of the AUC "
         f"{width:.2f} wide: too few to tell networks apart that differ by a few points, or to claim an accuracy"
     )
+
+
+def _owner(crops: Crops, number: int) -> tuple[str, str]:
+    entry = crops.entries[number]
+    return entry.dataset, entry.patient
+
+
+def _unseen(test: LesionSet, known: set[tuple[str, str]]) -> LesionSet:
+    """The set without lesions of patients the network has seen."""
+    numbers = [number for number in test.part.samples if _owner(test.crops, number) not in known]
+    if not numbers:
+        raise DataError(f"{test.name}: the run trained or validated on every patient of {test.crops.folder}")
+    return LesionSet(test.name, test.crops, part_of(test.crops, numbers))
 
 
 def _by_kind(crops: Crops, numbers: np.ndarray) -> list[LesionSet]:

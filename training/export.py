@@ -10,6 +10,7 @@ from typing import Any
 from model.bundle import RESEARCH_USE, Architecture, Bundle, Description, Metric, save_bundle
 from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
+from training.crossvalidate import RESULT
 from training.errors import RunError
 from training.fit import Build, load_run
 
@@ -17,6 +18,10 @@ _METRICS = {
     "auc": "AUC",
     "accuracy": "accuracy at the threshold",
     "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+}
+# Each fold's network has a threshold of its own, so pooled scores are cut at 0.5.
+_POOLED = {"auc": _METRICS["auc"], "accuracy_at_half": "accuracy at 0.5"} | {
+    "sensitivity_at_90_specificity": _METRICS["sensitivity_at_90_specificity"]
 }
 
 
@@ -30,15 +35,18 @@ def export_run(
     data: str,
     licence: str,
     limits: Sequence[str] = (),
+    crossvalidation: Path | None = None,
     build: Build | None = None,
 ) -> Bundle:
     """Save the run in `folder` as bundle `out` with the figures of its `evaluation` folder.
 
     `data` says in words what it was trained on, `licence` what the weights may be used for, `limits` what a user must
-    know; the remarks of the evaluation are added to them.
+    know; the remarks of the evaluation are added to them. The figures of the same network and head in the folder
+    `crossvalidation` stand before those of the run, and say that they are of that recipe's networks.
 
     Raises:
-        RunError: the run did not finish, was not evaluated, or the evaluation is of another run.
+        RunError: the run did not finish, was not evaluated, or the evaluation is of another run; the cross-validation
+            holds no such network and head, or is of crops cut otherwise.
         BundleError: `out` exists.
     """
     model, run = load_run(folder, build)
@@ -49,6 +57,7 @@ def export_run(
     if result["run"]["recipe"] != run["recipe"] or result["log"] != run["log"]:
         raise RunError(f"the evaluation in {evaluation} is not of the run in {folder}; evaluate it again")
     recipe, policy = run["recipe"], result["policy"]
+    before = _crossvalidated(crossvalidation, recipe, policy) if crossvalidation else []
     crop = CropPolicy(**policy["crop"])
     description = Description(
         name=name,
@@ -62,7 +71,7 @@ def export_run(
         temperature=result["temperature"],
         trained=True,
         training={"data": data, **_about(result, run)},
-        metrics=tuple(metric for one in result["sets"] for metric in _metrics(one)),
+        metrics=(*before, *(metric for one in result["sets"] for metric in _metrics(one, one["name"]))),
         limits=(*limits, *result["remarks"]),
         licence=licence,
         intended_use=RESEARCH_USE,
@@ -85,7 +94,28 @@ def _about(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metrics(one: dict[str, Any]) -> list[Metric]:
+def _crossvalidated(folder: Path, recipe: dict[str, Any], policy: dict[str, Any]) -> list[Metric]:
+    """The pooled held-out figures of the recipe's network and head."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{folder} holds no cross-validation; run `mammod-train crossvalidate` first ({error})"
+        ) from error
+    if result["policy"] != policy:
+        raise RunError(f"the cross-validation in {folder} is of crops cut by another policy than the run's")
+    wanted = (recipe["network"], recipe["head"])
+    for cell in result["cells"]:
+        if (cell["recipe"]["network"], cell["recipe"]["head"]) == wanted:
+            return [
+                metric
+                for one in cell["sets"]
+                for metric in _metrics(one, f"{one['name']}: networks of this recipe, not this one", _POOLED)
+            ]
+    raise RunError(f"the cross-validation in {folder} holds no {' with the head '.join(wanted)}")
+
+
+def _metrics(one: dict[str, Any], data: str, titles: dict[str, str] = _METRICS) -> list[Metric]:
     both = 0 < one["malignant"] < one["lesions"]
     return [
         Metric(
@@ -93,9 +123,9 @@ def _metrics(one: dict[str, Any]) -> list[Metric]:
             value=one[key]["value"],
             low=one[key]["low"],
             high=one[key]["high"],
-            data=one["name"],
+            data=data,
             count=one["lesions"],
         )
-        for key, title in _METRICS.items()
+        for key, title in titles.items()
         if both
     ]

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -42,9 +43,10 @@ class Recipe:
     `schedule` "cosine" falls from `learning_rate` to 0 over `epochs` and ends with the last weights; "plateau"
     multiplies by 0.2 after 7 epochs without a lower validation loss, stops after 13 and ends with the weights of the
     lowest. `augmentation` is "fly" (random each epoch), "copies" (the split's offline copies) or "none". `precision`
-    is a Keras dtype policy. `bn_momentum` replaces batch normalisation's 0.99 of the moving averages, which lags on
-    few steps; with `bn_batches` they are measured anew on that many training batches after each epoch. `devices` over
-    1 trains data-parallel through Keras' distribution.
+    is a Keras dtype policy. `init` is as for `load_backbone_weights`, or a finished run's `final.npz`, which goes on
+    with all of its weights (at another ROI size, say). `bn_momentum` replaces batch normalisation's 0.99 of the moving
+    averages, which lags on few steps; with `bn_batches` they are measured anew on that many training batches after each
+    epoch. `devices` over 1 trains data-parallel through Keras' distribution.
     """
 
     network: str = "xception_c"
@@ -65,6 +67,7 @@ class Recipe:
 
 
 PAPER = Recipe(epochs=50, learning_rate=1e-4, momentum=0.0, schedule="plateau", augmentation="copies", bn_momentum=None)
+RECIPES = {"default": Recipe(), "paper": PAPER}
 _PATIENCE, _STOP, _FACTOR = 7, 13, 0.2
 
 
@@ -235,7 +238,10 @@ def measure_batch_norm(model: keras.Model, batches: Batches, count: int) -> None
 def build_for(recipe: Recipe, size: int) -> keras.Model:
     """The recipe's network for ROIs of `size` pixels, with its starting weights."""
     model = build_network(recipe.network, recipe.head, input_size=size, dropout=recipe.dropout)
-    load_backbone_weights(model, recipe.init)
+    if recipe.init.endswith(".npz"):
+        _load(Path(recipe.init), model.weights)
+    else:
+        load_backbone_weights(model, recipe.init)
     return model
 
 
@@ -424,7 +430,11 @@ def _save(path: Path, variables: list[Any], about: dict[str, Any]) -> None:
 
 
 def _load(path: Path, variables: list[Any]) -> dict[str, Any]:
-    with np.load(path) as stored:
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} holds no weights of a run: {error}") from error
+    with stored:
         if len(stored.files) != len(variables) + 1:
             raise RunError(f"{path} holds {len(stored.files) - 1} variables, the network has {len(variables)}")
         for number, variable in enumerate(variables):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
@@ -27,7 +29,25 @@ from training.samples import Reading, Sample, Skipped
 # the median).
 COARSE_FILMS = CropPolicy(kind="lesion", factor=1.6, minimum_mm=35, assumed_spacing_mm=0.05, resolution_mm=0.6)
 PAPER = CropPolicy()  # 299 x 299 image pixels, whatever they measure
+POLICIES = {"coarse-films": COARSE_FILMS, "paper": PAPER}
 _PICTURE_BITS = {"L": 8, "I;16": 16, "I": 16}
+
+
+def read_policies(policy: str) -> tuple[CropPolicy, NormalisationPolicy]:
+    """The policies of a name in POLICIES, or of a JSON file with "crop" and, where it is not the default, "normalisation".
+
+    Raises:
+        DataError: it is neither.
+    """
+    if policy in POLICIES:
+        return POLICIES[policy], NormalisationPolicy()
+    try:
+        given = json.loads(Path(policy).read_text(encoding="utf-8"))
+        return CropPolicy(**given["crop"]), NormalisationPolicy(**given.get("normalisation", {}))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise DataError(
+            f"policy {policy!r} is neither {', '.join(POLICIES)} nor a JSON file of policies: {error}"
+        ) from error
 
 
 def prepare(

@@ -86,7 +86,7 @@ def reproduce(
     Raises:
         RunError: a weights file is missing, found before anything is trained; see `fit`.
     """
-    recipes = {cell: _recipe(recipe, cell, weights) for cell in cells}
+    recipes = {cell: recipe_of(recipe, cell, weights) for cell in cells}
     results: dict[str, dict[str, Any]] = {}
     for cell, of_cell in recipes.items():
         folder = out / "runs" / cell.name
@@ -101,7 +101,12 @@ def reproduce(
     return summary
 
 
-def _recipe(recipe: Recipe, cell: Cell, weights: str | Path) -> Recipe:
+def recipe_of(recipe: Recipe, cell: Cell, weights: str | Path) -> Recipe:
+    """`recipe` with the cell's network, head and start; `weights` is as for `reproduce`.
+
+    Raises:
+        RunError: the cell's weights file is not there.
+    """
     init = "none"
     if cell.transfer and weights != "none":
         init = "imagenet" if weights == "imagenet" else str(Path(weights) / WEIGHTS[cell.network])

@@ -8,6 +8,9 @@ Augmentation comes after the split.
 "paper": the training samples are first enlarged six times, and the copies then split at random, 80 % and 20 %. Copies
 of one lesion fall on both sides, so the validation figures of this split are too good. Its test part is the same as
 above, but patients who stand on both sides of the data set's own split stay.
+
+"all": no test part, for the network that is shipped once cross-validation has measured its recipe: everybody trains but
+the validation part.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 
 from training.errors import DataError
 
-SPLITS = ("patient", "paper")
+SPLITS = ("patient", "paper", "all")
 COPIES = 6
 
 
@@ -63,15 +66,16 @@ def split_samples(
     Fold `fold` of `folds` is the test where no sample has a group; `validation` is the share of the other patients.
 
     Raises:
-        DataError: an unknown kind of split, a fold that is not there, or a side that would be empty.
+        DataError: an unknown kind of split, a fold that is not there, a side that would be empty, or "all" where the data
+            set keeps a test group.
     """
     if how not in SPLITS:
         raise DataError(f"there is no split {how!r}; known: {', '.join(SPLITS)}")
     patient = np.asarray(patients)
     label = np.asarray(malignant, bool)
-    in_test = _test_side(patient, label, groups, folds, fold, seed)
+    in_test = _no_test(patient, groups) if how == "all" else _test_side(patient, label, groups, folds, fold, seed)
     shared = np.isin(patient, patient[in_test]) & ~in_test
-    rest = np.flatnonzero(~in_test & ~shared if how == "patient" else ~in_test)
+    rest = np.flatnonzero(~in_test if how == "paper" else ~in_test & ~shared)
     generator = np.random.default_rng([seed, 1])
     if how == "paper":
         copies = np.array([(number, copy) for number in rest for copy in range(COPIES)]).reshape(-1, 2)
@@ -83,9 +87,9 @@ def split_samples(
         train, held = _plain(rest[~held_fold]), _plain(rest[held_fold])
     test = _plain(np.flatnonzero(in_test))
     for name, part in (("training", train), ("validation", held), ("test", test)):
-        if not len(part):
+        if not len(part) and (name, how) != ("test", "all"):
             raise DataError(f"the {name} side of the split is empty: {len(patient)} samples are too few for it")
-    return Split(how, train, held, test, np.flatnonzero(shared) if how == "patient" else np.array([], int))
+    return Split(how, train, held, test, np.array([], int) if how == "paper" else np.flatnonzero(shared))
 
 
 def patient_folds(patients: np.ndarray, malignant: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -119,6 +123,12 @@ def _test_side(
     if not 0 <= fold < folds:
         raise DataError(f"there is no fold {fold} of {folds}; folds count from 0")
     return patient_folds(patient, label, folds, seed) == fold
+
+
+def _no_test(patient: np.ndarray, groups: Sequence[str | None]) -> np.ndarray:
+    if "test" in groups:
+        raise DataError("the split 'all' would train on the data set's own test group; prepare its training part alone")
+    return np.zeros(len(patient), bool)
 
 
 def _plain(samples: np.ndarray) -> Part:

@@ -67,9 +67,12 @@ def test_the_commands_from_tree_to_bundle(tree: Path, tmp_path: Path) -> None:
     assert bundle.manifest.trained and bundle.manifest.metrics[0].count == result["sets"][0]["lesions"]
     assert bundle.manifest.crop.side_px == SIZE
     assert bundle.manifest.threshold == result["threshold"]
-    # Half precision on disk keeps what the run says of a lesion.
+    # Half precision on disk keeps what the run says of a lesion; patients it has seen are not among "the same again".
     scores = json.loads((report / "predictions.json").read_text())["the same again"]
-    found = predict(bundle.network(), cache, part_of(cache))
+    numbers = [n for n, entry in enumerate(cache.entries) if entry.identity in {row["identity"] for row in scores}]
+    tested = {entry.patient for entry in cache.entries if entry.group == "test"}
+    assert {cache.entries[n].patient for n in numbers} == tested
+    found = predict(bundle.network(), cache, part_of(cache, numbers))
     from model.calibration import calibrate
 
     calibrated = calibrate(found, bundle.manifest.temperature)

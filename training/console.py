@@ -1,0 +1,85 @@
+"""What `mammod-train` shows on the terminal: tables, and bars for what takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from training.samples import Reading, counts
+
+if TYPE_CHECKING:
+    from training.fit import Report
+
+console = Console(stderr=True)
+
+
+def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
+    """A table of what was left out, if anything was."""
+    if skipped:
+        table = Table("skipped", "reason")
+        for row in skipped:
+            table.add_row(row["where"], row["reason"])
+        console.print(table)
+
+
+def show_counts(reading: Reading, source: str) -> None:
+    """Lesions by group, kind and label; of CBIS-DDSM beside the paper's counts."""
+    table = Table("lesions", "here")
+    for name, count in counts(reading.samples).items():
+        table.add_row(name, str(count))
+    console.print(table)
+    if source == "cbis":
+        from training.cbis import set_beside_paper
+
+        table = Table("side and label", "here", "paper")
+        for name, here, paper in set_beside_paper(reading.samples):
+            table.add_row(name, str(here), str(paper))
+        console.print(table)
+
+
+def figure(measured: dict[str, float]) -> str:
+    """A measured value with its interval."""
+    return f"{measured['value']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Bars on the terminal while the block runs."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
+    """A bar for `what`, moved by what is returned: how many of how many are done."""
+    tasks: list[Any] = []
+
+    def report(done: int, of: int) -> None:
+        if not tasks:
+            tasks.append(progress.add_task(what, total=of))
+        progress.update(tasks[0], completed=done)
+
+    return report
+
+
+def steps(progress: Progress, prefix: str = "") -> Report:
+    """A bar for each thing that a run reports on."""
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, of: int) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(prefix + what, total=of)
+        progress.update(tasks[what], completed=done)
+
+    return report

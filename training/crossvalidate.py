@@ -1,0 +1,321 @@
+"""Cross-validation by patient: every lesion is scored by a network that never saw its patient, networks compared in pairs.
+
+Each fold of each cell is a run of its own below `out`/runs; finished ones are kept, so the command may be stopped and
+given again. Scores are calibrated by each fold's own validation part and then pooled. Intervals are bootstrap over
+patients; the difference of two networks is drawn on the same patients for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from training import metrics, page
+from training.cache import Crops
+from training.errors import RunError
+from training.evaluate import Figure, LesionSet, evaluate_run, measure, too_small
+from training.fit import Build, Recipe, Report, fit, part_of
+from training.reproduce import Cell, recipe_of
+from training.split import split_samples
+
+RESULT, REPORT = "crossvalidation.json", "report.html"
+
+
+@dataclass(frozen=True, eq=False)
+class Pooled:
+    """One cell's calibrated scores: `held_out` (N,) of the cache's lesions, each from the fold that tested it, and for
+    each external set (lesions, folds), NaN where a fold's network had seen the patient.
+    """
+
+    cell: Cell
+    held_out: np.ndarray
+    external: dict[str, np.ndarray]
+    recipe: dict[str, Any]
+    auc_of_folds: tuple[float, ...]
+
+
+def crossvalidate(
+    cells: Sequence[Cell],
+    recipe: Recipe,
+    weights: str | Path,
+    crops: Crops,
+    out: Path,
+    *,
+    folds: int = 5,
+    validation: float = 0.2,
+    start: Path | None = None,
+    external: Sequence[LesionSet] = (),
+    workers: int = 2,
+    report: Callable[[Cell, int], Report] | None = None,
+    build: Build | None = None,
+) -> dict[str, Any]:
+    """Train and measure what is missing of `cells` x `folds` and write `out`/crossvalidation.json and report.html.
+
+    `weights` is as for `training.reproduce.reproduce`. With `start`, the folder of an earlier cross-validation of the
+    same patients, each run goes on from that one's final weights (another ROI size, say) instead. `report` gives what
+    hears of a run's steps. Returns what crossvalidation.json holds.
+
+    Raises:
+        RunError: a weights file or a run to start from is missing, found before anything is trained; see `fit`.
+        DataError: see `split_samples` and `evaluate_run`.
+    """
+    of_run = {
+        (cell, fold): _recipe(recipe, cell, weights, start, fold) for cell in cells for fold in range(folds)
+    }  # all of them before the first is trained
+    for fold in range(folds):
+        split = split_samples(
+            crops.patients.tolist(),
+            crops.malignant.tolist(),
+            [None] * len(crops),
+            folds=folds,
+            fold=fold,
+            validation=validation,
+            seed=recipe.seed,
+        )
+        for cell in cells:
+            folder = _folder(out, cell, fold)
+            if _measured(folder, external):
+                continue
+            hears = report(cell, fold) if report else None
+            fit(of_run[cell, fold], crops, split, folder, workers=workers, report=hears, build=build)
+            evaluate_run(folder, crops, folder, external=external, build=build)
+            keras.backend.clear_session()
+    pooled = [_pool(out, cell, folds, crops, external) for cell in cells]
+    result = _result(pooled, crops, folds, validation, external)
+    (out / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    _write_report(out / REPORT, pooled, result, crops)
+    return result
+
+
+def show(result: dict[str, Any]) -> list[tuple[str, int, str, str]]:
+    """The result's figures in few: what was measured, how many lesions, AUC and accuracy with their intervals."""
+    return [
+        (f"{cell['cell']}, {one['name']}", one["lesions"], *_figures(one, "auc", "accuracy_at_half"))
+        for cell in result["cells"]
+        for one in (*cell["sets"], *cell["external"])
+    ]
+
+
+def _folder(out: Path, cell: Cell, fold: int) -> Path:
+    return out / "runs" / f"{cell.name}-fold{fold}"
+
+
+def _recipe(recipe: Recipe, cell: Cell, weights: str | Path, start: Path | None, fold: int) -> Recipe:
+    if start is None:
+        return recipe_of(recipe, cell, weights)
+    final = _folder(start, cell, fold) / "final.npz"
+    if not final.is_file():
+        raise RunError(f"there is no {final} to start from; finish that cross-validation first")
+    return replace(recipe, network=cell.network, head=cell.head, init=str(final))
+
+
+def _measured(folder: Path, external: Sequence[LesionSet]) -> bool:
+    """Whether the run in `folder` was evaluated, on these external sets too."""
+    try:
+        measured = {one["name"] for one in _read(folder / "evaluation.json")["sets"]}
+    except OSError:
+        return False
+    return {test.name for test in external} <= measured
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _pool(out: Path, cell: Cell, folds: int, crops: Crops, external: Sequence[LesionSet]) -> Pooled:
+    held_out = np.full(len(crops), np.nan)
+    others = {test.name: np.full((len(test.part), folds), np.nan) for test in external}
+    aucs = []
+    for fold in range(folds):
+        folder = _folder(out, cell, fold)
+        evaluation, scores = _read(folder / "evaluation.json"), _read(folder / "predictions.json")
+        whole = evaluation["sets"][0]
+        held_out[_read(folder / "run.json")["split"]["test"]["samples"]] = _probabilities(scores[whole["name"]])
+        aucs.append(whole["auc"]["value"])
+        for test in external:
+            of_lesion = {row["identity"]: row["probability"] for row in scores[test.name]}
+            identities = (test.crops.entries[number].identity for number in test.part.samples)
+            others[test.name][:, fold] = [of_lesion.get(identity, np.nan) for identity in identities]
+    return Pooled(cell, held_out, others, evaluation["run"]["recipe"], tuple(aucs))
+
+
+def _probabilities(rows: list[dict[str, Any]]) -> list[float]:
+    return [row["probability"] for row in rows]
+
+
+def _result(
+    pooled: Sequence[Pooled], crops: Crops, folds: int, validation: float, external: Sequence[LesionSet]
+) -> dict[str, Any]:
+    name = f"{crops.entries[0].dataset}, {folds}-fold by patient"
+    kinds = sorted({entry.kind for entry in crops.entries})
+    rows = []
+    for one in pooled:
+        sets = [measure(LesionSet(name, crops, part_of(crops)), one.held_out, 0.5)]
+        if len(kinds) > 1:
+            for kind in kinds:
+                numbers = np.flatnonzero([entry.kind == kind for entry in crops.entries])
+                apart = LesionSet(f"{name}, {kind} only", crops, part_of(crops, numbers))
+                sets.append(measure(apart, one.held_out[numbers], 0.5))
+        rows.append(
+            {
+                "cell": one.cell.name,
+                "recipe": one.recipe,
+                "auc_of_folds": one.auc_of_folds,
+                "sets": [asdict(measured) for measured in sets],
+                "external": [_external(test, one.external[test.name]) for test in external],
+            }
+        )
+    return {
+        "folds": folds,
+        "validation": validation,
+        "lesions": len(crops),
+        "malignant": int(crops.malignant.sum()),
+        "patients": len(np.unique(crops.patients)),
+        "policy": crops.policy,
+        "crops": crops.digest,
+        "cells": rows,
+        "differences": [_difference(first, second, crops) for first, second in combinations(pooled, 2)],
+        "remarks": [
+            remark
+            for one in pooled[:1]
+            if (remark := too_small(measure(LesionSet(name, crops, part_of(crops)), one.held_out, 0.5)))
+        ],
+    }
+
+
+def _external(test: LesionSet, scores: np.ndarray) -> dict[str, Any]:
+    """The mean over the folds' networks of what each says of a set that none was trained on."""
+    truth, patients = test.crops.malignant[test.part.samples], test.crops.patients[test.part.samples]
+    seen_by_all = np.isnan(scores).all(axis=1)
+    scores, truth, patients = scores[~seen_by_all], truth[~seen_by_all], patients[~seen_by_all]
+
+    def figure(metric: metrics.Metric) -> dict[str, float]:
+        mean = _over_folds(metric)
+        return asdict(Figure(mean(scores, truth), *metrics.interval(mean, scores, truth, patients, draws=500)))
+
+    return {
+        "name": test.name,
+        "lesions": len(truth),
+        "malignant": int(truth.sum()),
+        "patients": len(np.unique(patients)),
+        "auc": figure(metrics.auc),
+        "accuracy_at_half": figure(metrics.accuracy),
+    }
+
+
+def _over_folds(metric: metrics.Metric) -> metrics.Metric:
+    def mean(scores: np.ndarray, truth: np.ndarray) -> float:
+        columns = [(scores[:, fold], ~np.isnan(scores[:, fold])) for fold in range(scores.shape[1])]
+        return float(np.nanmean([metric(column[scored], truth[scored]) for column, scored in columns]))
+
+    return mean
+
+
+def _difference(first: Pooled, second: Pooled, crops: Crops) -> dict[str, Any]:
+    """By how much the first cell's AUC and accuracy are above the second's, on the same patients."""
+    scores = np.stack([first.held_out, second.held_out], axis=1)
+
+    def figure(metric: metrics.Metric) -> dict[str, float]:
+        def gain(both: np.ndarray, truth: np.ndarray) -> float:
+            return metric(both[:, 0], truth) - metric(both[:, 1], truth)
+
+        return asdict(
+            Figure(gain(scores, crops.malignant), *metrics.interval(gain, scores, crops.malignant, crops.patients))
+        )
+
+    return {
+        "first": first.cell.name,
+        "second": second.cell.name,
+        "auc": figure(metrics.auc),
+        "accuracy_at_half": figure(metrics.accuracy),
+    }
+
+
+def _write_report(path: Path, pooled: Sequence[Pooled], result: dict[str, Any], crops: Crops) -> None:
+    rows = result["cells"]
+    about = [
+        ("lesions", f"{result['lesions']}, {result['malignant']} malignant, of {result['patients']} patients"),
+        ("folds", f"{result['folds']} by patient; every lesion is scored by a network that never saw its patient"),
+        ("crops", json.dumps(crops.policy["crop"])),
+    ]
+    measured = [
+        (
+            row["cell"],
+            one["name"],
+            one["lesions"],
+            *_figures(one, "auc", "accuracy_at_half", "sensitivity_at_90_specificity"),
+            f"{one['calibration_error']:.3f}",
+        )
+        for row in rows
+        for one in row["sets"]
+    ]
+    parts = [
+        page.table(("", ""), about),
+        *(page.note(text) for text in result["remarks"]),
+        page.heading("Held-out lesions, with 95 % bootstrap intervals over patients"),
+        page.table(
+            ("run", "set", "lesions", "AUC", "accuracy at 0.5", "sensitivity at 90 % specificity", "ECE"), measured
+        ),
+        page.chart(
+            "ROC of the pooled held-out scores",
+            "1 - specificity",
+            "sensitivity",
+            [page.Line(one.cell.name, _roc(one.held_out, crops.malignant)) for one in pooled],
+            diagonal=True,
+        ),
+        page.heading("AUC of each fold"),
+        page.table(
+            ("run", *(f"fold {fold}" for fold in range(result["folds"]))),
+            [(row["cell"], *(f"{value:.3f}" for value in row["auc_of_folds"])) for row in rows],
+        ),
+    ]
+    if result["differences"]:
+        parts += [
+            page.heading("Differences, on the same patients"),
+            page.table(
+                ("", "AUC", "accuracy at 0.5"),
+                [
+                    (f"{one['first']} over {one['second']}", *_figures(one, "auc", "accuracy_at_half"))
+                    for one in result["differences"]
+                ],
+            ),
+        ]
+    if rows[0]["external"]:
+        parts += [
+            page.heading("Other data: the mean over the folds' networks"),
+            page.table(
+                ("run", "set", "lesions", "malignant", "AUC", "accuracy at 0.5"),
+                [
+                    (
+                        row["cell"],
+                        one["name"],
+                        one["lesions"],
+                        one["malignant"],
+                        *_figures(one, "auc", "accuracy_at_half"),
+                    )
+                    for row in rows
+                    for one in row["external"]
+                ],
+            ),
+        ]
+    page.write_page(path, f"Cross-validation of {', '.join(row['cell'] for row in rows)}", parts)
+
+
+def _roc(scores: np.ndarray, malignant: np.ndarray) -> list[tuple[float, float]]:
+    false_positive, true_positive, _ = metrics.roc(scores, malignant)
+    return list(zip(false_positive.tolist(), true_positive.tolist(), strict=True))
+
+
+def _figures(row: dict[str, Any], *keys: str) -> tuple[str, ...]:
+    return tuple(_figure(row[key]) for key in keys)
+
+
+def _figure(figure: dict[str, float]) -> str:
+    return str(Figure(**figure))
