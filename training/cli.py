@@ -169,7 +169,8 @@ def evaluate(
     from training.cache import open_cache
     from training.evaluate import evaluate_run
 
-    result = evaluate_run(run, open_cache(crops), out, external=_external(external))
+    others = _external(external)
+    result = evaluate_run(run, open_cache(crops), out, external=others)
     table = Table("set", "lesions", "AUC", "accuracy", "sensitivity at 90 % specificity")
     for measured in result["sets"]:
         cells = [figure(measured[key]) for key in ("auc", "accuracy", "sensitivity_at_90_specificity")]
@@ -257,6 +258,7 @@ def crossvalidate(
     chosen = replace(_recipe(recipe), **_set(given))
     if chosen.augmentation == "copies":
         chosen = replace(chosen, augmentation="fly")  # the copies are made by the paper's split
+    others = _external(external)
     cells = [Cell(name, top) for name in network or ("xception_c",) for top in head or ("optimised",)]
     with progress_bars() as progress:
         result = run_folds(
@@ -268,7 +270,7 @@ def crossvalidate(
             folds=folds,
             validation=validation,
             start=start,
-            external=_external(external),
+            external=others,
             workers=workers,
             report=lambda cell, fold: steps(progress, f"{cell.name}, fold {fold}, "),
         )
