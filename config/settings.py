@@ -82,10 +82,11 @@ class TLS(_Section):
 
 
 class Peer(_Section):
-    """Who may call: an AE title together with the networks it may come from (none: from anywhere)."""
+    """Who may call: an AE title with the networks it may come from (none: from anywhere), and what it may do."""
 
     ae_title: AETitle
     networks: tuple[str, ...] = ()
+    may: tuple[Literal["store", "echo"], ...] = Field(("store", "echo"), min_length=1)
 
     @field_validator("networks")
     @classmethod

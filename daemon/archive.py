@@ -20,14 +20,14 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
 
 from config.errors import ConfigurationError
-from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
-from daemon import query_retrieve, stow
+from daemon import query_retrieve, stow, tls
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.incoming import Incoming
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 from daemon.query_retrieve import Wanted
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.tls import Credentials, Side
 
 MAX_CONTEXTS = 128  # per association (PS3.8 9.3.2.2: odd numbers 1 to 255)
 MAX_PDU = 131_072
@@ -60,8 +60,9 @@ class Archive:
         self.settings = settings
         self.calling_ae = calling_ae
         self.incoming = incoming
+        self._credentials: dict[Side, Credentials] = {}
         if settings.tls:
-            client_tls(settings.tls)
+            self._tls(Side.CALL)
 
     def echo(self) -> None:
         """See whether reports can go out: C-ECHO, or a connection to `archive.stow_url` where that is set.
@@ -88,11 +89,11 @@ class Archive:
             yield from self._c_store(items)
             return
         try:
-            tls = self._https()
+            context = self._https()
         except ArchiveError as error:
             yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in items)
         else:
-            yield from stow.store(self.settings.stow_url, items, self.settings.timeout_s, tls)
+            yield from stow.store(self.settings.stow_url, items, self.settings.timeout_s, context)
 
     def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
         """C-FIND: those of `wanted` that the archive holds, with study and series filled in.
@@ -259,7 +260,7 @@ class Archive:
         ae.dimse_timeout = ae.network_timeout = response_timeout_s or limit_s
         ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        tls = self._tls()
+        secure = self._context(Side.CALL)
         opened: list[bool] = []
 
         def on_open(event: evt.Event) -> None:
@@ -274,7 +275,7 @@ class Archive:
                 ae_title=self.settings.ae_title,
                 max_pdu=MAX_PDU,
                 ext_neg=list(ext_neg),
-                tls_args=(tls, host) if tls else None,
+                tls_args=(secure, host) if secure else None,
                 evt_handlers=[(evt.EVT_CONN_OPEN, on_open), *handlers],
             )
         except OSError as error:
@@ -305,16 +306,23 @@ class Archive:
         return ArchiveError(f"{self} did not answer the association request, or broke it off")
 
     def _https(self) -> ssl.SSLContext:
-        context = self._tls() or ssl.create_default_context()
-        context.check_hostname = True
-        return context
+        return self._context(Side.CALL_HOST) or tls.public_context()
 
-    def _tls(self) -> ssl.SSLContext | None:
-        """Made anew for each use: certificates are replaced while we run, and a bad one must not end the service."""
+    def _context(self, side: Side) -> ssl.SSLContext | None:
+        """Asked for anew by each use: certificates are replaced while we run, and a bad one must not end the service."""
         try:
-            return client_tls(self.settings.tls) if self.settings.tls else None
+            return self._tls(side)
         except ConfigurationError as error:
             raise ArchiveError(str(error)) from error
+
+    def _tls(self, side: Side) -> ssl.SSLContext | None:
+        settings = self.settings.tls
+        if settings is None:
+            return None
+        known = self._credentials.get(side)
+        if known is None or known.settings != settings:
+            known = self._credentials[side] = Credentials(settings, "archive.tls", side)
+        return known.context()
 
     def __str__(self) -> str:
         return f"archive {self.settings.ae_title} at {self.settings.host}:{self.settings.port}"
@@ -327,28 +335,6 @@ def take_report(event: evt.Event, take: Callable[[Dataset], int]) -> int:
     except Exception:  # what pynetdicom raises over bytes that are no data set
         return INVALID_ARGUMENT
     return take(information)
-
-
-def client_tls(tls: TLS) -> ssl.SSLContext:
-    """TLS 1.2 or newer, the archive's certificate verified by `tls.ca` and ours shown.
-
-    The host name is not compared: DICOM nodes are known by certificate and AE title (PS3.15 B.1).
-
-    Raises:
-        ConfigurationError: a file cannot be read, or is not what it should be.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    try:
-        context.load_verify_locations(tls.ca)
-        context.load_cert_chain(tls.certificate, tls.key)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(
-            f"archive.tls: {tls.certificate}, {tls.key} or {tls.ca} cannot be used ({error.strerror or error}); "
-            "expected PEM files: our certificate, its key, and the certificate that signed the archive's"
-        ) from error
-    return context
 
 
 def _prepare_socket(connection: socket.socket, limit_s: float) -> None:

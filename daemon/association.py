@@ -23,6 +23,7 @@ import structlog
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
@@ -39,6 +40,7 @@ from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue
 
 WRITE_BUFFER = 1 << 20  # bytes
 PART_SUFFIX = ".part"
+USER_REJECTION = 1  # of a presentation context (PS3.8 table 9-18)
 MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory
 MAX_COMMAND = 1 << 16  # bytes of a command set; the longest of the standard has some hundreds
 SLOWEST = 1024  # bytes per second at which a message is still worth its place, beyond the network timeout
@@ -162,6 +164,15 @@ def _command_uids(message: Any) -> list[str]:
     return list(texts.values())
 
 
+class _Negotiation(ACSE):
+    def send_accept(self) -> None:
+        # pynetdicom knows these contexts as unsupported; the truth is that this peer may not use them.
+        for context in self.assoc._rejected_cx:
+            if str(context.abstract_syntax) in self.assoc.denied:
+                context.result = USER_REJECTION
+        super().send_accept()
+
+
 class _StoreProvider(DIMSEServiceProvider):
     """Collects the fragments of one message after the other (PS3.7 section 6, PS3.8 annex E)."""
 
@@ -249,6 +260,8 @@ class IncomingAssociation(Association):
         self._work = threading.Event()
         self.dul: UpperLayer = UpperLayer(self, request)
         self.dimse = _StoreProvider(self)
+        self.acse = _Negotiation(self)
+        self.denied: frozenset[str] = frozenset()
         self.acse_timeout = acceptor.ae.acse_timeout  # again: they set the timers of the upper layer
         self.network_timeout = acceptor.ae.network_timeout
         connection.settimeout(self.network_timeout)
@@ -274,6 +287,15 @@ class IncomingAssociation(Association):
     def wake(self) -> None:
         """There is something for the association's thread to do."""
         self._work.set()
+
+    def deny(self, abstract_syntaxes: frozenset[str]) -> None:
+        """Before the negotiation: reject the presentation contexts of these abstract syntaxes as not permitted."""
+        self.denied = abstract_syntaxes
+        self.acceptor.supported_contexts = [
+            context
+            for context in self.acceptor.supported_contexts
+            if str(context.abstract_syntax) not in abstract_syntaxes
+        ]
 
     def reject(self, result: int, source: int, diagnostic: int) -> None:
         """Answer with A-ASSOCIATE-RJ (PS3.8 9.3.4) and end."""

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from pydicom.pixels import get_decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from config.errors import MammodError
-from config.settings import Settings
+from config.settings import TLS, Settings
 from daemon.archive import Archive
 from daemon.deep_check import deep_check
 from daemon.ledger import Ledger
 from daemon.service import open_bundle, require_archive
 from daemon.spool import Spool
+from daemon.tls import WARN_DAYS, Credentials, Side, expiries
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
         yield Finding(
             "peers", True, "anyone may send here; list AE titles and networks in [[listener.peers]] to change that"
         )
+    yield from _certificates(settings)
     yield _archive(settings)
     yield from _decoders()
 
@@ -125,11 +130,37 @@ def _port(subject: str, host: str, port: int, key: str) -> Finding:
     return Finding(subject, True, f"{host}:{port} is free")
 
 
+def _certificates(settings: Settings) -> Iterator[Finding]:
+    for name, tls, side in (
+        ("listener.tls", settings.listener.tls, Side.ACCEPT),
+        ("archive.tls", settings.archive.tls, Side.CALL),
+    ):
+        if tls is not None:
+            yield from _credentials(name, tls, side)
+    now = datetime.now(UTC)
+    for expiry in expiries(settings):
+        days = expiry.days_left(now)
+        when = f"ends on {expiry.ends:%Y-%m-%d}" if days >= 0 else f"ended on {expiry.ends:%Y-%m-%d}: replace it"
+        soon = f", in {days:.0f} days: replace it" if 0 <= days < WARN_DAYS else ""
+        yield Finding(expiry.setting, days >= 0, f"{expiry.file} {when}{soon}")
+
+
+def _credentials(name: str, tls: TLS, side: Side) -> Iterator[Finding]:
+    try:
+        Credentials(tls, name, side)
+    except MammodError as error:
+        yield Finding(name, False, str(error))
+        return
+    if tls.key.stat().st_mode & stat.S_IROTH:
+        yield Finding(f"{name}.key", False, f"{tls.key} can be read by every user of this machine; chmod o-r it")
+
+
 def _archive(settings: Settings) -> Finding:
     try:
         require_archive(settings)
         if settings.archive.host is None:
-            return Finding("archive", True, f"reports go to {settings.archive.stow_url} (not tried)")
+            where = urlsplit(settings.archive.stow_url or "")  # the rest of the URL may hold a secret
+            return Finding("archive", True, f"reports go to {where.scheme}://{where.hostname} by STOW-RS (not tried)")
         Archive(settings.archive, settings.listener.ae_title, settings.spool.directory / "incoming").echo()
     except MammodError as error:
         return Finding("archive", False, str(error))

@@ -123,7 +123,7 @@ def status(
     """Show what was received, jobs by state, reports, and whether the archive answers."""
     from daemon.archive import Archive
     from daemon.service import open_bundle, untrained_path
-    from daemon.status import collect
+    from daemon.status import certificates, collect, live
 
     settings = load_settings(config)
     with _ledger(settings) as ledger:
@@ -134,7 +134,8 @@ def status(
             bundle = open_bundle(settings, allow_untrained=there)
         except MammodError:
             bundle = None
-        state = collect(ledger, archive, bundle)
+        state = collect(ledger, archive, bundle, live(settings.status))
+    state["certificates"] = certificates(settings)
     if as_json:
         print(json.dumps(state, indent=2))
         return
@@ -167,6 +168,14 @@ def send(
         str | None, typer.Option(metavar="HOST:PORT", help="Where to; the service's own listener if not given.")
     ] = None,
     aet: Annotated[str | None, typer.Option(help="Called AE title; the service's own if not given.")] = None,
+    tls: Annotated[
+        bool | None,
+        typer.Option(
+            "--tls/--no-tls",
+            help="DICOM TLS with the files of [archive] tls, or of [listener] tls; "
+            "if not given, what the service's own listener wants when sending to it, else none.",
+        ),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Send DICOM files, to the service itself or to another node, and print each answer."""
@@ -174,7 +183,13 @@ def send(
 
     settings = load_settings(config)
     host, port = _host_and_port(to) if to else ("127.0.0.1", settings.listener.port)
-    raise typer.Exit(send_files(files, host, port, aet or settings.listener.ae_title, settings, console))
+    own = settings.listener.tls
+    wanted = to is None and own is not None if tls is None else tls
+    files_of_tls = (own if to is None else settings.archive.tls or own) if wanted else None
+    if wanted and files_of_tls is None:
+        raise ConfigurationError("--tls needs certificate, key and ca: set archive.tls (or listener.tls)")
+    called = aet or settings.listener.ae_title
+    raise typer.Exit(send_files(files, host, port, called, settings, console, files_of_tls))
 
 
 @jobs_app.command("list")

@@ -105,8 +105,8 @@ class _Waiting:
 class Connections:
     """Listens on `address` and hands each connection to `serve` with its address and its A-ASSOCIATE-RQ PDU.
 
-    `serve` gets the socket in blocking mode, must not take long, and owns the socket unless it raises. `tls` may be replaced at
-    any time; it holds for connections accepted from then on.
+    `serve` gets the socket in blocking mode, must not take long, and owns the socket unless it raises. `tls` is asked for each
+    connection. `tls_failed` is told the address and reason of each TLS handshake that failed.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -115,15 +115,17 @@ class Connections:
     def __init__(
         self,
         address: tuple[str, int],
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         limits: Limits,
         serve: Callable[[socket.socket, Address, bytes], None],
+        tls_failed: Callable[[str, str], None] = lambda address, reason: None,
     ) -> None:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._listening = socket.create_server(address, family=family, backlog=BACKLOG)
         self._listening.setblocking(False)
         self.address: Address = self._listening.getsockname()
-        self.tls = tls
+        self._tls = tls
+        self._tls_failed = tls_failed
         self._limits = limits
         self._serve = serve
         self._waiting: dict[int, _Waiting] = {}  # by descriptor, the one that has waited longest first
@@ -199,8 +201,8 @@ class Connections:
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls is not None:
-            connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        if self._tls is not None:
+            connection = self._tls().wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         host = str(address[0])
         if self._per_address[host] >= self._limits.per_address:
             self._close_oldest(
@@ -223,6 +225,9 @@ class Connections:
             self._selector.modify(waiting.connection, selectors.EVENT_WRITE)
         except (OSError, _ClosedError) as error:
             self._close(waiting, _reason(error), getattr(error, "answer", b""))
+            # One that merely goes away again breaks no rule.
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                self._tls_failed(str(waiting.address[0]), _reason(error))
         else:
             assert request is not None
             connection = self._forget(waiting)

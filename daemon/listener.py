@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import functools
-import ipaddress
 import socket
-import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,10 @@ from daemon.data_set import (
 )
 from daemon.errors import RefusedInstance
 from daemon.incoming import Incoming
+from daemon.peers import denied_classes, entries_for
+from daemon.rejection import Rejection, RejectionKind
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.tls import Credentials, Side
 from daemon.upper_layer import MAX_UNANSWERED
 
 SUCCESS = 0x0000
@@ -122,8 +124,8 @@ class Listener:
     `accept` returns when the instance is durable, and may raise RefusedInstance (its status is the answer) or OSError;
     it copies, links or moves the file away, whose name is removed afterwards. `admit` gives a reason why nothing
     more can be taken at present (disk nearly full), or None. `commitment` takes a storage commitment result: the calling AE
-    title and the event information (PS3.4 J.3.3); it gives the status to answer. All are called from the associations' threads,
-    several at a time.
+    title and the event information (PS3.4 J.3.3); it gives the status to answer. `on_rejection` is told of each caller not let
+    in, `on_end` of the id of each association that has ended. All are called from the listener's threads, several at a time.
 
     Raises:
         ConfigurationError: a TLS file of the settings cannot be used.
@@ -136,14 +138,19 @@ class Listener:
         accept: Callable[[Incoming], None],
         admit: Callable[[], str | None] = lambda: None,
         commitment: Callable[[str, Dataset], int] | None = None,
+        on_rejection: Callable[[Rejection], None] = lambda _: None,
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._incoming = incoming
         self._accept = accept
         self._admit = admit
         self._commitment = commitment
-        self._tls = _tls_context(settings.tls) if settings.tls else None
+        self._on_rejection = on_rejection
+        self._on_end = on_end
+        self._tls = Credentials(settings.tls, "listener.tls", Side.ACCEPT) if settings.tls else None
         self._lock = threading.Lock()
+        self._rejected: Counter[RejectionKind] = Counter()
         self._open: set[IncomingAssociation] = set()
         self._admitted: set[IncomingAssociation] = set()
         self._stopping = False
@@ -168,7 +175,13 @@ class Listener:
         allow_descriptors(chosen.max_connections + DESCRIPTORS_EACH * (chosen.max_associations + SPARE))
         limits = Limits(chosen.max_connections, chosen.max_connections_per_address, chosen.request_timeout_s)
         try:
-            self._connections = Connections((chosen.host, chosen.port), self._tls, limits, self._serve)
+            self._connections = Connections(
+                (chosen.host, chosen.port),
+                self._tls.context if self._tls else None,
+                limits,
+                self._serve,
+                self._handshake_failed,
+            )
         except OSError as error:
             raise ConfigurationError(
                 f"listener.host = {chosen.host!r}, listener.port = {chosen.port}: {error.strerror}; "
@@ -198,6 +211,21 @@ class Listener:
     def waiting(self) -> int:
         """Connections that have not asked for an association yet."""
         return self._connections.waiting if self._connections is not None else 0
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Callers not let in since the start, by kind."""
+        with self._lock:
+            return {kind.value: self._rejected[kind] for kind in RejectionKind}
+
+    def replace_peers(self, peers: tuple[settings.Peer, ...]) -> None:
+        """Who may call from now on; associations that are open go on."""
+        self._settings = self._settings.model_copy(update={"peers": peers})
+
+    def reread_certificates(self) -> None:
+        """Take over TLS files that have changed, without waiting for the next connection."""
+        if self._tls is not None:
+            self._tls.context()
 
     def stop_accepting(self) -> None:
         """Close the port; associations go on. Harmless when repeated."""
@@ -256,11 +284,13 @@ class Listener:
         association.log = association.log.bind(calling_ae=request.calling_ae_title, called_ae=request.called_ae_title)
         refusal = self._refusal(association, request)
         if refusal is not None:
-            codes, reason = refusal
+            codes, kind, reason = refusal
             association.log.warning("association rejected", reason=reason)
+            self._count(association, kind, reason)
             association.reject(*codes)
             return
         association.log.info("association accepted")
+        self._deny(association, request)
         if (commitment := self._commitment) is not None:
             caller = request.calling_ae_title
             association.bind(
@@ -272,36 +302,56 @@ class Listener:
             if chosen := choose_transfer_syntax([str(uid) for uid in context.transfer_syntax]):
                 context.transfer_syntax = [UID(chosen)]
 
-    def _refusal(self, association: IncomingAssociation, request: Any) -> tuple[tuple[int, int, int], str] | None:
+    def _refusal(
+        self, association: IncomingAssociation, request: A_ASSOCIATE
+    ) -> tuple[tuple[int, int, int], RejectionKind, str] | None:
         chosen = self._settings
         if chosen.called_ae_required and request.called_ae_title != chosen.ae_title:
-            return CALLED_AE_NOT_RECOGNIZED, f"the called AE title is not {chosen.ae_title}"
-        if not self._may_call(request.calling_ae_title, association.peer_address):
-            return CALLING_AE_NOT_RECOGNIZED, "listener.peers does not name this calling AE title at this address"
+            reason = f"the called AE title is not {chosen.ae_title}"
+            return CALLED_AE_NOT_RECOGNIZED, RejectionKind.CALLED_AE_TITLE, reason
+        if chosen.peers and not entries_for(chosen.peers, request.calling_ae_title, association.peer_address):
+            reason = "listener.peers does not name this calling AE title at this address"
+            return CALLING_AE_NOT_RECOGNIZED, RejectionKind.UNKNOWN_PEER, reason
         if self._stopping:
-            return TEMPORARY_CONGESTION, "the service is stopping"
-        if reason := self._admit():
-            return TEMPORARY_CONGESTION, reason
+            return TEMPORARY_CONGESTION, RejectionKind.BUSY, "the service is stopping"
+        if full := self._admit():
+            return TEMPORARY_CONGESTION, RejectionKind.BUSY, full
         with self._lock:
             if len(self._admitted) >= chosen.max_associations:
-                return LOCAL_LIMIT_EXCEEDED, f"listener.max_associations = {chosen.max_associations} are open"
+                reason = f"listener.max_associations = {chosen.max_associations} are open"
+                return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
             here = sum(other.peer_address == association.peer_address for other in self._admitted)
             if here >= (most := chosen.max_associations_per_address):
-                return LOCAL_LIMIT_EXCEEDED, f"listener.max_associations_per_address = {most} are open"
+                reason = f"listener.max_associations_per_address = {most} are open"
+                return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
             self._admitted.add(association)
         return None
 
-    def _may_call(self, ae_title: str, address: str) -> bool:
-        if not self._settings.peers:
-            return True
-        source = ipaddress.ip_address(address.partition("%")[0])
-        if isinstance(source, ipaddress.IPv6Address) and source.ipv4_mapped:
-            source = source.ipv4_mapped
-        return any(
-            peer.ae_title == ae_title
-            and (not peer.networks or any(source in ipaddress.ip_network(network) for network in peer.networks))
-            for peer in self._settings.peers
-        )
+    def _deny(self, association: IncomingAssociation, request: A_ASSOCIATE) -> None:
+        """Reject what the peer may not do by its presentation contexts, before anything is sent to us."""
+        if not (peers := self._settings.peers):
+            return
+        entries = entries_for(peers, request.calling_ae_title, association.peer_address)
+        supported = association.acceptor.supported_contexts
+        denied = denied_classes(entries, (str(context.abstract_syntax) for context in supported))
+        association.deny(denied)
+        asked = {str(context.abstract_syntax) for context in request.presentation_context_definition_list}
+        if asked & denied:
+            reason = "listener.peers does not let this peer do all that it asks for"
+            association.log.warning("presentation contexts rejected", reason=reason, contexts=len(asked & denied))
+            self._count(association, RejectionKind.NOT_PERMITTED, reason)
+
+    def _count(self, association: IncomingAssociation, kind: RejectionKind, reason: str) -> None:
+        request = association.requestor.primitive
+        self._tell(Rejection(kind, association.peer_address, request.calling_ae_title, request.called_ae_title, reason))
+
+    def _tell(self, rejection: Rejection) -> None:
+        with self._lock:
+            self._rejected[rejection.kind] += 1
+        self._on_rejection(rejection)
+
+    def _handshake_failed(self, address: str, reason: str) -> None:
+        self._tell(Rejection(RejectionKind.TLS, address, "", "", reason))
 
     def _store(self, association: IncomingAssociation, request: Any, context: PresentationContext) -> tuple[int, str]:
         """Receive one instance; its C-STORE response status and, for a refusal, the reason."""
@@ -336,6 +386,7 @@ class Listener:
             was_admitted = association in self._admitted
             self._admitted.discard(association)
             self._open.discard(association)
+        self._on_end(association.id)
         if was_admitted:
             how = "released" if association.is_released else "aborted" if association.is_aborted else "connection lost"
             association.log.info("association ended", how=how, stored=association.stored, refused=association.refused)
@@ -372,24 +423,3 @@ def _incoming(association: IncomingAssociation, request: Any, context: Presentat
         peer_address=association.peer_address,
         association_id=association.id,
     )
-
-
-def _tls_context(tls: settings.TLS) -> ssl.SSLContext:
-    """TLS 1.2 or newer (BCP 195, PS3.15 B.9), each side showing a certificate that `ca` signed."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_verify_locations(tls.ca)
-    except OSError as error:  # ssl.SSLError is one
-        raise ConfigurationError(
-            f"listener.tls.ca = {str(tls.ca)!r}: {error}; name a PEM file of CA certificates"
-        ) from error
-    try:
-        context.load_cert_chain(tls.certificate, tls.key, password="")  # never ask on the terminal
-    except OSError as error:
-        raise ConfigurationError(
-            f"listener.tls.certificate = {str(tls.certificate)!r}, listener.tls.key = {str(tls.key)!r}: {error}; "
-            "name the PEM files of a certificate and its private key without a password"
-        ) from error
-    return context

@@ -10,15 +10,17 @@ from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from rich.console import Console
 
+from config.settings import TLS, Settings
 from config.settings import Archive as ArchiveSettings
-from config.settings import Settings
 from daemon.archive import Archive
 from daemon.outgoing import OutcomeKind, Outgoing
 
 SENDER_AE_TITLE = "MAMMOD_SEND"
 
 
-def send_files(files: Sequence[Path], host: str, port: int, aet: str, settings: Settings, console: Console) -> int:
+def send_files(
+    files: Sequence[Path], host: str, port: int, aet: str, settings: Settings, console: Console, tls: TLS | None = None
+) -> int:
     """Send `files` (folders are walked) and print each answer; returns 0 when every one was stored, else 1."""
     outgoing = []
     bad = 0
@@ -32,7 +34,7 @@ def send_files(files: Sequence[Path], host: str, port: int, aet: str, settings: 
             console.print(
                 f"{path}: not sent, it is not a DICOM file ({type(error).__name__})", style="red", soft_wrap=True
             )
-    target = ArchiveSettings(host=host, port=port, ae_title=aet, timeout_s=settings.archive.timeout_s)
+    target = ArchiveSettings(host=host, port=port, ae_title=aet, tls=tls, timeout_s=settings.archive.timeout_s)
     with tempfile.TemporaryDirectory() as incoming:
         outcomes = Archive(target, SENDER_AE_TITLE, Path(incoming)).store(outgoing)
         for item, outcome in zip(outgoing, outcomes, strict=True):

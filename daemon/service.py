@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -32,7 +33,9 @@ from daemon.reports.facts import Algorithm
 from daemon.sd_notify import sd_notify, watchdog_interval_s
 from daemon.sender import send_due
 from daemon.spool import Spool
+from daemon.status import certificates
 from daemon.status_page import StatusServer
+from daemon.tls import expiries, warn_of_ends
 from daemon.uids import device_uid
 from model.bundle import Bundle, load_bundle, untrained_bundle
 
@@ -40,6 +43,7 @@ DRAIN_LIMIT_S = 60
 SEND_FALLBACK_S = 60
 HOUSEKEEPING_S = 3600
 RETRIEVAL_S = 5
+CERTIFICATES_S = 86_400
 MAIN_LOOP_S = 1.0
 DISPATCHER_SILENT_S = 60
 
@@ -125,10 +129,11 @@ class Service:
         self._commitment = Commitment(self._ledger, self._archive)
         self._scheduler = BackgroundScheduler(timezone=UTC)
         self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake)
-        self._status = StatusServer(settings, self._ledger, self._archive, bundle)
+        self._status = StatusServer(settings, self._ledger, self._archive, bundle, self._live)
         self._listener = Listener(
             settings.listener, self._spool.incoming, self._intake.accept, self._full, self._commitment.take_from
         )
+        self._check_certificates()
         self._listener.start()
         self._dispatcher.start()
         self._schedule()
@@ -152,11 +157,19 @@ class Service:
             return str(error)
         return None
 
+    def _live(self) -> dict[str, Any]:
+        """What the status port says beyond the ledger."""
+        return {"rejected": self._listener.rejected, "certificates": certificates(self._settings)}
+
+    def _check_certificates(self) -> None:
+        warn_of_ends(expiries(self._settings))
+
     def _schedule(self) -> None:
         once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         self._scheduler.add_job(self._send, "interval", seconds=SEND_FALLBACK_S, id="send-fallback", **once)
         self._scheduler.add_job(self._housekeep, "interval", seconds=HOUSEKEEPING_S, id="housekeeping", **once)
         self._scheduler.add_job(self._retrieve, "interval", seconds=RETRIEVAL_S, id="retrieval", **once)
+        self._scheduler.add_job(self._check_certificates, "interval", seconds=CERTIFICATES_S, id="certificates", **once)
         self._scheduler.start()
         self._plan_sending()
 
@@ -240,19 +253,26 @@ class Service:
         except ConfigurationError as error:
             log.error("settings not reloaded, the old ones stay", reason=str(error))
         else:
+            # Of the listener, who may call can change while it runs.
+            listener = self._settings.listener.model_copy(update={"peers": new.listener.peers})
+            peers_changed = listener != self._settings.listener
+            self._settings = self._settings.model_copy(update={"listener": listener})
             names = type(new).model_fields
             changed = [name for name in names if getattr(new, name) != getattr(self._settings, name)]
             self._settings = self._settings.model_copy(
                 update={name: getattr(new, name) for name in changed if name in RELOADABLE}
             )
             self._archive.settings = self._settings.archive
+            self._listener.replace_peers(listener.peers)
             logging_setup.configure(self._settings.log)
             log.info(
                 "settings reloaded",
-                changed=[name for name in changed if name in RELOADABLE],
+                changed=[*(name for name in changed if name in RELOADABLE), *["listener.peers"] * peers_changed],
                 need_restart=[name for name in changed if name not in RELOADABLE],
             )
             self._plan_sending()
+        self._listener.reread_certificates()
+        self._check_certificates()
         sd_notify("READY=1", "STATUS=ready")
 
     def stop(self) -> None:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import closing
+from datetime import UTC, datetime
+from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 from sqlalchemy import func, select
 
+from config.settings import Settings
+from config.settings import Status as StatusSettings
 from daemon.archive import Archive
 from daemon.errors import ArchiveError
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.ledger.schema import instances as instance_table
 from daemon.ledger.schema import outbox as outbox_table
+from daemon.tls import expiries
 from model.bundle import Bundle
 
+LIVE_LIMIT_S = 5
 RESEARCH_USE = "research software, not a medical device"
 
 
-def collect(ledger: Ledger, archive: Archive, bundle: Bundle | None) -> dict[str, Any]:
-    """The status as one JSON-ready mapping: received, jobs by state, reports, spool bytes, archive reachable, bundle."""
+def collect(
+    ledger: Ledger, archive: Archive, bundle: Bundle | None, live: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The status as one JSON-ready mapping: received, jobs by state, reports, spool bytes, archive reachable, bundle.
+
+    `live` is what only the running service knows (callers rejected), None where it does not run.
+    """
     with ledger.read() as connection:
         spool_bytes = sum(
             connection.execute(select(func.coalesce(func.sum(table.c.size), 0))).scalar_one()
@@ -41,8 +54,31 @@ def collect(ledger: Ledger, archive: Archive, bundle: Bundle | None) -> dict[str
         "digest": bundle.digest,
         "trained": bundle.manifest.trained,
     }
+    state["running"] = live is not None
+    state |= live or {"rejected": None}
     state["note"] = RESEARCH_USE
     return state
+
+
+def certificates(settings: Settings) -> list[dict[str, Any]]:
+    """When the certificates of the settings end, in days from now."""
+    now = datetime.now(UTC)
+    return [
+        {"setting": one.setting, "ends": one.ends.isoformat(), "days_left": round(one.days_left(now), 1)}
+        for one in expiries(settings)
+    ]
+
+
+def live(settings: StatusSettings) -> dict[str, Any] | None:
+    """What the service that runs under these settings says of itself; None where none answers."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    try:
+        with closing(HTTPConnection(host, settings.port, timeout=LIVE_LIMIT_S)) as connection:
+            connection.request("GET", "/live")
+            answer = json.loads(connection.getresponse().read(1 << 20))
+    except (OSError, HTTPException, ValueError):
+        return None
+    return answer if isinstance(answer, dict) and "rejected" in answer else None
 
 
 def _why_unreachable(archive: Archive) -> str | None:

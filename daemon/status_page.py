@@ -1,10 +1,15 @@
-"""The status port: /healthz (the process lives), /readyz (it can accept associations), /status (JSON)."""
+"""The status port: /healthz (the process lives), /readyz (it can accept associations), /status (JSON), /live (JSON).
+
+/live is the part of /status that only the running process knows, and asks nobody else.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from config.settings import Settings
 from daemon.archive import Archive
@@ -16,9 +21,11 @@ REQUEST_LIMIT_S = 10
 
 
 class StatusServer:
-    """Serves on `[status] host` and `port`; `ready` is what /readyz answers."""
+    """Serves on `[status] host` and `port`; `ready` is what /readyz answers, `live` gives what /live does."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, archive: Archive, bundle: Bundle) -> None:
+    def __init__(
+        self, settings: Settings, ledger: Ledger, archive: Archive, bundle: Bundle, live: Callable[[], dict[str, Any]]
+    ) -> None:
         self.ready = False
         owner = self
 
@@ -31,9 +38,11 @@ class StatusServer:
                 elif self.path == "/readyz":
                     self._answer(200 if owner.ready else 503, {"ready": owner.ready})
                 elif self.path == "/status":
-                    self._answer(200, collect(ledger, archive, bundle))
+                    self._answer(200, collect(ledger, archive, bundle, live()))
+                elif self.path == "/live":
+                    self._answer(200, live())
                 else:
-                    self._answer(404, {"paths": ["/healthz", "/readyz", "/status"]})
+                    self._answer(404, {"paths": ["/healthz", "/readyz", "/status", "/live"]})
 
             def _answer(self, code: int, content: object) -> None:
                 body = json.dumps(content).encode()

@@ -23,9 +23,11 @@ from pynetdicom import AllStoragePresentationContexts
 from structlog.testing import capture_logs
 
 from config.errors import ConfigurationError
+from config.settings import Peer
 from daemon.errors import RefusedInstance
 from daemon.incoming import Incoming
 from daemon.listener import Listener, choose_transfer_syntax, storage_classes, sweep
+from daemon.rejection import Rejection
 from tests.daemon.scu import (
     EXPLICIT,
     HOST,
@@ -300,6 +302,51 @@ def rejection_of(port: int, called: str = "MAMMOD", calling: str = "MODALITY") -
         return None
     answer = association.acceptor.primitive
     return answer.result, answer.result_source, answer.diagnostic
+
+
+@pytest.mark.parametrize(("may", "echo", "stored"), [(["echo"], 0, 1), (["store"], 1, 0), (["echo", "store"], 0, 0)])
+def test_a_peer_may_do_what_its_entry_says(
+    incoming: Path, accepted: Accepted, may: list[str], echo: int, stored: int
+) -> None:
+    """Result of each presentation context by PS3.8 table 9-18: 0 acceptance, 1 user-rejection, 3 unknown abstract syntax."""
+    peers = [{"ae_title": "MODALITY", "networks": ["127.0.0.0/8"], "may": may}]
+    with listening(Listener(listener_settings(peers=peers), incoming, accepted)) as listener:
+        offers = [("1.2.840.10008.1.1", [IMPLICIT]), (MAMMOGRAM, [EXPLICIT]), ("1.2.3.4", [IMPLICIT])]
+        association = request_association(listener.port, offers)
+        results = {str(one.abstract_syntax): one.result for one in association.accepted_contexts}
+        results |= {str(one.abstract_syntax): one.result for one in association.rejected_contexts}
+        assert results == {"1.2.840.10008.1.1": echo, MAMMOGRAM: stored, "1.2.3.4": 3}
+        association.release()
+        assert listener.rejected["not_permitted"] == echo + stored
+
+
+def test_who_is_not_let_in_is_counted_by_kind_and_told(incoming: Path, accepted: Accepted) -> None:
+    told: list[Rejection] = []
+    settings = listener_settings(peers=PEERS, max_associations=1)
+    with listening(Listener(settings, incoming, accepted, on_rejection=told.append)) as listener:
+        open_one = request_association(listener.port, calling="HERE")
+        for called, calling in (("MAMMOD", "STRANGER"), ("MAMMOD", "ELSEWHERE"), ("OTHER", "HERE"), ("MAMMOD", "HERE")):
+            assert rejection_of(listener.port, called, calling) is not None
+        assert listener.rejected == {
+            "unknown_peer": 2, "called_ae_title": 1, "not_permitted": 0, "tls": 0, "busy": 1,
+        }  # fmt: skip
+        assert [(one.kind, one.address, one.calling_ae, one.called_ae) for one in told] == [
+            ("unknown_peer", HOST, "STRANGER", "MAMMOD"),
+            ("unknown_peer", HOST, "ELSEWHERE", "MAMMOD"),
+            ("called_ae_title", HOST, "HERE", "OTHER"),
+            ("busy", HOST, "HERE", "MAMMOD"),
+        ]
+        open_one.release()
+
+
+def test_peers_can_be_replaced_while_associations_are_open(incoming: Path, accepted: Accepted) -> None:
+    with listening(Listener(listener_settings(peers=[{"ae_title": "OLD"}]), incoming, accepted)) as listener:
+        old = request_association(listener.port, calling="OLD")
+        listener.replace_peers((Peer(ae_title="NEW"),))
+        assert rejection_of(listener.port, calling="OLD") == (1, 1, 3)
+        assert rejection_of(listener.port, calling="NEW") is None
+        assert store(old, GOOD, UID).Status == 0x0000
+        old.release()
 
 
 @pytest.mark.parametrize(("peers", "warnings"), [([], 1), (PEERS, 0)])

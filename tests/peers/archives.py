@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +89,12 @@ def running_orthanc(
     overwrite: bool = True,
     dicomweb: bool = False,
     options: Mapping[str, Any] | None = None,
+    answers: Callable[[int, str], bool] = answers_echo,
 ) -> Iterator[Orthanc]:
     """Orthanc in an empty `folder`; `modalities` maps a name to (AE title, port on loopback), `options` are its own.
 
-    `dicomweb` loads the DICOMweb plugin under /dicom-web/ (skips the test where it is not installed).
+    `answers` says whether its DICOM port and AE title answer (by TLS, say). `dicomweb` loads the DICOMweb
+    plugin under /dicom-web/ (skips the test where it is not installed).
     """
     executable = program("Orthanc")
     if dicomweb and not DICOMWEB_PLUGIN.exists():
@@ -133,7 +135,7 @@ def running_orthanc(
             orthanc.rest("/system")
         except (urllib.error.URLError, ConnectionError):
             return False
-        return answers_echo(orthanc.dicom_port, aet)
+        return answers(orthanc.dicom_port, aet)
 
     with running([executable, str(settings)], folder / "orthanc.log", ready):
         yield orthanc

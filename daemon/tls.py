@@ -1,0 +1,174 @@
+"""TLS of every connection that mammod accepts or opens: one profile, made here and nowhere else.
+
+The profile is PS3.15 B.12 (BCP 195 of RFC 8996 and RFC 9325): TLS 1.2 with the suites that RFC 9325 4.2 recommends, or
+TLS 1.3; keys of 112 bits of security (RSA 2048, ECC 224) and no SHA-1 signatures. Peers of the older profiles B.9 and B.10
+speak it too, as long as they do not insist on DHE, which RFC 9325 advises against. Both sides show a certificate.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+
+from config.errors import ConfigurationError
+from config.settings import TLS, Settings
+
+SUITES = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+)
+WARN_DAYS = 30  # before a certificate ends
+
+log = structlog.get_logger()
+
+
+class Side(Enum):
+    """ACCEPT: a listener. CALL: a DICOM node, known by its certificate and AE title. CALL_HOST: its host name is compared too."""
+
+    ACCEPT = "accept"
+    CALL = "call"
+    CALL_HOST = "call host"
+
+
+class Credentials:
+    """The certificate, key and CA files of the setting called `name` as a TLS context, read again when a file changes.
+
+    Connections keep the context they began with. Files that cannot be used leave the last usable ones in force, and are
+    logged once.
+
+    Raises:
+        ConfigurationError: a file cannot be used at the start.
+    """
+
+    def __init__(self, settings: TLS, name: str, side: Side) -> None:
+        self.settings = settings
+        self._name = name
+        self._side = side
+        self._lock = threading.Lock()
+        self._seen = _signature(settings)
+        self._context = _context(settings, name, side)
+
+    def context(self) -> ssl.SSLContext:
+        """The context for the next connection; costs three stat calls where nothing changed."""
+        with self._lock:
+            now = _signature(self.settings)
+            if now != self._seen:
+                self._seen = now
+                try:
+                    self._context = _context(self.settings, self._name, self._side)
+                except ConfigurationError as error:
+                    log.error("TLS files not re-read, the old ones stay in force", reason=str(error))
+                else:
+                    log.info("TLS files re-read", setting=self._name)
+            return self._context
+
+
+def public_context() -> ssl.SSLContext:
+    """For a web server that is known by host name and the system's CAs, and asks for no certificate of ours."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _signature(settings: TLS) -> tuple[tuple[int, ...] | None, ...]:
+    return tuple(_stat(path) for path in (settings.certificate, settings.key, settings.ca))
+
+
+def _stat(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _context(tls: TLS, name: str, side: Side) -> ssl.SSLContext:
+    accepts = side is Side.ACCEPT
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if accepts else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(":".join(SUITES) + ":@SECLEVEL=2")  # those of TLS 1.3 are all in the profile
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.check_hostname = side is Side.CALL_HOST
+    context.verify_mode = ssl.CERT_REQUIRED
+    if accepts:
+        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_TICKET
+        context.num_tickets = 0  # a session taken up again would not show its certificate
+    try:
+        context.load_verify_locations(tls.ca)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(
+            f"{name}.ca = {str(tls.ca)!r}: {error}; name a PEM file with the CA certificates that sign the other side's"
+        ) from error
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password="")  # never ask on the terminal
+    except OSError as error:
+        raise ConfigurationError(
+            f"{name}.certificate = {str(tls.certificate)!r}, {name}.key = {str(tls.key)!r}: {error}; "
+            "name the PEM files of a certificate and its private key without a password"
+        ) from error
+    return context
+
+
+# --- when certificates end -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """The certificate of a file that ends first: `ends` in UTC."""
+
+    setting: str
+    file: Path
+    ends: datetime
+
+    def days_left(self, now: datetime) -> float:
+        return (self.ends - now).total_seconds() / 86_400
+
+
+def expiries(settings: Settings) -> list[Expiry]:
+    """The first end in each file of certificates that the settings name; unreadable files are left to `Credentials`."""
+    return [
+        Expiry(setting, file, min(certificate.not_valid_after_utc for certificate in certificates))
+        for setting, file in _certificate_files(settings)
+        if (certificates := _certificates(file))
+    ]
+
+
+def _certificate_files(settings: Settings) -> Iterator[tuple[str, Path]]:
+    for section in ("listener", "archive", "audit"):
+        tls: TLS | None = getattr(getattr(settings, section, None), "tls", None)
+        if tls is not None:
+            yield f"{section}.tls.certificate", tls.certificate
+            yield f"{section}.tls.ca", tls.ca
+
+
+def _certificates(file: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(file.read_bytes())
+    except (OSError, ValueError):
+        return []
+
+
+def warn_of_ends(found: Iterable[Expiry]) -> None:
+    """Log what ends within `WARN_DAYS` days, or has ended."""
+    now = datetime.now(UTC)
+    for expiry in found:
+        days = expiry.days_left(now)
+        if days < 0:
+            log.error("certificate has ended: replace it", setting=expiry.setting, ended=expiry.ends.isoformat())
+        elif days < WARN_DAYS:
+            log.warning(
+                "certificate ends soon: replace it",
+                setting=expiry.setting,
+                ends=expiry.ends.isoformat(),
+                days=int(days),
+            )
