@@ -10,24 +10,15 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as Concept
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from config import __version__
 from daemon.errors import ReportError
 from daemon.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import (
-    Algorithm,
-    Case,
-    Edition,
-    Predecessor,
-    Result,
-    lesion_statements,
-    report_statements,
-    series_description,
-)
+from daemon.reports.facts import Algorithm, Case, Edition, Result, lesion_statements, report_statements
 from daemon.reports.identity import MANUFACTURER, MODEL_NAME
-from daemon.reports.own_object import finish, home_image, in_zone_of, shown_images
+from daemon.reports.own_object import home_image, shown_images
+from daemon.reports.sr_document import sr_document
 from daemon.reports.text import Text
 from daemon.uids import derive_uid, tracking_uid, valid_uid
 
@@ -67,51 +58,9 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
     home = home_image(case, shown)
     header = image_header.patient_and_study(home)
     text = Text.encodable_with(header)
-    written_at = in_zone_of(edition.written_at, header)
-    report = hd.sr.Comprehensive3DSR(
-        evidence=[_reference(instance) for instance in (home, *shown.values(), case.source)],
-        content=_content(case, home, shown, text),
-        series_instance_uid=edition.series_instance_uid(),
-        series_number=SERIES_NUMBER,
-        sop_instance_uid=edition.sop_instance_uid(),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name=MODEL_NAME,
-        software_versions=__version__,
-        series_description=series_description(case.algorithm),
-        content_qualification="RESEARCH",
-        is_complete=True,
-        is_final=False,
-        is_verified=False,
-        content_date=written_at.date(),
-        content_time=written_at.time(),
-        series_date=written_at.date(),
-        series_time=written_at.time(),
-        previous_versions=None if edition.predecessor is None else [_predecessor(edition.predecessor)],
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-    )
-    finish(report, header, case.algorithm, written_at)
-    return [report]
-
-
-def _reference(instance: Dataset) -> Dataset:
-    """What highdicom needs of `instance` for the evidence, with an empty patient where type 2 asks for one."""
-    reference = Dataset()
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        if not instance.get(keyword):
-            raise ReportError(f"an image or lesion object has no {keyword}; without it no report can refer to it")
-        setattr(reference, keyword, instance.get(keyword))
-    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
-        setattr(reference, keyword, "")
-    reference.StudyDate = reference.StudyTime = ""
-    return reference
-
-
-def _predecessor(predecessor: Predecessor) -> Dataset:
-    reference = Dataset()
-    reference.SOPClassUID, reference.SOPInstanceUID = predecessor[:2]
-    reference.SeriesInstanceUID, reference.StudyInstanceUID = predecessor[2:]
-    return reference
+    (root,) = _content(case, home, shown, text)
+    evidence = (home, *shown.values(), case.source)
+    return [sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
 
 
 def _content(case: Case, home: Dataset, shown: Mapping[str, Dataset], text: Text) -> hd.sr.MeasurementReport:

@@ -1,0 +1,110 @@
+"""A structured report around its content tree (PS3.3 A.35): the header that every SR of ours has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import DA, TM
+
+from config import __version__
+from daemon.errors import ReportError
+from daemon.reports.facts import Algorithm, Edition, Predecessor, series_description
+from daemon.reports.identity import MANUFACTURER, MODEL_NAME
+from daemon.reports.own_object import finish, in_zone_of
+
+# Type 2 of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): empty where the image lacks them.
+_EMPTY_WHERE_UNKNOWN = (
+    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID",
+    "PatientBirthDate", "PatientSex", "StudyID",
+)  # fmt: skip
+
+
+def sr_document(
+    sop_class_uid: UID,
+    root: Dataset,
+    evidence: Iterable[Dataset],
+    header: Dataset,
+    algorithm: Algorithm,
+    edition: Edition,
+    series_number: int,
+) -> Dataset:
+    """The document with `root` as its root container; marked as research, preliminary and unverified.
+
+    Args:
+        evidence: the images and the lesion object (headers), first one of the report's own study.
+        header: what `image_header.patient_and_study` gives.
+
+    Raises:
+        ReportError: an instance of the evidence lacks a UID.
+    """
+    written_at = in_zone_of(edition.written_at, header)
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class_uid
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = UID(edition.sop_instance_uid())
+    for keyword in _EMPTY_WHERE_UNKNOWN:
+        setattr(made, keyword, None)
+    made.Modality = "SR"
+    made.SeriesInstanceUID = UID(edition.series_instance_uid())
+    made.SeriesNumber = series_number
+    made.SeriesDescription = series_description(algorithm)
+    made.SeriesDate = made.ContentDate = DA(written_at.date())
+    made.SeriesTime = made.ContentTime = TM(written_at.time())
+    made.ReferencedPerformedProcedureStepSequence = []
+    made.Manufacturer = MANUFACTURER
+    made.ManufacturerModelName = MODEL_NAME
+    made.SoftwareVersions = __version__
+    made.InstanceNumber = 1
+    made.CompletionFlag = "COMPLETE"
+    made.PreliminaryFlag = "PRELIMINARY"
+    made.VerificationFlag = "UNVERIFIED"
+    made.ContentQualification = "RESEARCH"
+    made.PerformedProcedureCodeSequence = []
+    _put_evidence(made, evidence)
+    if edition.predecessor is not None:
+        made.PredecessorDocumentsSequence = [_predecessor(edition.predecessor)]
+    for element in root:
+        made[element.tag] = element
+    finish(made, header, algorithm, written_at)
+    return made
+
+
+def _put_evidence(made: Dataset, evidence: Iterable[Dataset]) -> None:
+    """Current Requested Procedure Evidence for the first instance's study, Pertinent Other Evidence for other studies."""
+    studies: dict[str, dict[str, dict[str, str]]] = {}
+    for instance in evidence:
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            if not instance.get(keyword):
+                raise ReportError(f"an image or lesion object has no {keyword}; without it no report can refer to it")
+        series = studies.setdefault(instance.StudyInstanceUID, {}).setdefault(instance.SeriesInstanceUID, {})
+        series[instance.SOPInstanceUID] = instance.SOPClassUID
+    own, *others = (_study(uid, series) for uid, series in studies.items())
+    made.StudyInstanceUID = own.StudyInstanceUID
+    made.CurrentRequestedProcedureEvidenceSequence = [own]
+    if others:
+        made.PertinentOtherEvidenceSequence = others
+
+
+def _predecessor(predecessor: Predecessor) -> Dataset:
+    sop_class_uid, sop_instance_uid, series_uid, study_uid = predecessor
+    return _study(study_uid, {series_uid: {sop_instance_uid: sop_class_uid}})
+
+
+def _study(study_uid: str, series: dict[str, dict[str, str]]) -> Dataset:
+    """An item of the Hierarchical SOP Instance Reference macro (PS3.3 C.17.2.1)."""
+    study = Dataset()
+    study.StudyInstanceUID = study_uid
+    study.ReferencedSeriesSequence = []
+    for series_uid, instances in series.items():
+        item = Dataset()
+        item.SeriesInstanceUID = series_uid
+        item.ReferencedSOPSequence = []
+        for uid, sop_class_uid in instances.items():
+            reference = Dataset()
+            reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = sop_class_uid, uid
+            item.ReferencedSOPSequence.append(reference)
+        study.ReferencedSeriesSequence.append(item)
+    return study
