@@ -78,6 +78,8 @@ programs:
 	[ -x /usr/sbin/Orthanc ] || command -v Orthanc >/dev/null || packages="$$packages orthanc"
 	[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || packages="$$packages orthanc-dicomweb"
 	command -v dciodvfy >/dev/null || packages="$$packages dicom3tools"
+	[ -e /usr/share/java/pixelmed.jar ] || packages="$$packages libpixelmed-java"
+	command -v java >/dev/null || packages="$$packages default-jre-headless"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
 	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then

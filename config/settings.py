@@ -161,7 +161,7 @@ class Lesions(_Section):
 
 class Reports(_Section):
     # A name stands here once `daemon.reports.kinds` can build it.
-    kinds: tuple[Literal["tid1500", "gsps", "sc"], ...] = Field(("tid1500",), min_length=1)
+    kinds: tuple[Literal["tid1500", "mammo-cad-sr", "gsps", "sc"], ...] = Field(("tid1500",), min_length=1)
 
     @field_validator("kinds")
     @classmethod

@@ -130,3 +130,13 @@ def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
         f"rows {box.top:.1f} to {box.bottom:.1f}, of which {100 * roi.padded:.0f} % lies outside the image."
     )
     return statements
+
+
+def algorithm_parameters(result: Result, algorithm: Algorithm) -> tuple[str, ...]:
+    """What a repetition of the work has to use again."""
+    return (
+        f"threshold={algorithm.threshold:g}",
+        f"engine={result.prediction.engine}",
+        f"bundle={result.prediction.bundle}",
+        f"trained={'yes' if algorithm.trained else 'NO'}",
+    )

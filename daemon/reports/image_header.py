@@ -6,6 +6,7 @@ Ordinary mammograms lack attributes or hold odd values; each reader here answers
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -156,6 +157,18 @@ def pixel_spacing(image: Dataset) -> tuple[float, float] | None:
         if vertical and horizontal:
             return vertical, horizontal
     return None
+
+
+def day(image: Dataset, keyword: str) -> str | None:
+    """A date (YYYYMMDD) of the header, None where it is none."""
+    value = str(_value(image, keyword) or "").strip()
+    return value if re.fullmatch("[0-9]{8}", value) else None
+
+
+def moment(image: Dataset, keyword: str) -> str | None:
+    """A time of day (HHMMSS, with fractions where given) of the header, None where it is none."""
+    value = str(_value(image, keyword) or "").strip()
+    return value if re.fullmatch(r"[0-9]{6}(\.[0-9]{1,6})?", value) else None
 
 
 def size(image: Dataset) -> tuple[int, int] | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydicom.dataset import Dataset
 
-from daemon.reports import gsps, sc, tid1500
+from daemon.reports import gsps, mammo_cad_sr, sc, tid1500
 from daemon.reports.facts import Case, Edition
 
 Build = Callable[[Case, Edition], Sequence[Dataset]]
@@ -15,7 +15,12 @@ Build = Callable[[Case, Edition], Sequence[Dataset]]
 Raises ReportError where this kind cannot be made of this case; the other kinds go on.
 """
 
-KINDS: Mapping[str, Build] = {"tid1500": tid1500.build, "gsps": gsps.build, "sc": sc.build}
+KINDS: Mapping[str, Build] = {
+    "tid1500": tid1500.build,
+    "mammo-cad-sr": mammo_cad_sr.build,
+    "gsps": gsps.build,
+    "sc": sc.build,
+}
 
 WITH_PICTURES = frozenset({"sc"})
 """The kinds that show pixels: they need `Case.views` and heat maps, which cost the others nothing."""

@@ -91,43 +91,50 @@ def on_image(
         ReportError: the image has no Study Instance UID or Series Instance UID.
     """
     header = image_header.patient_and_study(image)
-    written_at = in_zone_of(edition.written_at, header)
     uid = str(image.SOPInstanceUID)
     part = f"{uid} {part}".strip()
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
+        if not image.get(keyword):
+            raise ReportError(f"image {uid} has no {keyword}; without it nothing can refer to it")
+    made = new_object(header, case.algorithm, edition, sop_class_uid, modality, series_number, part)
+    made.StudyInstanceUID = image.StudyInstanceUID
+    side = image_header.laterality(image)
+    made.Laterality = {image_header.LEFT: "L", image_header.RIGHT: "R"}.get(side, "") if side else ""
+    return made
+
+
+def new_object(
+    header: Dataset,
+    algorithm: Algorithm,
+    edition: Edition,
+    sop_class_uid: str,
+    modality: str,
+    series_number: int,
+    part: str = "",
+) -> Dataset:
+    """What is the same in every object of ours, all of it but the Study Instance UID.
+
+    `header` is what `image_header.patient_and_study` gives of the home image.
+    """
+    written_at = in_zone_of(edition.written_at, header)
     made = Dataset()
     made.file_meta = FileMetaDataset()
     made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = UID(sop_class_uid)
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = UID(edition.sop_instance_uid(part))
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
-        if not image.get(keyword):
-            raise ReportError(f"image {uid} has no {keyword}; without it nothing can refer to it")
-    made.StudyInstanceUID = image.StudyInstanceUID
-    for keyword in _TYPE_2:
-        setattr(made, keyword, "")  # `finish` puts the image's in their place
-    made.SeriesInstanceUID = edition.series_instance_uid(part)
-    side = image_header.laterality(image)
-    made.Laterality = {image_header.LEFT: "L", image_header.RIGHT: "R"}.get(side, "") if side else ""
-    made.Modality, made.SeriesNumber, made.InstanceNumber = modality, series_number, 1
-    made.SeriesDescription = series_description(case.algorithm)
-    made.SeriesDate = DA(written_at.date())
-    made.SeriesTime = TM(written_at.time())
-    made.Manufacturer, made.ManufacturerModelName, made.SoftwareVersions = MANUFACTURER, MODEL_NAME, __version__
-    finish(made, header, case.algorithm, written_at)
-    return made
-
-
-def finish(made: Dataset, header: Dataset, algorithm: Algorithm, written_at: datetime) -> None:
-    """Put into `made` what is the same in every object: patient and study, creation time, the bundle, who wrote the file.
-
-    `header` is what `image_header.patient_and_study` gives of the home image, `written_at` is in its time zone.
-    """
-    made.InstanceCreationDate = DA(written_at.date())
-    made.InstanceCreationTime = TM(written_at.time())
-    made.ContributingEquipmentSequence = [_equipment(algorithm, written_at, Text.encodable_with(header))]
     made.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     made.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    for keyword in _TYPE_2:
+        setattr(made, keyword, "")  # the image's come in their place
+    made.SeriesInstanceUID = UID(edition.series_instance_uid(part))
+    made.Modality, made.SeriesNumber, made.InstanceNumber = modality, series_number, 1
+    made.SeriesDescription = series_description(algorithm)
+    made.SeriesDate = made.InstanceCreationDate = DA(written_at.date())
+    made.SeriesTime = made.InstanceCreationTime = TM(written_at.time())
+    made.Manufacturer, made.ManufacturerModelName, made.SoftwareVersions = MANUFACTURER, MODEL_NAME, __version__
+    made.ContributingEquipmentSequence = [_equipment(algorithm, written_at, Text.encodable_with(header))]
     _put_header(made, header)
+    return made
 
 
 def _equipment(algorithm: Algorithm, written_at: datetime, text: Text) -> Dataset:

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian
-from pydicom.valuerep import DA, TM
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
-from config import __version__
 from daemon.errors import ReportError
-from daemon.reports.facts import Algorithm, Edition, Predecessor, series_description
-from daemon.reports.identity import MANUFACTURER, MODEL_NAME
-from daemon.reports.own_object import finish, in_zone_of
-
-# Type 2 of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1): empty where the image lacks them.
-_EMPTY_WHERE_UNKNOWN = (
-    "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID",
-    "PatientBirthDate", "PatientSex", "StudyID",
-)  # fmt: skip
+from daemon.reports.facts import Algorithm, Edition, Predecessor
+from daemon.reports.own_object import new_object
 
 
 def sr_document(
@@ -39,25 +30,9 @@ def sr_document(
     Raises:
         ReportError: an instance of the evidence lacks a UID.
     """
-    written_at = in_zone_of(edition.written_at, header)
-    made = Dataset()
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = sop_class_uid
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = UID(edition.sop_instance_uid())
-    for keyword in _EMPTY_WHERE_UNKNOWN:
-        setattr(made, keyword, None)
-    made.Modality = "SR"
-    made.SeriesInstanceUID = UID(edition.series_instance_uid())
-    made.SeriesNumber = series_number
-    made.SeriesDescription = series_description(algorithm)
-    made.SeriesDate = made.ContentDate = DA(written_at.date())
-    made.SeriesTime = made.ContentTime = TM(written_at.time())
+    made = new_object(header, algorithm, edition, sop_class_uid, "SR", series_number)
+    made.ContentDate, made.ContentTime = made.SeriesDate, made.SeriesTime
     made.ReferencedPerformedProcedureStepSequence = []
-    made.Manufacturer = MANUFACTURER
-    made.ManufacturerModelName = MODEL_NAME
-    made.SoftwareVersions = __version__
-    made.InstanceNumber = 1
     made.CompletionFlag = "COMPLETE"
     made.PreliminaryFlag = "PRELIMINARY"
     made.VerificationFlag = "UNVERIFIED"
@@ -68,7 +43,6 @@ def sr_document(
         made.PredecessorDocumentsSequence = [_predecessor(edition.predecessor)]
     for element in root:
         made[element.tag] = element
-    finish(made, header, algorithm, written_at)
     return made
 
 

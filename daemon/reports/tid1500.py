@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import highdicom as hd
 import numpy as np
@@ -15,12 +14,20 @@ from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from daemon.errors import ReportError
 from daemon.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import Algorithm, Case, Edition, Result, lesion_statements, report_statements
+from daemon.reports.facts import (
+    Algorithm,
+    Case,
+    Edition,
+    Result,
+    algorithm_parameters,
+    lesion_statements,
+    report_statements,
+)
 from daemon.reports.identity import MANUFACTURER, MODEL_NAME
 from daemon.reports.own_object import home_image, shown_images
 from daemon.reports.sr_document import sr_document
 from daemon.reports.text import Text
-from daemon.uids import derive_uid, tracking_uid, valid_uid
+from daemon.reports.tracking import tracking
 
 LESION = Concept("52988006", "SCT", "Lesion")
 BREAST = Concept("76752008", "SCT", "Breast")
@@ -75,8 +82,8 @@ def _content(case: Case, home: Dataset, shown: Mapping[str, Dataset], text: Text
         ),
         procedure_reported=text.concepts(image_header.procedures(home)) or MAMMOGRAPHY,
         imaging_measurements=[
-            _group(result, tracking, shown[result.lesion.image_uid], algorithm, text)
-            for result, tracking in zip(case.results, _tracking(case.results, text), strict=True)
+            _group(result, known_as, shown[result.lesion.image_uid], algorithm, text)
+            for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
         ],
     )
     items = content[0].ContentSequence
@@ -143,34 +150,8 @@ def _library_entry(image: Dataset, text: Text) -> hd.sr.ImageContentItem:
     return entry
 
 
-def _tracking(results: Sequence[Result], text: Text) -> list[hd.sr.TrackingIdentifier]:
-    """One tracking identifier per lesion, unique in the report: viewers merge groups that share a tracking UID.
-
-    A UID that several lesions share (components of one segment) stands for none of them alone: each then gets a UID of
-    its own, derived from it.
-    """
-    lesions = [result.lesion for result in results]
-    sharing_uid = Counter(lesion.tracking_uid for lesion in lesions)
-    sharing_name = Counter(lesion.tracking_id for lesion in lesions)
-    seen: Counter[str] = Counter()
-    tracking = []
-    for number, lesion in enumerate(lesions, start=1):
-        name, uid = lesion.tracking_id, lesion.tracking_uid
-        if not name:
-            name = f"Lesion {number}"
-        elif sharing_name[name] > 1:
-            seen[name] += 1
-            name = f"{name} ({seen[name]} of {sharing_name[name]})"
-        if not uid:
-            uid = tracking_uid(lesion.source_uid, number)
-        elif sharing_uid[uid] > 1 or not valid_uid(uid):
-            uid = derive_uid("tracking", lesion.source_uid, uid, str(number))
-        tracking.append(hd.sr.TrackingIdentifier(uid=uid, identifier=text(name) or f"Lesion {number}"))
-    return tracking
-
-
 def _group(
-    result: Result, tracking: hd.sr.TrackingIdentifier, image: Dataset, algorithm: Algorithm, text: Text
+    result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: Text
 ) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations:
     """The measurement group of one lesion: TID 1410, or TID 1501 where the region is a MULTIPOINT.
 
@@ -189,7 +170,7 @@ def _group(
     )
     interpretation = hd.sr.QualitativeEvaluation(INTERPRETATION, MALIGNANT if prediction.malignant else BENIGN)
     content = {
-        "tracking_identifier": tracking,
+        "tracking_identifier": hd.sr.TrackingIdentifier(uid=known_as[1], identifier=known_as[0]),
         "finding_type": text.concept(lesion.finding) or LESION,
         "finding_sites": _finding_sites(lesion, image, text),
         "algorithm_id": _algorithm_identification(result, algorithm, text),
@@ -232,16 +213,10 @@ def _finding_sites(lesion: Lesion, image: Dataset, text: Text) -> list[hd.sr.Fin
 
 
 def _algorithm_identification(result: Result, algorithm: Algorithm, text: Text) -> hd.sr.AlgorithmIdentification:
-    """TID 4019; the parameters are what a repetition of the work has to use again."""
-    parameters = (
-        f"threshold={algorithm.threshold:g}",
-        f"engine={result.prediction.engine}",
-        f"bundle={result.prediction.bundle}",
-        f"trained={'yes' if algorithm.trained else 'NO'}",
-    )
+    """TID 4019."""
     return hd.sr.AlgorithmIdentification(
         name=text(algorithm.name),
         version=text(algorithm.version),
-        parameters=[text(parameter) for parameter in parameters],
+        parameters=[text(parameter) for parameter in algorithm_parameters(result, algorithm)],
         manufacturer=MANUFACTURER,
     )

@@ -35,7 +35,9 @@ DEBIAN_PACKAGES = {
     "dcmj2pnm": "dcmtk",
     "dciodvfy": "dicom3tools",
     "openssl": "openssl",
+    "java": "default-jre-headless",
 }
+PIXELMED = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
 READY_LIMIT_S = 30.0
 RUN_LIMIT_S = 120.0
 
@@ -135,6 +137,35 @@ def storescu(
 def dciodvfy(path: Path) -> list[str]:
     """The Error lines that dciodvfy prints for a DICOM file; an empty list is the bar."""
     return [line for line in _run([program("dciodvfy"), str(path)]).splitlines() if line.startswith("Error")]
+
+
+def dsrdump(path: Path) -> tuple[str, list[str]]:
+    """What dsrdump reads in a structured report, and its lines of error or warning.
+
+    It checks value types and relationships against the IOD. That it knows no templates of CAD SR, and not every
+    character set, is not a complaint.
+    """
+    said = _run([program("dsrdump"), "-Er", "+Pl", str(path)])
+    lines = [line for line in said.splitlines() if re.match("[EWF]: ", line)]
+    unknown_to_it = re.compile(r"Check for template constraints not yet supported|Specific ?Character ?Set")
+    return said, [line for line in lines if not unknown_to_it.search(line)]
+
+
+def pixelmed(path: Path, validator: str = "DicomSRValidator") -> list[str]:
+    """What PixelMed's validator prints: `DicomSRValidator` holds an SR against its templates (PS3.16), value sets included.
+
+    `DicomInstanceValidator` is for images and presentation states. Some 4 seconds of CPU each.
+    """
+    java = program("java")
+    if not PIXELMED.exists():
+        missing(str(PIXELMED), "libpixelmed-java")
+    folder = PIXELMED.parent
+    classes = ":".join(str(folder / name) for name in (PIXELMED.name, "slf4j-nop.jar", "commons-codec.jar"))
+    # Newer Java limits the size of a style sheet, which its rules exceed.
+    limits = [f"-Djdk.xml.xpath{limit}=0" for limit in ("TotalOpLimit", "ExprGrpLimit", "ExprOpLimit")]
+    quick = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Djava.awt.headless=true"]
+    said = _run([java, *limits, *quick, "-cp", classes, f"com.pixelmed.validate.{validator}", str(path)])
+    return [line for line in said.splitlines() if line]
 
 
 def dsr2html(path: Path) -> str:

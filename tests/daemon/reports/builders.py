@@ -200,6 +200,7 @@ def report(results: list[Result], *images: Dataset, **more: Any) -> Dataset:
 
 
 MASS = Code("4147007", "SCT", "Mass")
+CALCIFICATION = Code("129748009", "SCT", "Radiographic calcification finding")
 BREAST = Code("76752008", "SCT", "Breast")
 LEFT = Code("7771000", "SCT", "Left")
 
@@ -220,7 +221,8 @@ def items(node: Dataset, code: str) -> list[Dataset]:
     """All content items below `node` whose concept name has this code value, in the order of the document."""
     found = []
     for item in node.get("ContentSequence", []):
-        if item.ConceptNameCodeSequence[0].CodeValue == code:
+        name = item.get("ConceptNameCodeSequence")  # a relationship by reference, or an image of a library, has none
+        if name and name[0].CodeValue == code:
             found.append(item)
         found.extend(items(item, code))
     return found
@@ -241,10 +243,3 @@ def run(*command: str | Path) -> str:
         pytest.skip(f"{command[0]} is not installed")
     finished = subprocess.run(command, capture_output=True, timeout=60, check=False)
     return (finished.stdout + finished.stderr).decode("utf-8", "replace")
-
-
-def dciodvfy_errors(path: Path) -> list[str]:
-    """The lines of dciodvfy that start with Error."""
-    said = run("dciodvfy", path)
-    assert "Comprehensive3DSR" in said
-    return [line for line in said.splitlines() if line.startswith("Error")]

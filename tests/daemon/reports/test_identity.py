@@ -10,12 +10,12 @@ from pydicom.dataset import Dataset
 
 from daemon.reports.identity import is_own_report
 from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import CASES, file_of, read
+from tests.daemon.reports.cases import DOCUMENTS, file_of, read
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_report_is_recognised_from_its_header(case: str) -> None:
-    stream = io.BytesIO(file_of(case))
+@pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
+def test_every_report_is_recognised_from_its_header(kind: str, case: str) -> None:
+    stream = io.BytesIO(file_of(case, kind))
     header = dcmread(stream, specific_tags=["SOPClassUID", "Manufacturer", "ManufacturerModelName"])
     assert is_own_report(header)
 

@@ -1,0 +1,36 @@
+"""By what name and UID each lesion of a report can be found again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from daemon.reports.facts import Result
+from daemon.reports.text import Text
+from daemon.uids import derive_uid, tracking_uid, valid_uid
+
+
+def tracking(results: Sequence[Result], text: Text) -> list[tuple[str, str]]:
+    """Tracking identifier and UID of each lesion, unique in the report: viewers merge what shares a tracking UID.
+
+    A UID that several lesions share (components of one segment) stands for none of them alone: each then gets a UID of
+    its own, derived from it. Every kind of report on a lesion object gives a lesion the same two.
+    """
+    lesions = [result.lesion for result in results]
+    sharing_uid = Counter(lesion.tracking_uid for lesion in lesions)
+    sharing_name = Counter(lesion.tracking_id for lesion in lesions)
+    seen: Counter[str] = Counter()
+    found = []
+    for number, lesion in enumerate(lesions, start=1):
+        name, uid = lesion.tracking_id, lesion.tracking_uid
+        if not name:
+            name = f"Lesion {number}"
+        elif sharing_name[name] > 1:
+            seen[name] += 1
+            name = f"{name} ({seen[name]} of {sharing_name[name]})"
+        if not uid:
+            uid = tracking_uid(lesion.source_uid, number)
+        elif sharing_uid[uid] > 1 or not valid_uid(uid):
+            uid = derive_uid("tracking", lesion.source_uid, uid, str(number))
+        found.append((text(name) or f"Lesion {number}", uid))
+    return found

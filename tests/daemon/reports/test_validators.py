@@ -1,0 +1,72 @@
+"""Every document of every kind, before validators that are not ours: dicom3tools, DCMTK and PixelMed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon.reports.facts import RESEARCH_USE
+from tests.daemon.reports.cases import DOCUMENTS, file_of
+from tests.peers.programs import dciodvfy, dsr2html, dsrdump, pixelmed
+
+pytestmark = pytest.mark.peers
+
+ROOTS = {"tid1500": "Imaging Measurement Report", "mammo-cad-sr": "Mammography CAD Report"}
+
+
+@pytest.fixture
+def file(kind: str, case: str, tmp_path: Path) -> Path:
+    path = tmp_path / "report.dcm"
+    path.write_bytes(file_of(case, kind))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
+def test_dciodvfy_finds_no_error(file: Path) -> None:
+    assert dciodvfy(file) == []
+
+
+@pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
+def test_dsrdump_reads_it_without_complaint(file: Path, kind: str) -> None:
+    said, complaints = dsrdump(file)
+    assert complaints == []
+    assert f'"{ROOTS[kind]}"' in said
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, "everything") for kind in ROOTS])
+def test_dsr2html_renders_it_with_its_research_marking(file: Path) -> None:
+    page = dsr2html(file)
+    assert RESEARCH_USE in page
+    assert "called malignant from a probability of" in page
+
+
+# Value sets that may be replaced or extended: CID 100 is a baseline (BCID) and has no mammography; CID 6014 is extensible
+# and has no lesion whose kind is not known.
+ALLOWED = {
+    "tid1500": 'Code (71651007,SCT,"Mammography") not found in context group 100',
+    "mammo-cad-sr": 'Code (52988006,SCT,"Lesion") not found in context group 6014',
+}
+# What the validator, of 2022, does not know. TID 4019 had no manufacturer then. Comments, the lesion object and the
+# interpretation are additions to TID 1500, which is extensible. With a MULTIPOINT in the document it holds TID 1410 against
+# TID 1501, which has no geometric purpose.
+NEWER = {
+    "tid1500": (
+        "Comment",
+        "Segmentation",
+        "Has interpretation",
+        "Algorithm Manufacturer",
+        "Geometric purpose of region",
+    ),
+    "mammo-cad-sr": ("Algorithm Manufacturer",),
+}
+
+
+@pytest.mark.parametrize(("kind", "case"), [(kind, "everything") for kind in ROOTS])
+def test_pixelmed_finds_it_to_be_what_its_template_asks(file: Path, kind: str) -> None:
+    said = pixelmed(file)
+    assert "Root Template Validation Complete" in said
+    errors = [line for line in said if line.startswith("Error")]
+    assert [line for line in errors if not line.endswith(ALLOWED[kind])] == []
+    added = [line for line in said if line.endswith("Content Item not in template")]
+    assert [line for line in added if not any(f'"{name}"): ' in line for name in NEWER[kind])] == []
