@@ -124,7 +124,7 @@ class Archive(_Section):
     tls: TLS | None = None
     retrieve: Annotated[Literal["off", "c-get", "c-move"], BeforeValidator(_retrieve)] = "off"
     retrieve_after_s: float = Field(60, ge=0)
-    stow_url: str | None = None
+    stow_url: str | None = Field(None, repr=False)  # may hold a token
     timeout_s: float = Field(60, gt=0)
     retry_first_s: float = Field(10, gt=0)
     retry_longest_s: float = Field(900, gt=0)
@@ -139,7 +139,7 @@ class Spool(_Section):
 
 
 class Ledger(_Section):
-    url: str | None = None
+    url: str | None = Field(None, repr=False)  # holds a password
 
 
 class Model(_Section):
@@ -264,7 +264,9 @@ def _line(problem: Any, path: Path | None) -> str:
     source = f"environment {variable}" if variable in os.environ else f"{path or 'defaults'}"
     if problem["type"] == "extra_forbidden":
         return f"{key} ({source}): there is no such setting; allowed here: {_siblings(problem['loc'])}"
-    return f"{key} = {problem['input']!r} ({source}): {problem['msg']}"
+    is_secret = "ledger" in problem["loc"] or any("url" in str(part) for part in problem["loc"])
+    value = "(not shown)" if is_secret else repr(problem["input"])
+    return f"{key} = {value} ({source}): {problem['msg']}"
 
 
 def _siblings(location: tuple[Any, ...]) -> str:

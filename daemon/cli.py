@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ UntrainedOption = Annotated[
 
 def main() -> None:
     """Run the command; an error of ours is one message on stderr and exit status 1."""
+    os.umask(0o077)  # whatever is written may be about a patient
     try:
         app()
     except MammodError as error:
@@ -78,6 +80,7 @@ def serve(config: ConfigOption = None, allow_untrained: UntrainedOption = False)
 
     settings = load_settings(config)
     log.configure(settings.log)
+    log.catch_unhandled()
     Service(settings, config, allow_untrained).run()
 
 

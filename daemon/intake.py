@@ -20,6 +20,7 @@ from daemon.incoming import Incoming
 from daemon.ledger import Ledger, instances, jobs
 from daemon.ledger.instances import Arrival, StoredInstance
 from daemon.lesions import References, lesion_references
+from daemon.lesions.reference import uid_of
 from daemon.reports.identity import is_own_report
 from daemon.spool import Spool
 
@@ -50,13 +51,14 @@ class Intake:
         if is_own_report(header):
             bound.info("own report came back, dropped")
             return
+        study_uid, series_uid = _uid(header, "StudyInstanceUID"), _uid(header, "SeriesInstanceUID")
         references, unusable = _references(header)
         placed = self._spool.place(incoming.path, incoming.sop_instance_uid)
         instance = StoredInstance(
             sop_instance_uid=incoming.sop_instance_uid,
             sop_class_uid=incoming.sop_class_uid,
-            study_uid=str(header.get("StudyInstanceUID") or ""),
-            series_uid=str(header.get("SeriesInstanceUID") or ""),
+            study_uid=study_uid,
+            series_uid=series_uid,
             transfer_syntax_uid=incoming.transfer_syntax_uid,
             digest=placed.digest,
             size=placed.size,
@@ -120,6 +122,18 @@ def read_header(path: Path) -> FileDataset:
         raise RefusedInstance(
             CANNOT_UNDERSTAND, f"the data set cannot be read as DICOM ({type(error).__name__}); send it whole and valid"
         ) from error
+
+
+def _uid(header: FileDataset, keyword: str) -> str:
+    """A UID that is safe to repeat in the ledger, in queries and in the audit trail; "" where there is none.
+
+    Raises:
+        RefusedInstance: status C000, it holds anything but digits and dots.
+    """
+    uid = str(header.get(keyword) or "")
+    if uid and uid_of(header, keyword) is None:
+        raise RefusedInstance(CANNOT_UNDERSTAND, f"{keyword} is not a UID; expected digits and dots, at most 64")
+    return uid
 
 
 def _references(header: FileDataset) -> tuple[References | None, str | None]:

@@ -1,20 +1,23 @@
 """Logging: structlog events, one line each; a console renderer on a terminal, JSON lines elsewhere.
 
-What libraries log goes through the same formatter. Warnings of pydicom quote values of data sets, which may be the patient's:
-of those only the kind and the place are kept (invariant 6).
+What libraries log goes through the same formatter. Warnings of pydicom quote values of data sets, which may be the patient's,
+and so may the message of any exception that is not ours: of those only the kind and the place are kept (invariant 6).
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Any, TextIO
 
 import structlog
 from pynetdicom import _config as pynetdicom_config
 
+from config.errors import MammodError
 from config.settings import Log
 
 # Libraries whose messages quote what they read.
@@ -39,7 +42,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
             foreign_pre_chain=[*shared, _scrub_foreign],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
+                _place_exception,
                 renderer,
             ],
         )
@@ -60,6 +63,43 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def catch_unhandled() -> None:
+    """Have the end of a thread, or of the process, by an exception logged in the same way instead of printed."""
+    log = structlog.get_logger()
+
+    def of_thread(unhandled: threading.ExceptHookArgs) -> None:
+        name = unhandled.thread.name if unhandled.thread else None
+        log.error("thread ended by an exception", thread=name, exc_info=unhandled.exc_value)
+
+    threading.excepthook = of_thread
+    sys.excepthook = lambda _kind, error, _trace: log.critical("ended by an exception", exc_info=error)
+
+
+def _place_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """An exception as its kind and where it arose; the message only where it is our own."""
+    info = event.pop("exc_info", None)
+    if info is True:
+        info = sys.exc_info()
+    error = info[1] if isinstance(info, tuple) else info
+    if isinstance(error, BaseException):
+        event["exception"] = "; caused by ".join(_told(error))
+    return event
+
+
+def _told(error: BaseException | None) -> Iterator[str]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        places, trace = [], error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            places.append(f"{Path(code.co_filename).name}:{trace.tb_lineno} {code.co_name}")
+            trace = trace.tb_next
+        message = f": {error}" if isinstance(error, MammodError) else ""
+        yield f"{type(error).__name__}{message} ({' > '.join(places)})"
+        error = error.__cause__ or error.__context__
 
 
 def _scrub_foreign(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,17 @@ class Ledger:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+        try:
+            self._engine = _engine(url)
+        except (
+            SQLAlchemyError,
+            ImportError,
+            ValueError,
+        ) as error:  # whose messages may quote the URL, password and all
+            raise LedgerError(
+                f"ledger.url cannot be used ({type(error).__name__}); expected such as postgresql+psycopg://user@host/name, "
+                "with its driver installed"
+            ) from error
         is_sqlite = self._engine.dialect.name == "sqlite"
         # SQLite has one writer: threads queue here instead of polling its busy handler.
         self._writer: Any = threading.Lock() if is_sqlite else nullcontext()
@@ -61,11 +71,13 @@ class Ledger:
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
+        return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     if parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_private(Path(parsed.database))
     # The pool holds as many connections as there are threads that may ask at once.
-    engine = create_engine(parsed, pool_size=20, max_overflow=1000, connect_args={"check_same_thread": False})
+    engine = create_engine(
+        parsed, pool_size=20, max_overflow=1000, connect_args={"check_same_thread": False}, hide_parameters=True
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -82,6 +94,16 @@ def _engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
 
     return engine
+
+
+def _make_private(file: Path) -> None:
+    """0600 in a directory made 0700; SQLite gives its -wal and -shm files the permissions of the database."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with suppress(OSError):  # SQLite says better what is wrong
+        file.touch(mode=0o600)
+        for path in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
+            if path.exists():
+                path.chmod(0o600)
 
 
 def _migrate(engine: Engine) -> None:
