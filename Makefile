@@ -80,6 +80,7 @@ programs:
 	command -v dciodvfy >/dev/null || packages="$$packages dicom3tools"
 	[ -e /usr/share/java/pixelmed.jar ] || packages="$$packages libpixelmed-java"
 	command -v java >/dev/null || packages="$$packages default-jre-headless"
+	[ -e /usr/sbin/rsyslogd ] && ls /usr/lib/*/rsyslog/lmnsd_ossl.so >/dev/null 2>&1 || packages="$$packages rsyslog rsyslog-openssl"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
 	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then

@@ -9,9 +9,18 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.errors import ConfigurationError
@@ -181,6 +190,21 @@ class Status(_Section):
     port: Port = 11180
 
 
+class Audit(_Section):
+    file: Path | None = None
+    syslog: Annotated[str, Field(pattern=r"^(udp|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$")] | None = (
+        None
+    )
+    tls: TLS | None = None
+    site: str | None = None
+
+    @model_validator(mode="after")
+    def _tls_has_files(self) -> Self:
+        if self.syslog is not None and self.syslog.startswith("tls://") and self.tls is None:
+            raise ValueError("audit.syslog by TLS needs audit.tls: certificate, key and ca")
+        return self
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -203,6 +227,7 @@ class Settings(BaseSettings):
     reports: Reports = Reports()
     retention: Retention = Retention()
     status: Status = Status()
+    audit: Audit = Audit()
     log: Log = Log()
 
     @classmethod

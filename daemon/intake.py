@@ -30,13 +30,24 @@ log = structlog.get_logger()
 
 
 class Intake:
-    """Accepts instances into spool and ledger. `on_ready` is called when a job may have become ready."""
+    """Accepts instances into spool and ledger. `on_ready` is called when a job may have become ready.
 
-    def __init__(self, spool: Spool, ledger: Ledger, bundle: str, on_ready: Callable[[], None]) -> None:
+    `on_received` is told of each accepted instance with its Study Instance UID ("" where it has none).
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        ledger: Ledger,
+        bundle: str,
+        on_ready: Callable[[], None],
+        on_received: Callable[[Incoming, str, Arrival], None] = lambda *_: None,
+    ) -> None:
         self._spool = spool
         self._ledger = ledger
         self._bundle = bundle
         self._on_ready = on_ready
+        self._on_received = on_received
 
     def accept(self, incoming: Incoming) -> None:
         """Make an instance durable and pair it. Our own reports are recognised and dropped (invariant 3).
@@ -48,10 +59,11 @@ class Intake:
         self._spool.check_room()
         header = read_header(incoming.path)
         bound = log.bind(association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid)
+        study_uid, series_uid = _uid(header, "StudyInstanceUID"), _uid(header, "SeriesInstanceUID")
         if is_own_report(header):
             bound.info("own report came back, dropped")
+            self._on_received(incoming, study_uid, Arrival.DUPLICATE)
             return
-        study_uid, series_uid = _uid(header, "StudyInstanceUID"), _uid(header, "SeriesInstanceUID")
         references, unusable = _references(header)
         placed = self._spool.place(incoming.path, incoming.sop_instance_uid)
         instance = StoredInstance(
@@ -73,6 +85,7 @@ class Intake:
             if arrival is not Arrival.DUPLICATE:
                 self._pair(connection, instance, instance_id, references, unusable, arrival)
         self._say(bound, instance, arrival, unusable)
+        self._on_received(incoming, study_uid, arrival)
         self._on_ready()
 
     def _pair(

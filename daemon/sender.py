@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
+from sqlalchemy import Row
 
 from config.settings import Archive as ArchiveSettings
 from daemon.ledger import Ledger, outbox
@@ -45,11 +46,17 @@ def next_attempt(attempts: int, first_s: float, longest_s: float, jitter: Callab
     return whole * (0.5 + 0.5 * jitter())
 
 
-def send_due(ledger: Ledger, archive: Store, settings: ArchiveSettings, spool: Path) -> SendSummary:
+def send_due(
+    ledger: Ledger,
+    archive: Store,
+    settings: ArchiveSettings,
+    spool: Path,
+    on_sent: Callable[[Row, StoreOutcome], None] = lambda *_: None,
+) -> SendSummary:
     """Send what is due, at most `REPORTS_AT_ONCE`; each outcome is in the ledger before the next report leaves.
 
     Those tried least often go first, so that one that breaks associations never stands in front of the others.
-    `spool` is the directory that the outbox's paths are relative to.
+    `spool` is the directory that the outbox's paths are relative to. `on_sent` is told of each report and its outcome.
     """
     with ledger.read() as connection:
         rows = outbox.due(connection, time.time(), REPORTS_AT_ONCE)
@@ -63,6 +70,7 @@ def send_due(ledger: Ledger, archive: Store, settings: ArchiveSettings, spool: P
     for row, outcome in zip(rows, archive.store(items), strict=True):
         counts[outcome.kind] += 1
         _record(ledger, settings, row.id, row.attempts, outcome)
+        on_sent(row, outcome)
         say = log.info if outcome.kind is OutcomeKind.STORED else log.warning
         say(f"report {outcome.kind.value}", sop_instance_uid=outcome.sop_instance_uid, reason=outcome.reason)
     return SendSummary(counts[OutcomeKind.STORED], counts[OutcomeKind.RETRY], counts[OutcomeKind.FAILED])

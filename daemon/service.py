@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy import Row
 
 import model
 from config.errors import ConfigurationError, MammodError
@@ -20,14 +21,17 @@ from config.settings import Settings, load_settings
 from daemon import log as logging_setup
 from daemon import retention, retrieval
 from daemon.archive import Archive
+from daemon.audit import Audit
 from daemon.classifier import Classifier
 from daemon.commitment import Commitment
 from daemon.decode import DecoderPool
 from daemon.dispatcher import Dispatcher
+from daemon.incoming import Incoming
 from daemon.intake import Intake
 from daemon.job import JobWorker
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.listener import Listener
+from daemon.outgoing import StoreOutcome
 from daemon.pipeline import Pipeline
 from daemon.reports.facts import Algorithm
 from daemon.sd_notify import sd_notify, watchdog_interval_s
@@ -126,14 +130,22 @@ class Service:
         pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
         worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
         self._dispatcher = Dispatcher(self._ledger, worker.do, after=self._plan_sending)
+        self._audit = Audit(settings)
         self._commitment = Commitment(self._ledger, self._archive)
         self._scheduler = BackgroundScheduler(timezone=UTC)
-        self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake)
+        self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake, self._audit.received)
         self._status = StatusServer(settings, self._ledger, self._archive, bundle, self._live)
         self._listener = Listener(
-            settings.listener, self._spool.incoming, self._intake.accept, self._full, self._commitment.take_from
+            settings.listener,
+            self._spool.incoming,
+            self._intake.accept,
+            self._full,
+            self._commitment.take_from,
+            self._audit.rejected,
+            self._audit.association_ended,
         )
         self._check_certificates()
+        self._audit.started()
         self._listener.start()
         self._dispatcher.start()
         self._schedule()
@@ -159,7 +171,11 @@ class Service:
 
     def _live(self) -> dict[str, Any]:
         """What the status port says beyond the ledger."""
-        return {"rejected": self._listener.rejected, "certificates": certificates(self._settings)}
+        return {
+            "rejected": self._listener.rejected,
+            "certificates": certificates(self._settings),
+            "audit": self._audit.state,
+        }
 
     def _check_certificates(self) -> None:
         warn_of_ends(expiries(self._settings))
@@ -196,21 +212,40 @@ class Service:
         if not self._sending.acquire(blocking=False):
             return
         try:
-            send_due(self._ledger, self._archive, self._settings.archive, self._spool.directory)
+            self._send_due()
             self._commitment.ask_due()
         finally:
             self._sending.release()
             self._plan_sending()
 
-    def _retrieve(self) -> None:
-        if self._settings.archive.retrieve != "off":
-            retrieval.ask_for_missing(
+    def _send_due(self) -> None:
+        told: list[tuple[Row, StoreOutcome]] = []
+        try:
+            send_due(
                 self._ledger,
                 self._archive,
                 self._settings.archive,
-                self._settings.listener.ae_title,
-                self._intake.accept,
+                self._spool.directory,
+                lambda row, outcome: told.append((row, outcome)),
             )
+        finally:
+            self._audit.sent(told, self._settings)
+
+    def _retrieve(self) -> None:
+        if self._settings.archive.retrieve == "off":
+            return
+        associations: set[str] = set()
+
+        def accept(incoming: Incoming) -> None:
+            associations.add(incoming.association_id)
+            self._intake.accept(incoming)
+
+        own = self._settings.listener.ae_title
+        try:
+            retrieval.ask_for_missing(self._ledger, self._archive, self._settings.archive, own, accept)
+        finally:
+            for association in associations:
+                self._audit.association_ended(association, we_asked=True)
 
     def _housekeep(self) -> None:
         retention.forget(self._ledger, self._spool, self._settings.retention)
@@ -289,12 +324,13 @@ class Service:
         self._classifier.stop()
         self._status.stop()
         self._ledger.close()
+        self._audit.stopped()
         log.info("stopped", drained=finished)
 
     def _send_once_more(self) -> None:
         """Reports of the last jobs go out now rather than at the next start, where the archive is there."""
         with self._sending:
-            send_due(self._ledger, self._archive, self._settings.archive, self._spool.directory)
+            self._send_due()
 
 
 def require_archive(settings: Settings) -> None:

@@ -36,6 +36,7 @@ DEBIAN_PACKAGES = {
     "dciodvfy": "dicom3tools",
     "openssl": "openssl",
     "java": "default-jre-headless",
+    "rsyslogd": "rsyslog rsyslog-openssl",
 }
 PIXELMED = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
 READY_LIMIT_S = 30.0
