@@ -47,7 +47,7 @@ _PANELS_WIDTH = 1100
 _LEAST_HEIGHT = 760
 _TITLE, _NOTE = 34, 44  # height above and below the two crops of a lesion
 _HEAT_OPACITY = 0.75
-_HEAT = "heat map, low to high"
+_LABELS_WITH_RESULT = 12  # of more lesions only the number stands in the view: long labels would land far away
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,25 +145,21 @@ def _panel(canvas: Image.Image, left: int, top: int, side: int, number: int, res
     beside, below = left + side + _GAP // 2, top + _TITLE + side + 3
     canvas.paste(_heated(seen, result), (beside, top + _TITLE))
     small = _font(14)
-    draw.text((left, below), "as the network saw it", _SOFT, small)
-    note = _heat_note(result)
-    draw.text((beside, below), note, _SOFT, small)
-    if note == _HEAT:
-        scale = Image.fromarray(_ramp(np.linspace(0, 1, 80)[None].repeat(10, axis=0)).astype(np.uint8))
-        canvas.paste(scale, (beside + side - 80, below + 4))
+    draw.text((left, below), "as the network saw it" if side >= 150 else "as seen", _SOFT, small)
+    heat = result.prediction.heat_map
+    if heat is not None and heat.max() > 0:
+        words = "heat map, low to high" if side >= 250 else "heat map"
+        scale = Image.fromarray(_ramp(np.linspace(0, 1, side // 3)[None].repeat(10, axis=0)).astype(np.uint8))
+        canvas.paste(scale, (beside + side - scale.width, below + 4))
+    else:
+        words = "no heat map" if heat is None else "nothing warm"
+    draw.text((beside, below), words, _SOFT, small)
     notes = []
     if result.roi.padded >= 0.005:
         notes.append(f"{100 * result.roi.padded:.0f} % outside the image")
     if result.roi.spacing_assumed:
         notes.append("pixel spacing ASSUMED")
     draw.text((left, below + 18), ", ".join(notes), _AMBER, small)
-
-
-def _heat_note(result: Result) -> str:
-    heat = result.prediction.heat_map
-    if heat is None:
-        return "no heat map"
-    return _HEAT if heat.max() > 0 else "nothing raises the score"
 
 
 def _heated(seen: Image.Image, result: Result) -> Image.Image:
@@ -190,15 +186,16 @@ def _ramp(share: np.ndarray) -> np.ndarray:
 
 
 def _with_outlines(view: View, numbered: Sequence[tuple[int, Result]]) -> Image.Image:
-    """The view with every outline, each with its result beside it."""
+    """The view with every outline, each with its number and result beside it."""
     lines = [(result.lesion.outline * view.scale, _is_open(result), _colour(result)) for _, result in numbered]
     picture = _outlined(Image.fromarray(view.grey).convert("RGB"), lines, 3)
     draw = ImageDraw.Draw(picture)
     taken: list[Place] = [_bounds(points) for points, _, _ in lines]
-    font = _font(20 if len(numbered) <= 12 else 15)
+    crowded = len(numbered) > _LABELS_WITH_RESULT
+    font = _font(15 if crowded else 20)
     for (number, result), (points, _, colour) in zip(numbered, lines, strict=True):
         words = f"{number} {short_result(result.prediction)}"
-        if font.getlength(words) + 10 > picture.width:
+        if crowded or font.getlength(words) + 10 > picture.width:
             words = str(number)
         place = _free_place(view.grey, _bounds(points), font.getlength(words) + 10, font.size + 8, taken)
         taken.append(place)
