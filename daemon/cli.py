@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,17 +151,25 @@ def status(
 @app.command()
 def classify(
     files: Annotated[
-        list[Path], typer.Argument(help="Mammograms and the SEG or SR objects that mark lesions on them.")
+        list[Path], typer.Argument(help="Mammograms and the SEG or SR objects that mark lesions on them, or folders.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the reports.")] = Path("mammod-reports"),
+    output: Annotated[Path, typer.Option(help="Folder for reports and pictures.")] = Path("mammod-reports"),
+    kinds: Annotated[
+        str | None, typer.Option(help="Kinds of report, with commas between; those of the settings if not given.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     config: ConfigOption = None,
     allow_untrained: UntrainedOption = False,
 ) -> None:
-    """Classify files without any network: prints a table and writes the same reports as the service to a folder."""
+    """Classify files without any network: prints a table, writes the service's reports and pictures to a folder.
+
+    Exit status 1: a file could not be read, or a lesion object did not get all its reports and pictures.
+    """
     from daemon.classify_files import classify_files
 
     settings = load_settings(config)
-    raise typer.Exit(classify_files(files, output, settings, allow_untrained, console))
+    chosen = settings.reports.kinds if kinds is None else _kinds(kinds)
+    raise typer.Exit(classify_files(files, output, settings, chosen, allow_untrained, as_json))
 
 
 @app.command()
@@ -371,6 +379,15 @@ def _flat(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key} ")
         else:
             yield f"{prefix}{key}".replace("_", " "), value
+
+
+def _kinds(text: str) -> Sequence[str]:
+    from daemon.reports.kinds import KINDS
+
+    named = [name.strip() for name in text.split(",")]
+    if wrong := [name for name in named if name not in KINDS]:
+        raise ConfigurationError(f"--kinds {text}: there is no kind {wrong[0]!r}; allowed: {', '.join(KINDS)}")
+    return list(dict.fromkeys(named))
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -57,8 +57,10 @@ RELOADABLE = ("archive", "lesions", "reports", "retention", "log")
 log = structlog.get_logger()
 
 
-def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
+def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | None = None) -> Bundle:
     """The bundle the settings name, else the packaged default, else (only where allowed) an untrained one made on the spot.
+
+    That is kept at `made_at`, in the spool directory if not given.
 
     Raises:
         BundleError: see `model.bundle.load_bundle`.
@@ -74,7 +76,7 @@ def open_bundle(settings: Settings, allow_untrained: bool) -> Bundle:
             "model.bundle is not set and no trained bundle is installed; name a bundle, or use --allow-untrained to try the way "
             "of the data with a network whose numbers mean nothing"
         )
-    made = untrained_path(settings)
+    made = made_at or untrained_path(settings)
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         return untrained_bundle(made)

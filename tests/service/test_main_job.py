@@ -45,6 +45,29 @@ def test_a_pacs_on_both_sides_gets_one_report_back_and_no_loop(
     assert service.stop() == 0
 
 
+def test_presentation_state_and_picture_reach_the_pacs_and_make_no_loop(
+    new_service: Callable[..., Service], orthanc: Orthanc, case: Case, tmp_path: Path
+) -> None:
+    kinds = ["tid1500", "gsps", "sc"]
+    service = new_service((orthanc.aet, orthanc.dicom_port), settings={"reports": {"kinds": kinds}})
+    service.start()
+    orthanc.add_modality("mammod", service.aet, service.port)
+    orthanc.auto_route("mammod")
+    dcmsend(case.files, orthanc.host, orthanc.dicom_port, orthanc.aet)
+    service.wait_jobs("done")
+    wait_until(lambda: service.log.count("own report came back") == 3, "all three routed back to us", 60)
+    assert [item.kind for item in service.outbox()] == kinds
+    for item in service.outbox():
+        returned = orthanc.instance_file(item.sop_instance_uid)
+        assert dcmread(io.BytesIO(returned)) == dcmread(service.spool / item.path), "the archive returns it unchanged"
+        (tmp_path / "object.dcm").write_bytes(returned)
+        assert dciodvfy(tmp_path / "object.dcm") == []
+    picture = dcmread(service.spool / service.outbox()[2].path).pixel_array
+    assert (picture[..., 0].astype(int) - picture[..., 2]).max() > 150, "it has the warm colours of a heat map"
+    assert len(service.jobs()) == 1
+    assert service.stop() == 0
+
+
 @pytest.mark.parametrize("way", ["c-get", "c-move"])
 def test_a_missing_image_is_asked_for_from_the_archive(
     way: str, new_service: Callable[..., Service], orthanc: Orthanc, case: Case
