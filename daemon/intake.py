@@ -20,9 +20,9 @@ from daemon.incoming import Incoming
 from daemon.ledger import Ledger, instances, jobs
 from daemon.ledger.instances import Arrival, StoredInstance
 from daemon.lesions import References, lesion_references
-from daemon.lesions.reference import uid_of
 from daemon.reports.identity import is_own_report
 from daemon.spool import Spool
+from daemon.uids import harmless_uid
 
 CANNOT_UNDERSTAND = 0xC000  # PS3.4 table B.2-1
 
@@ -141,11 +141,11 @@ def _uid(header: FileDataset, keyword: str) -> str:
     """A UID that is safe to repeat in the ledger, in queries and in the audit trail; "" where there is none.
 
     Raises:
-        RefusedInstance: status C000, it holds anything but digits and dots.
+        RefusedInstance: status C000, it is no UID.
     """
     uid = str(header.get(keyword) or "")
-    if uid and uid_of(header, keyword) is None:
-        raise RefusedInstance(CANNOT_UNDERSTAND, f"{keyword} is not a UID; expected digits and dots, at most 64")
+    if uid and not harmless_uid(uid):
+        raise RefusedInstance(CANNOT_UNDERSTAND, f"{keyword} is not a UID; expected at most 64 digits and dots")
     return uid
 
 

@@ -9,6 +9,7 @@ import uuid
 NAMESPACE = uuid.UUID("5b0a5a2e-6d0e-4b0c-8f0b-6d616d6d6f64")
 
 _COMPONENT = r"(?:0|[1-9][0-9]*)"
+_HARMLESS = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 _VALID = re.compile(rf"{_COMPONENT}(?:\.{_COMPONENT})*", re.ASCII)
 
 
@@ -24,6 +25,11 @@ def derive_uid(*parts: str) -> str:
 def valid_uid(text: str) -> bool:
     """Whether `text` is a UID by PS3.5 section 9: at most 64 characters, digits and dots, no leading zeros."""
     return len(text) <= 64 and _VALID.fullmatch(text) is not None
+
+
+def harmless_uid(text: str) -> bool:
+    """Whether `text` is a UID but for leading zeros, which some devices write: safe to repeat in logs, queries and the ledger."""
+    return len(text) <= 64 and _HARMLESS.fullmatch(text) is not None
 
 
 def device_uid(bundle_digest: str) -> str:

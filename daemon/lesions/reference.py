@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from pydicom.uid import UID, SegmentationStorage
 
 from daemon.errors import LesionError
 from daemon.lesion import Code, LeftOut, Lesion
+from daemon.uids import harmless_uid
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage, newer than pydicom 3.0
 SEGMENTATION_CLASSES = (SegmentationStorage, LABEL_MAP_STORAGE)
@@ -47,9 +47,9 @@ def image_reference(item: Dataset) -> ImageReference | None:
 
 
 def uid_of(item: Dataset, keyword: str) -> str | None:
-    """A UID; none where it is absent or holds anything but digits and dots, so that it is safe to repeat anywhere."""
+    """A UID; none where it is absent or no UID, so that it is safe to repeat anywhere."""
     uid = str(item.get(keyword) or "")
-    return uid if re.fullmatch(r"[0-9.]{1,64}", uid) else None
+    return uid if harmless_uid(uid) else None
 
 
 def numbers(item: Dataset, keyword: str) -> tuple[int, ...]:

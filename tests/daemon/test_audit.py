@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -342,8 +343,6 @@ def running_rsyslog(folder: Path, port: int, ca: Authority, name: str) -> Iterat
     command = [program("rsyslogd"), "-n", "-f", str(configuration), "-i", str(folder / "pid")]
 
     def listens() -> bool:
-        import socket
-
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:

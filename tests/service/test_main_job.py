@@ -144,28 +144,3 @@ def test_an_archive_that_is_down_delays_the_report_and_loses_none(
         service.start()
         service.wait_jobs("done")
         assert len(late.files()) == 1
-
-
-PLANTED = {
-    "PatientName": "PLANTEDNAME^Jane",
-    "PatientID": "PLANTEDID-4711",
-    "PatientBirthDate": "19610203",
-    "AccessionNumber": "PLANTEDACC",
-}
-
-
-def test_no_patient_data_in_what_the_service_writes_outside_the_spool(
-    new_service: Callable[..., Service], storescp: StoreSCP, case: Case, tmp_path: Path
-) -> None:
-    for dataset, name in ((case.image, "image"), (case.segmentation, "seg")):
-        for keyword, value in PLANTED.items():
-            setattr(dataset, keyword, value)
-        save(dataset, tmp_path / f"{name}.dcm")
-    service = new_service((storescp.aet, storescp.dicom_port), settings={"log": {"level": "debug", "format": "json"}})
-    service.start()
-    dcmsend([tmp_path / "seg.dcm", tmp_path / "image.dcm"], service.host, service.port, service.aet)
-    service.wait_jobs("done")
-    assert service.stop() == 0
-    assert "job classified" in service.log
-    for value in PLANTED.values():
-        assert value not in service.log
