@@ -171,6 +171,8 @@ class Lesions(_Section):
 class Reports(_Section):
     # A name stands here once `daemon.reports.kinds` can build it.
     kinds: tuple[Literal["tid1500", "mammo-cad-sr", "gsps", "sc"], ...] = Field(("tid1500",), min_length=1)
+    on_nothing: bool = False
+    on_failure: bool = False
 
     @field_validator("kinds")
     @classmethod
@@ -178,6 +180,12 @@ class Reports(_Section):
         if len(set(kinds)) < len(kinds):
             raise ValueError("a kind of report is named twice; name each once")
         return kinds
+
+    @model_validator(mode="after")
+    def _can_say_it(self) -> Reports:
+        if (self.on_nothing or self.on_failure) and "tid1500" not in self.kinds:
+            raise ValueError('on_nothing and on_failure are reports of the kind "tid1500"; name it in kinds too')
+        return self
 
 
 class Retention(_Section):

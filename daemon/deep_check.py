@@ -12,6 +12,7 @@ from pydicom import dcmread
 from sqlalchemy import Connection, Row, select, text
 
 from daemon.ledger import Ledger, jobs
+from daemon.ledger.jobs import newest_reports
 from daemon.ledger.schema import InstanceState, JobState, OutboxState
 from daemon.ledger.schema import instances as instance_table
 from daemon.ledger.schema import jobs as job_table
@@ -122,11 +123,11 @@ def _job_faults(
 ) -> Iterator[str]:
     """What a job's state claims about its reports and reason, and does not hold."""
     here = {row.id for row in instances}
-    newest: dict[int, dict[str, Row]] = {}
-    for report in sorted(reports, key=lambda row: row.id):
-        newest.setdefault(report.job_id, {})[report.kind] = report
+    reports_of: dict[int, list[Row]] = {}
+    for report in reports:
+        reports_of.setdefault(report.job_id, []).append(report)
     for job in job_rows:
-        states = {report.state for report in newest.get(job.id, {}).values()}
+        states = {report.state for report in newest_reports(reports_of.get(job.id, []))}
         name = f"job {job.id} ({job.state})"
         if job.instance_id not in here:
             yield f"{name}: its lesion object has no row; have it sent again"

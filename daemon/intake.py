@@ -106,16 +106,15 @@ class Intake:
         if references is None and unusable is None:
             return
         needed = (*references.image_uids, *references.segmentation_uids) if references else ()
-        job_id = jobs.create(connection, instance_id, uid, needed, self._bundle, now)
-        if unusable:
-            jobs.quarantine_unread(connection, job_id, unusable, now)
+        # One that names nothing is ready at once: the worker quarantines it, and reports that where it shall.
+        jobs.create(connection, instance_id, uid, needed, self._bundle, now)
 
     @staticmethod
     def _say(
         bound: structlog.stdlib.BoundLogger, instance: StoredInstance, arrival: Arrival, unusable: str | None
     ) -> None:
         if unusable:
-            bound.warning("lesion object quarantined", reason=unusable)
+            bound.warning("lesion object cannot be used", reason=unusable)
         elif arrival is Arrival.CHANGED:
             bound.warning("same SOP Instance UID with other content: both kept, the newer one is used")
         else:

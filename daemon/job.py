@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from config.errors import MammodError
 from config.settings import Settings
 from daemon.errors import LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
-from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs
+from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.reports.facts import Predecessor
 from daemon.reports.kinds import WITH_PICTURES
 from daemon.spool import Spool
@@ -25,6 +26,7 @@ from model.errors import ImageError
 
 RETRY_AFTER_S = 30
 MAX_INTERNAL_FAILURES = 3
+NOTHING = "nothing to classify"
 
 log = structlog.get_logger()
 
@@ -51,18 +53,17 @@ class JobWorker:
                 jobs.needs_more(connection, job, error.uids, time.time())
             bound.info("waits for more instances", missing=error.uids)
         except (LesionError, ImageError, ReportError) as error:
-            with self._ledger.write() as connection:
-                jobs.quarantine(connection, job, str(error), time.time())
+            self._quarantine(job, str(error), bound)
             bound.warning("job quarantined", reason=str(error))
         except Exception as error:
             # A message may quote the data set: the ledger and the log get the kind and the place only.
             ours = isinstance(error, MammodError)
             reason = str(error) if ours else f"internal failure: {type(error).__name__} at {_place(error)}"
             bound.error("job failed", reason=reason, attempt=job.attempts)
-            with self._ledger.write() as connection:
-                if job.attempts >= MAX_INTERNAL_FAILURES:
-                    jobs.quarantine(connection, job, reason, time.time())
-                else:
+            if job.attempts >= MAX_INTERNAL_FAILURES:
+                self._quarantine(job, reason, bound)
+            else:
+                with self._ledger.write() as connection:
                     jobs.try_again(connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts)
 
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
@@ -76,11 +77,10 @@ class JobWorker:
         for left_out in classified.reading.left_out:
             bound.info("left out", what=left_out.what, reason=left_out.reason)
         if not classified.results:
-            with self._ledger.write() as connection:
-                jobs.done(connection, job, "nothing to classify", _facts(classified), time.time())
-            bound.info("nothing to classify")
+            self._nothing_to_classify(job, inputs, classified)
+            bound.info(NOTHING)
             return
-        made = self._pipeline.write(inputs, classified, kinds, self._predecessor_of(inputs))
+        made = self._pipeline.write(inputs, classified, kinds, self._predecessor_of(inputs.source_uid))
         for kind, reason in made.refused.items():
             bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
         reports = [self._place(report) for report in made.written]
@@ -95,10 +95,51 @@ class JobWorker:
         else:
             bound.info("an input changed meanwhile: this work is dropped")
 
-    def _predecessor_of(self, inputs: Inputs) -> Callable[[str, str], Predecessor | None]:
+    def _nothing_to_classify(self, job: Row, inputs: Inputs, classified: Classified) -> None:
+        reports = []
+        if self._settings().reports.on_nothing:
+            written = self._pipeline.write_without_result(
+                inputs,
+                classified.digest,
+                "what is marked is no lesion",
+                self._predecessor_of(job.source_uid),
+                failed=False,
+                left_out=classified.reading.left_out,
+            )
+            reports = [self._place(written)]
+        with self._ledger.write() as connection:
+            now = time.time()
+            if not reports:
+                jobs.done(connection, job, NOTHING, _facts(classified), now)
+            elif jobs.sending(connection, job, _facts(classified), now, reason=NOTHING):
+                outbox.put(connection, job.id, job.source_uid, reports, now)
+
+    def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+        reports = []
+        if self._settings().reports.on_failure:
+            try:
+                reports = [self._place(self._failure(job, reason))]
+            except Exception as error:  # what failed may be too broken even to be referred to
+                said = str(error) if isinstance(error, MammodError) else f"{type(error).__name__} at {_place(error)}"
+                bound.warning("no report of the failure", reason=said)
+        with self._ledger.write() as connection:
+            now = time.time()
+            if jobs.quarantine(connection, job, reason, now) and reports:
+                outbox.put(connection, job.id, job.source_uid, reports, now)
+
+    def _failure(self, job: Row, reason: str) -> Written:
+        """The report that a job failed; the same failure over the same content is the same report."""
+        source, path_of = _files(self._ledger, self._spool, job)
+        inputs = read_what_is_here(self._spool.absolute(source.path), path_of)
+        digest = hashlib.sha256(f"failed {source.digest} {reason}".encode()).hexdigest()
+        return self._pipeline.write_without_result(
+            inputs, digest, reason, self._predecessor_of(job.source_uid), failed=True
+        )
+
+    def _predecessor_of(self, source_uid: str) -> Callable[[str, str], Predecessor | None]:
         def find(kind: str, sop_instance_uid: str) -> Predecessor | None:
             with self._ledger.read() as connection:
-                row = outbox.newest_of(connection, inputs.source_uid, kind, other_than=sop_instance_uid)
+                row = outbox.newest_of(connection, source_uid, kind, other_than=sop_instance_uid)
             return row and (row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid)
 
         return find
@@ -125,6 +166,12 @@ def load_inputs(ledger: Ledger, spool: Spool, job: Row) -> Inputs:
     Raises:
         MissingInstances, LesionError: see `daemon.pipeline.read_inputs`.
     """
+    source, path_of = _files(ledger, spool, job)
+    return read_inputs(spool.absolute(source.path), path_of)
+
+
+def _files(ledger: Ledger, spool: Spool, job: Row) -> tuple[Row, Callable[[str], Path | None]]:
+    """The row of the job's lesion object, and the file of each instance in its current version."""
     with ledger.read() as connection:
         source = instances.by_id(connection, job.instance_id)
 
@@ -133,7 +180,7 @@ def load_inputs(ledger: Ledger, spool: Spool, job: Row) -> Inputs:
             row = instances.current(connection, [uid]).get(uid)
         return spool.absolute(row.path) if row else None
 
-    return read_inputs(spool.absolute(source.path), path_of)
+    return source, path_of
 
 
 def part10(report: Dataset) -> bytes:

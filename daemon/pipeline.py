@@ -16,8 +16,9 @@ from pydicom import Dataset, dcmread
 from daemon.classifier import Classifier
 from daemon.decode import DecoderPool
 from daemon.errors import LesionError, ReportError
-from daemon.lesion import Lesion, LesionReading
+from daemon.lesion import LeftOut, Lesion, LesionReading
 from daemon.lesions import lesion_references, read_lesions
+from daemon.reports import without_result
 from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
 from daemon.reports.kinds import KINDS
 from daemon.view import View
@@ -117,6 +118,19 @@ def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inp
     )
 
 
+def read_what_is_here(source_path: Path, path_of: Callable[[str], Path | None]) -> Inputs:
+    """The headers of a lesion object and of those images it names that are here: enough to refer to them."""
+    source = dcmread(source_path, stop_before_pixels=True)
+    try:
+        references = lesion_references(source)
+    except LesionError:
+        references = None
+    named = {uid: path_of(uid) for uid in (references.image_uids if references else ())}
+    paths = {uid: path for uid, path in named.items() if path is not None}
+    images = {uid: dcmread(path, stop_before_pixels=True) for uid, path in paths.items()}
+    return Inputs(source, images, paths, {})
+
+
 def _here(uids: Sequence[str], path_of: Callable[[str], Path | None]) -> dict[str, Path]:
     paths = {uid: path_of(uid) for uid in dict.fromkeys(uids)}
     missing = [uid for uid, path in paths.items() if path is None]
@@ -207,6 +221,29 @@ class Pipeline:
         if not written:
             raise ReportError("; ".join(dict.fromkeys(refused.values())))
         return Reports(tuple(written), refused)
+
+    def write_without_result(
+        self,
+        inputs: Inputs,
+        digest: str,
+        reason: str,
+        predecessor_of: Callable[[str, str], Predecessor | None],
+        *,
+        failed: bool,
+        left_out: Sequence[LeftOut] = (),
+    ) -> Written:
+        """The report that says that a lesion object has no result: nothing to classify, or failed.
+
+        `digest` stands for what was read, in the report's UIDs.
+
+        Raises:
+            ReportError: the lesion object does not give what a report needs.
+        """
+        kind = without_result.KIND
+        edition = Edition(kind, inputs.source_uid, digest, self._bundle, datetime.now(UTC))
+        edition = replace(edition, predecessor=predecessor_of(kind, edition.sop_instance_uid()))
+        case = Case(inputs.source, inputs.images, (), self._algorithm, left_out)
+        return Written(kind, without_result.build(case, edition, failed, reason))
 
 
 def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[str, Dataset]) -> str:

@@ -33,7 +33,7 @@ from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.listener import Listener
 from daemon.outgoing import StoreOutcome
 from daemon.pipeline import Pipeline
-from daemon.reports.facts import Algorithm
+from daemon.reports.facts import Algorithm, Measured
 from daemon.sd_notify import sd_notify, watchdog_interval_s
 from daemon.sender import send_due
 from daemon.spool import Spool
@@ -102,6 +102,8 @@ def algorithm(bundle: Bundle) -> Algorithm:
         trained=manifest.trained,
         threshold=manifest.threshold,
         intended_use=manifest.intended_use,
+        temperature=manifest.temperature,
+        measured=tuple(Measured(**metric.model_dump()) for metric in manifest.metrics),
     )
 
 

@@ -173,9 +173,9 @@ def _finish(connection: Connection, job: Row, now: float, **values: Any) -> bool
     return bool(moved)
 
 
-def sending(connection: Connection, job: Row, result: Any, now: float) -> bool:
+def sending(connection: Connection, job: Row, result: Any, now: float, reason: str | None = None) -> bool:
     """The job's reports are made; call `outbox.put` in the same transaction. False: its inputs changed meanwhile."""
-    return _finish(connection, job, now, state=JobState.SENDING, result=result, reason=None)
+    return _finish(connection, job, now, state=JobState.SENDING, result=result, reason=reason)
 
 
 def done(connection: Connection, job: Row, reason: str, result: Any, now: float) -> bool:
@@ -188,26 +188,23 @@ def quarantine(connection: Connection, job: Row, reason: str, now: float) -> boo
     return _finish(connection, job, now, state=JobState.QUARANTINED, reason=reason, finished_at=now)
 
 
-def quarantine_unread(connection: Connection, job_id: int, reason: str, now: float) -> None:
-    """A lesion object that can be seen on arrival to be unusable (it names no image)."""
-    connection.execute(
-        update(jobs).where(jobs.c.id == job_id).values(state=JobState.QUARANTINED, reason=reason, finished_at=now)
-    )
-
-
 def try_again(connection: Connection, job: Row, reason: str, when: float) -> bool:
     """Something of ours failed over this job: another attempt at `when`."""
     return _finish(connection, job, when, state=JobState.READY, reason=reason, not_before=when)
 
 
-def _newest_reports(connection: Connection, job_id: int) -> Sequence[Row]:
-    """The newest outbox items of each kind; older ones were replaced by them, whatever became of those.
+def newest_reports(items: Iterable[Row]) -> list[Row]:
+    """Of the outbox items of one job the newest of each kind; older ones were replaced by them, whatever became of those.
 
     The objects of a kind that were put into the outbox together carry the same time.
     """
-    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id)).all()
-    newest = {item.kind: item.created_at for item in items}
-    return [item for item in items if item.created_at == newest[item.kind]]
+    ordered = sorted(items, key=lambda item: item.id)
+    newest = {item.kind: item.created_at for item in ordered}
+    return [item for item in ordered if item.created_at == newest[item.kind]]
+
+
+def _newest_reports(connection: Connection, job_id: int) -> list[Row]:
+    return newest_reports(connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all())
 
 
 def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float) -> None:
@@ -232,7 +229,7 @@ def settle(connection: Connection, job_id: int, now: float) -> None:
         .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED]))
         .values(
             state=JobState.FAILED if refused else JobState.DONE,
-            reason=refused[0].reason if refused else None,
+            reason=refused[0].reason if refused else jobs.c.reason,
             finished_at=now,
         )
     )
@@ -268,7 +265,13 @@ def forget_finished(
     connection: Connection, before: float, states: Sequence[JobState], source_uid: str | None = None
 ) -> list[str]:
     """Remove jobs in these finished states that ended before `before`, with their outbox rows; returns the reports' paths."""
-    chosen = select(jobs.c.id).where(jobs.c.state.in_([str(state) for state in states]), jobs.c.finished_at < before)
+    # A quarantined job may have a report that says so and that still waits for the archive.
+    waiting = exists().where(
+        outbox.c.job_id == jobs.c.id, outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING])
+    )
+    chosen = select(jobs.c.id).where(
+        jobs.c.state.in_([str(state) for state in states]), jobs.c.finished_at < before, ~waiting
+    )
     if source_uid is not None:
         chosen = chosen.where(jobs.c.source_uid == source_uid)
     ids = list(connection.execute(chosen).scalars())

@@ -7,7 +7,7 @@ Job:       waiting -> ready -> running -> sending -> done
                                   |          `-> failed (the archive refuses the report for good)
                                   |-> done (nothing to classify, or nothing new to report)
                                   |-> ready (interrupted, or an input changed meanwhile)
-                                  `-> quarantined (input cannot be used; the reason says why)
+                                  `-> quarantined (input cannot be used; the reason says why; there may be a report of it)
            any unfinished state -> superseded (the lesion object itself was replaced)
            done, failed, quarantined -> ready (an image was replaced, or an operator retries)
 Outbox:    queued -> stored | failed;  failed -> queued (an operator retries)

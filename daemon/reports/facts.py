@@ -24,11 +24,24 @@ DESCRIPTION_UNTRAINED = "RESEARCH ONLY: UNTRAINED MODEL, result is meaningless"
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A figure of the bundle with its 95 % interval, where one was measured, and on how many lesions of what."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    data: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """The facts of the bundle that made the predictions.
 
     `device_uid` comes from the bundle's digest (`daemon.uids.device_uid`); `threshold` is the probability (0..1) from
-    which a lesion is called malignant; `intended_use` is the manifest's own sentence.
+    which a lesion is called malignant; `intended_use` is the manifest's own sentence. `temperature` is what the network's
+    logit is divided by (1: probabilities as the network gives them); `measured` is what is known of its performance.
     """
 
     name: str
@@ -37,6 +50,8 @@ class Algorithm:
     trained: bool
     threshold: float
     intended_use: str
+    temperature: float = 1.0
+    measured: tuple[Measured, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +127,38 @@ def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list
     statements.append(
         f"A lesion is called malignant from a probability of {100 * algorithm.threshold:.2f} % on, otherwise benign."
     )
+    statements.append(_calibration(algorithm))
+    if algorithm.measured:
+        statements.append(f"Measured: {'; '.join(map(_figure, algorithm.measured))}.")
     statements.extend(f"Not classified: {item.what}: {item.reason.rstrip('.')}." for item in left_out)
     return statements
+
+
+def without_result_statements(
+    algorithm: Algorithm, failed: bool, reason: str, left_out: Sequence[LeftOut]
+) -> list[str]:
+    """What a reader must know of a report that has no result; the second says why."""
+    why = "Failed: the marked lesions were NOT classified" if failed else "There was nothing to classify"
+    statements = [RESEARCH_USE, f"{why}: {reason.rstrip('.')}. This says nothing of the images."]
+    if not algorithm.trained:
+        statements.append(UNTRAINED)
+    return statements + [f"Not classified: {item.what}: {item.reason.rstrip('.')}." for item in left_out]
+
+
+def _calibration(algorithm: Algorithm) -> str:
+    """How far a probability may be taken at its word."""
+    if algorithm.temperature != 1:
+        made = f"The probabilities are calibrated (temperature {algorithm.temperature:.4g})."
+    else:
+        made = "The probabilities are as the network gives them; the bundle states no calibration."
+    return f"{made} No confidence interval of a single probability is known."
+
+
+def _figure(measured: Measured) -> str:
+    interval = ""
+    if measured.low is not None and measured.high is not None:
+        interval = f" (95 % confidence interval {measured.low:.3g} to {measured.high:.3g})"
+    return f"{measured.name} {measured.value:.3g}{interval} on {measured.count} lesions of {measured.data}"
 
 
 def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
@@ -132,11 +177,9 @@ def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
     return statements
 
 
-def algorithm_parameters(result: Result, algorithm: Algorithm) -> tuple[str, ...]:
-    """What a repetition of the work has to use again."""
-    return (
-        f"threshold={algorithm.threshold:g}",
-        f"engine={result.prediction.engine}",
-        f"bundle={result.prediction.bundle}",
-        f"trained={'yes' if algorithm.trained else 'NO'}",
-    )
+def algorithm_parameters(algorithm: Algorithm, bundle: str, engine: str | None) -> list[str]:
+    """What a repetition of the work has to use again; `engine` is None where nothing was classified."""
+    parameters = [f"threshold={algorithm.threshold:g}", f"temperature={algorithm.temperature:g}"]
+    if engine is not None:
+        parameters.append(f"engine={engine}")
+    return [*parameters, f"bundle={bundle}", f"trained={'yes' if algorithm.trained else 'NO'}"]

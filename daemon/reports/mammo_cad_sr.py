@@ -238,7 +238,7 @@ def _algorithm(result: Result, algorithm: Algorithm, text: Text) -> Iterable[Dat
         content.text(relationship, DCM.AlgorithmVersion, text(algorithm.version)),
         *(
             content.text(relationship, DCM.AlgorithmParameters, text(parameter))
-            for parameter in algorithm_parameters(result, algorithm)
+            for parameter in algorithm_parameters(algorithm, result.prediction.bundle, result.prediction.engine)
         ),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import highdicom as hd
 import numpy as np
@@ -47,6 +48,8 @@ PIXELS = Concept("{pixels}", "UCUM", "Pixels")
 
 SERIES_NUMBER = 9147  # type 1 in the SR series; far from the numbers that modalities give
 
+Group: TypeAlias = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
+
 LABELMAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0 has no name for it
 
 
@@ -65,38 +68,48 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
     home = home_image(case, shown)
     header = image_header.patient_and_study(home)
     text = Text.encodable_with(header)
-    (root,) = _content(case, home, shown, text)
+    groups = [
+        _group(result, known_as, shown[result.lesion.image_uid], case.algorithm, text)
+        for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
+    ]
+    statements = report_statements(case.algorithm, case.left_out)
+    root = measurement_report(case, home, shown, groups, statements, text)
     evidence = (home, *shown.values(), case.source)
     return [sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
 
 
-def _content(case: Case, home: Dataset, shown: Mapping[str, Dataset], text: Text) -> hd.sr.MeasurementReport:
-    """The content tree: TID 1500 with what a reader must know before the image library and the measurements."""
-    algorithm = case.algorithm
+def measurement_report(
+    case: Case,
+    home: Dataset,
+    shown: Mapping[str, Dataset],
+    groups: Sequence[Group],
+    statements: Iterable[str],
+    text: Text,
+) -> Dataset:
+    """The root container of TID 1500, with what a reader must know before the image library and the measurements."""
     observer = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=algorithm.device_uid, name=MODEL_NAME, manufacturer_name=MANUFACTURER, model_name=text(algorithm.name)
+        uid=case.algorithm.device_uid,
+        name=MODEL_NAME,
+        manufacturer_name=MANUFACTURER,
+        model_name=text(case.algorithm.name),
     )
-    content = hd.sr.MeasurementReport(
+    (root,) = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(
             observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, observer)
         ),
         procedure_reported=text.concepts(image_header.procedures(home)) or MAMMOGRAPHY,
-        imaging_measurements=[
-            _group(result, known_as, shown[result.lesion.image_uid], algorithm, text)
-            for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
-        ],
+        imaging_measurements=groups,
     )
-    items = content[0].ContentSequence
-    for item in (
-        *(_comment(statement, text) for statement in report_statements(algorithm, case.left_out)),
-        _source_item(case.source),
-        _image_library(shown.values(), text),
-    ):
+    items = root.ContentSequence
+    additions = [*(comment(statement, text) for statement in statements), _source_item(case.source)]
+    if shown:
+        additions.append(_image_library(shown.values(), text))
+    for item in additions:
         items.insert(len(items) - 1, item)  # the measurements stay last
-    return content
+    return root
 
 
-def _comment(statement: str, text: Text) -> hd.sr.TextContentItem:
+def comment(statement: str, text: Text) -> hd.sr.TextContentItem:
     return hd.sr.TextContentItem(COMMENT, text(statement), relationship_type="CONTAINS")
 
 
@@ -150,9 +163,7 @@ def _library_entry(image: Dataset, text: Text) -> hd.sr.ImageContentItem:
     return entry
 
 
-def _group(
-    result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: Text
-) -> hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations:
+def _group(result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: Text) -> Group:
     """The measurement group of one lesion: TID 1410, or TID 1501 where the region is a MULTIPOINT.
 
     TID 1410 forbids a MULTIPOINT as image region; there the probability is inferred from the points (TID 320).
@@ -173,7 +184,7 @@ def _group(
         "tracking_identifier": hd.sr.TrackingIdentifier(uid=known_as[1], identifier=known_as[0]),
         "finding_type": text.concept(lesion.finding) or LESION,
         "finding_sites": _finding_sites(lesion, image, text),
-        "algorithm_id": _algorithm_identification(result, algorithm, text),
+        "algorithm_id": algorithm_identification(algorithm, prediction.bundle, prediction.engine, text),
         "measurements": [probability],
         "qualitative_evaluations": [interpretation],
     }
@@ -184,7 +195,7 @@ def _group(
             **content, referenced_region=region, geometric_purpose=BOUNDED_BY
         )
     for statement in lesion_statements(result, algorithm):
-        group[0].ContentSequence.append(_comment(statement, text))
+        group[0].ContentSequence.append(comment(statement, text))
     return group
 
 
@@ -212,11 +223,13 @@ def _finding_sites(lesion: Lesion, image: Dataset, text: Text) -> list[hd.sr.Fin
     return [hd.sr.FindingSite(site, laterality=side)] if site else None
 
 
-def _algorithm_identification(result: Result, algorithm: Algorithm, text: Text) -> hd.sr.AlgorithmIdentification:
+def algorithm_identification(
+    algorithm: Algorithm, bundle: str, engine: str | None, text: Text
+) -> hd.sr.AlgorithmIdentification:
     """TID 4019."""
     return hd.sr.AlgorithmIdentification(
         name=text(algorithm.name),
         version=text(algorithm.version),
-        parameters=[text(parameter) for parameter in algorithm_parameters(result, algorithm)],
+        parameters=[text(parameter) for parameter in algorithm_parameters(algorithm, bundle, engine)],
         manufacturer=MANUFACTURER,
     )

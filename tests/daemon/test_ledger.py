@@ -290,6 +290,34 @@ def test_retention_takes_what_is_finished_and_leaves_what_is_not(ledger: Ledger)
         assert connection.execute(select(job_table.c.id).where(job_table.c.id == done)).all() == []
 
 
+def test_a_report_of_a_failure_goes_out_and_is_not_forgotten_before(ledger: Ledger) -> None:
+    arrive(ledger, stored(IMAGE))
+    job = lesion_job(ledger)
+    row = claim_one(ledger)
+    with ledger.write() as connection:
+        assert jobs.quarantine(connection, row, "cannot be used", 11.0)
+        outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0)
+        assert jobs.forget_finished(connection, 100.0, [JobState.QUARANTINED]) == [], "its report is not stored yet"
+        (item,) = outbox.due(connection, 11.0, 10)
+        outbox.stored(connection, item.id, 0, None, 12.0)
+    assert state_of(ledger, job) == "quarantined"
+    with ledger.write() as connection:
+        assert jobs.forget_finished(connection, 100.0, [JobState.QUARANTINED]) == ["2.25.1"]
+
+
+def test_a_job_keeps_why_its_report_holds_no_result(ledger: Ledger) -> None:
+    arrive(ledger, stored(IMAGE))
+    job = lesion_job(ledger)
+    row = claim_one(ledger)
+    with ledger.write() as connection:
+        jobs.sending(connection, row, {}, 11.0, reason="nothing to classify")
+        outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0)
+        (item,) = outbox.due(connection, 11.0, 10)
+        outbox.stored(connection, item.id, 0, None, 12.0)
+        (ended,) = connection.execute(select(job_table.c.state, job_table.c.reason)).all()
+    assert tuple(ended) == ("done", "nothing to classify")
+
+
 def test_a_job_that_waits_is_asked_for_after_its_time_and_again_later(ledger: Ledger) -> None:
     job = lesion_job(ledger, (IMAGE, "1.2.3.2"), now=100.0)
     arrive(ledger, stored("1.2.3.2"))

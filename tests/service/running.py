@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from sqlalchemy import Row, select
 
 from config.settings import ENVIRONMENT_PREFIX
 from daemon.ledger import Ledger
+from daemon.ledger.jobs import retry
 from daemon.ledger.schema import instances, jobs, outbox
 from tests.peers.programs import free_port, wait_until
 
@@ -116,6 +118,15 @@ class Service:
 
     def instances(self) -> Sequence[Row]:
         return self.rows(instances)
+
+    def retry(self, job_id: int) -> str:
+        """What `mammod jobs retry` does; the service finds the job at its next look into the ledger."""
+        ledger = Ledger(f"sqlite:///{self.spool / 'ledger.sqlite'}")
+        try:
+            with ledger.write() as connection:
+                return retry(connection, job_id, time.time())
+        finally:
+            ledger.close()
 
     def wait_jobs(self, *states: str, limit_s: float = WORK_LIMIT_S) -> None:
         """Wait until the jobs' states, in the order of creation, are `states`."""

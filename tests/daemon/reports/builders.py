@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from daemon.lesion import Code, LeftOut, Lesion, Region
-from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
+from daemon.reports.facts import Algorithm, Case, Edition, Measured, Predecessor, Result
 from daemon.reports.kinds import KINDS
 from daemon.uids import derive_uid, device_uid
 from model.prediction import Prediction
@@ -40,6 +40,11 @@ TRAINED = Algorithm(
     trained=True,
     threshold=0.5,
     intended_use="Research on marked lesions in mammograms",
+    temperature=1.25,
+    measured=(
+        Measured("AUC", 0.8123, 0.7754, 0.8456, "CBIS-DDSM, test set", 704),
+        Measured("accuracy", 0.75, None, None, "CBIS-DDSM, test set", 704),
+    ),
 )
 UNTRAINED = Algorithm(
     name="Xception-C",
@@ -137,6 +142,14 @@ def source(sop_class_uid: str = SEG, name: str = "lesions", **changes: Any) -> D
     instance.SeriesInstanceUID = uid("series", "source", name)
     for keyword, value in changes.items():
         setattr(instance, keyword, value)
+    return as_read(instance)
+
+
+def patient_of(instance: Dataset) -> Dataset:
+    """`instance` with the patient and study of `mammogram`, as a real lesion object has them."""
+    image = mammogram()
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber"):
+        setattr(instance, keyword, image[keyword].value)
     return as_read(instance)
 
 

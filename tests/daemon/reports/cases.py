@@ -12,7 +12,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from daemon.lesion import LeftOut
-from daemon.reports.facts import Result
+from daemon.reports.facts import Case, Edition, Result
+from daemon.reports.without_result import build as build_without_result
 from tests.daemon.reports import builders as b
 
 
@@ -147,13 +148,42 @@ CASES: dict[str, Callable[[], Given]] = {
 
 # Whose images say laterality and view, without which there is no Mammography CAD SR.
 CAD_CASES = [case for case in CASES if case not in ("bare", "empty orientation", "no sex")]
-DOCUMENTS = [("tid1500", case) for case in CASES] + [("mammo-cad-sr", case) for case in CAD_CASES]
+
+
+def without_result(failed: bool, *images: Dataset, of: Dataset | None = None, **more: Any) -> Dataset:
+    """The report that says why there is no result."""
+    of = of or b.patient_of(b.source())
+    case = Case(of, {str(image.SOPInstanceUID): image for image in images}, (), b.UNTRAINED, **more)
+    predecessor = (b.COMPREHENSIVE_3D_SR, b.uid("old"), b.uid("old series"), b.uid("study"))
+    edition = Edition("tid1500", str(of.SOPInstanceUID), "reading", b.BUNDLE, b.WRITTEN_AT, predecessor)
+    return build_without_result(case, edition, failed, "image 1.2.3 has 2 rows; expected 4 as in the segmentation")
+
+
+WITHOUT_RESULT: dict[str, Callable[[], Dataset]] = {
+    "failed": lambda: without_result(True, b.mammogram("rcc"), b.mammogram("lmlo")),
+    "failed without images": lambda: without_result(True),
+    "failed, from SR": lambda: without_result(True, of=b.patient_of(b.source(b.COMPREHENSIVE_SR))),
+    "failed, images of two patients": lambda: without_result(True, b.mammogram(), b.mammogram("x", PatientID="P-2")),
+    "failed, bare": lambda: without_result(True, b.bare_mammogram(), of=b.source()),
+    "nothing": lambda: without_result(False, b.mammogram(), left_out=[LeftOut("segment 1", "it is skin")]),
+}
+
+DOCUMENTS = [
+    *(("tid1500", case) for case in CASES),
+    *(("mammo-cad-sr", case) for case in CAD_CASES),
+    *(("without-result", case) for case in WITHOUT_RESULT),
+]
+"""Every document there is, by kind and case; `without-result` is a report of the kind tid1500 too."""
+
+
+def make(case: str, kind: str) -> Dataset:
+    return WITHOUT_RESULT[case]() if kind == "without-result" else CASES[case]().report(kind)
 
 
 @cache
 def file_of(case: str, kind: str = "tid1500") -> bytes:
     """The report of this case as a file, made once."""
-    return b.saved(CASES[case]().report(kind))
+    return b.saved(make(case, kind))
 
 
 def read(case: str, kind: str = "tid1500") -> Dataset:

@@ -22,7 +22,7 @@ from daemon.reports.facts import RESEARCH_USE, UNTRAINED
 from daemon.uids import valid_uid
 from model.prediction import Prediction
 from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import CASES, DOCUMENTS, file_of, read
+from tests.daemon.reports.cases import DOCUMENTS, file_of, make, read
 from tests.peers.programs import dciodvfy
 
 TRACKING_ID, TRACKING_UID, PROBABILITY, FINDING, SITE, SIDE = (
@@ -215,6 +215,22 @@ def test_the_equipment_is_the_bundle() -> None:
     assert "Research use only" in equipment.ContributionDescription
 
 
+def test_what_was_measured_and_how_far_a_probability_can_be_trusted_is_said() -> None:
+    said = b.texts(simple(), COMMENT)
+    assert (
+        "Measured: AUC 0.812 (95 % confidence interval 0.775 to 0.846) on 704 lesions of CBIS-DDSM, test set; "
+        "accuracy 0.75 on 704 lesions of CBIS-DDSM, test set." in said
+    )
+    assert (
+        "The probabilities are calibrated (temperature 1.25). No confidence interval of a single probability is known."
+        in said
+    )
+    assert "temperature=1.25" in b.texts(simple(), "111002")
+    untrained = b.texts(read("untrained"), COMMENT)
+    assert any("the bundle states no calibration" in line for line in untrained)
+    assert not any(line.startswith("Measured") for line in untrained)
+
+
 def test_a_trained_model_is_not_called_untrained() -> None:
     assert "UNTRAINED" not in str(simple())
 
@@ -375,7 +391,7 @@ def test_the_issuer_of_the_patient_id_is_copied_with_its_qualifiers() -> None:
 
 @pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
 def test_the_same_arguments_give_the_same_bytes(kind: str, case: str) -> None:
-    assert b.saved(CASES[case]().report(kind)) == file_of(case, kind)
+    assert b.saved(make(case, kind)) == file_of(case, kind)
 
 
 def test_every_time_in_the_report_is_given_and_not_the_clocks() -> None:
