@@ -78,8 +78,12 @@ def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | No
         )
     made = made_at or untrained_path(settings)
     if not made.exists():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        return untrained_bundle(made)
+        made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        bundle = untrained_bundle(made)
+        made.chmod(0o700)  # like all of the spool
+        for file in made.iterdir():
+            file.chmod(0o600)
+        return bundle
     return load_bundle(made, allow_untrained=True)
 
 

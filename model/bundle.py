@@ -290,7 +290,12 @@ def _assign(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Path) ->
             f"such as {min(different)}"
         )
     for name, variable in variables.items():
-        values = arrays[name]
+        try:
+            values = arrays[name]
+        except ValueError as error:  # an object that only pickle could read
+            raise BundleError(
+                f"{path / WEIGHTS}: {name} is no array of numbers; the bundle is not one of mammod's"
+            ) from error
         if values.shape != tuple(variable.shape):
             raise BundleError(f"{path / WEIGHTS}: {name} has shape {values.shape}, not {tuple(variable.shape)}")
         variable.assign(values.astype(np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -156,6 +157,32 @@ def test_damaged_and_missing_files_are_refused(copy: Path, tmp_path: Path) -> No
         load_bundle(copy)
     with pytest.raises(BundleError, match=r"no bundle in .*nowhere"):
         load_bundle(tmp_path / "nowhere")
+
+
+class _Payload:
+    """Unpickling it would create a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+def test_a_bundle_with_a_pickle_in_it_is_refused_and_the_pickle_never_read(copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    with np.load(copy / "weights.npz") as arrays:
+        harmful: dict[str, Any] = dict(arrays)
+    name = next(iter(harmful))
+    harmful[name] = np.array([_Payload(target)], dtype=object)
+    np.savez(copy / "weights.npz", **harmful)
+    digest = hashlib.sha256((copy / "weights.npz").read_bytes()).hexdigest()
+    _change(copy, lambda manifest: manifest.update(weights_sha256=digest))
+    with pytest.raises(BundleError, match="no array of numbers"):
+        load_bundle(copy).network()
+    assert not target.exists()
+    np.load(copy / "weights.npz", allow_pickle=True)[name]
+    assert target.exists(), "it would have been executed"
 
 
 def test_weights_of_another_network_are_refused(copy: Path) -> None:
