@@ -33,6 +33,8 @@ from daemon.service import algorithm, open_bundle
 from daemon.status import RESEARCH_USE
 from model.bundle import Bundle
 
+_PIPE_WIDTH = 160  # of the table where no terminal says its own
+
 
 @dataclass
 class Files:
@@ -250,7 +252,11 @@ def _progress(console: Console, doing: str, items: Iterable[Any], total: int | N
 
 def _print_table(outcomes: Sequence[Outcome], files: Files, bundle: Bundle) -> None:
     console = Console(markup=False, highlight=False)
-    table = Table("lesion", "image", "box", "probability of cancer", "class", "remarks", title=RESEARCH_USE)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    table = Table(title=RESEARCH_USE)
+    for heading in ("lesion", "image", "box", "probability of cancer", "class", "remarks"):
+        table.add_column(heading, overflow="fold")  # a name that was cut short names nothing
     for outcome in outcomes:
         for number, result in enumerate(_results(outcome), start=1):
             lesion, prediction = result.lesion, result.prediction
