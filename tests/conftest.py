@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.peers.fixtures", "tests.service.fixtures", "tests.faults.certificates"]
+pytest_plugins = [
+    "tests.peers.fixtures",
+    "tests.service.fixtures",
+    "tests.faults.certificates",
+    "tests.browser.fixtures",
+]

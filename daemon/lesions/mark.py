@@ -149,14 +149,19 @@ def _drawn(regions: list[Region], image_size: tuple[int, int], one_place: bool) 
     if closed and not one_place:
         regions = closed
     if len(regions) == 1 or (closed and not one_place):
-        return [(_drawable(region), outline_of_region(region, *image_size)) for region in regions]
+        outlines = [outline_of_region(region, *image_size) for region in regions]
+        return [(_drawable(*pair), pair[1]) for pair in zip(regions, outlines, strict=True)]
     hull = convex_hull(np.vstack([outline_of_region(region, *image_size) for region in regions]))
     return [(region_of_outline(hull), hull)]
 
 
-def _drawable(region: Region) -> Region:
-    """A region as TID 1410 allows it: MULTIPOINT, which it forbids, becomes its hull."""
-    return region_of_outline(convex_hull(region.points)) if region.graphic_type == "MULTIPOINT" else thinned(region)
+def _drawable(region: Region, outline: np.ndarray) -> Region:
+    """A region as a report can show it; one that it cannot becomes its outline.
+
+    TID 1410 forbids a MULTIPOINT, and of a tilted ellipse OHIF shows nothing at all.
+    """
+    tilted = region.graphic_type == "ELLIPSE" and bool(np.ptp(region.points[:2], axis=0).all())
+    return region_of_outline(outline) if tilted or region.graphic_type == "MULTIPOINT" else thinned(region)
 
 
 def _from_segments(

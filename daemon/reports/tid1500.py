@@ -166,16 +166,19 @@ def _library_entry(image: Dataset, text: Text) -> hd.sr.ImageContentItem:
 def _group(result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: Text) -> Group:
     """The measurement group of one lesion: TID 1410, or TID 1501 where the region is a MULTIPOINT.
 
-    TID 1410 forbids a MULTIPOINT as image region; there the probability is inferred from the points (TID 320).
+    TID 1410 forbids a MULTIPOINT as image region; there the probability is inferred from the points (TID 320). A region is
+    repeated in the same way: there OHIF looks for what it takes over as a measurement of its own (its label is the first
+    comment), and highdicom would not write it, though the template may be extended.
     """
     lesion, prediction = result.lesion, result.prediction
     if not 0 <= prediction.probability <= 1:
         raise ReportError(f"the predicted probability is {prediction.probability}; it must lie in 0..1")
     region = _region(lesion, image)
     scattered = isinstance(region, hd.sr.CoordinatesForMeasurement)
+    percent = round(100 * float(prediction.probability), 2)
     probability = hd.sr.Measurement(
         name=PROBABILITY_OF_CANCER,
-        value=round(100 * float(prediction.probability), 2),
+        value=percent,
         unit=PERCENT,
         referenced_coordinates=[region] if scattered else None,
     )
@@ -194,7 +197,8 @@ def _group(result: Result, known_as: tuple[str, str], image: Dataset, algorithm:
         group = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             **content, referenced_region=region, geometric_purpose=BOUNDED_BY
         )
-    for statement in lesion_statements(result, algorithm):
+        probability[0].ContentSequence = hd.sr.ContentSequence([_inferred_from(region)])
+    for statement in (f"Probability of cancer: {percent:.2f} %", *lesion_statements(result, algorithm)):
         group[0].ContentSequence.append(comment(statement, text))
     return group
 
@@ -214,6 +218,11 @@ def _region(lesion: Lesion, image: Dataset) -> hd.sr.ImageRegion | hd.sr.Coordin
         raise ReportError(f"a region of type {graphic_type} cannot have {len(points)} points: {error}") from error
     except KeyError as error:
         raise ReportError(f"a lesion lies on an object of SOP class {image.SOPClassUID}, not an image") from error
+
+
+def _inferred_from(region: hd.sr.ImageRegion) -> hd.sr.CoordinatesForMeasurement:
+    """The same region as that which a measurement was inferred from."""
+    return hd.sr.CoordinatesForMeasurement(region.graphic_type, region.value, region.ContentSequence[0])
 
 
 def _finding_sites(lesion: Lesion, image: Dataset, text: Text) -> list[hd.sr.FindingSite] | None:

@@ -281,6 +281,7 @@ class MarkedRegion:
     laterality: Code | None = None
     tracking_id: str = "lesion"
     tracking_uid: str = field(default_factory=generate_uid)
+    on: Dataset | None = None  # where it lies on another image than the report's first
 
 
 def measurement_report_of(
@@ -294,8 +295,8 @@ def measurement_report_of(
                 graphic_type=region.graphic_type,
                 graphic_data=np.asarray(region.points, float),
                 source_image=hd.sr.SourceImageForRegion(
-                    image.SOPClassUID,
-                    image.SOPInstanceUID,
+                    (region.on or image).SOPClassUID,
+                    (region.on or image).SOPInstanceUID,
                     referenced_frame_numbers=None if region.frame is None else [region.frame],
                 ),
             ),
@@ -307,7 +308,8 @@ def measurement_report_of(
         )
         for region in regions
     ]
-    return structured_report(image, groups, sop_instance_uid=sop_instance_uid)
+    others = {region.on.SOPInstanceUID: region.on for region in regions if region.on is not None}
+    return structured_report(image, groups, evidence=list(others.values()), sop_instance_uid=sop_instance_uid)
 
 
 def structured_report(

@@ -101,6 +101,17 @@ def test_every_graphic_type_of_a_highdicom_report(
     assert lesion.region.points == pytest.approx(np.array(points))
 
 
+def test_a_tilted_ellipse_is_drawn_as_a_polygon(image: Dataset) -> None:
+    centre, along, across = np.array([40, 50]), np.array([16, 12]), np.array([-6, 8])  # half axes of 20 and 10
+    ends = np.array([centre - along, centre + along, centre - across, centre + across])
+    (lesion,) = read(sent(measurement_report_of(image, [MarkedRegion("ELLIPSE", ends.tolist())])), image).lesions
+    assert lesion.region.graphic_type == "POLYLINE"
+    points = lesion.region.points
+    assert len(points) > 16 and (points[0] == points[-1]).all()
+    share = [(points - centre) @ axis / (axis @ axis) for axis in (along, across)]
+    assert np.hypot(*share) == pytest.approx(1, abs=1e-6)
+
+
 def test_what_a_group_says_of_its_lesion_is_read(image: Dataset) -> None:
     uids = [generate_uid(), generate_uid()]
     regions = [
