@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test soak lint clean lock programs
+.PHONY: help demo test soak lint clean lock programs viewer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -22,7 +22,7 @@ help: ## this list
 demo: .venv/.ready ## set everything up and run the main job on eight real mammograms, into demo-output/
 	@$(BIN)/mammod demo $(ARGS)
 
-test: programs lint ## set up what the tests need, then lint and run every test
+test: programs viewer lint ## set up what the tests need, then lint and run every test
 	@$(BIN)/python -m pytest $(ARGS)
 
 soak: programs .venv/.ready ## long runs of faults and hostile input within SOAK_LIMIT=3600 seconds (ARGS="kill --seed 1": one run); report in soak-output/
@@ -81,6 +81,7 @@ programs:
 	[ -e /usr/share/java/pixelmed.jar ] || packages="$$packages libpixelmed-java"
 	command -v java >/dev/null || packages="$$packages default-jre-headless"
 	[ -e /usr/sbin/rsyslogd ] && ls /usr/lib/*/rsyslog/lmnsd_ossl.so >/dev/null 2>&1 || packages="$$packages rsyslog rsyslog-openssl"
+	command -v chromium >/dev/null || packages="$$packages chromium"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
 	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then
@@ -101,3 +102,23 @@ programs:
 		$$root systemctl disable --quiet orthanc || true
 		$$root systemctl unmask --runtime --quiet orthanc
 	fi
+
+# OHIF, the viewer in which a browser shows our reports: the npm package as it was looked at, by its hash (50 MB once).
+OHIF := 3.13.2
+OHIF_SHA512 := 5997719a9986eeba85816f5924b71b82bdd70ad2e2d4a0cd3e831a798e4f3deea3e06e1f8c48e393271933a0ba664d85f3b04ac457e9abe8dde715d907d13c10
+viewer: programs .venv/.locked
+	@[ ! -e .venv/ohif/$(OHIF) ] || exit 0
+	if ! command -v npm >/dev/null; then
+		echo "npm is not installed, so OHIF cannot be fetched; the tests that drive it will be skipped by name." >&2
+		exit 0
+	fi
+	folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT
+	if ! npm pack --silent --pack-destination "$$folder" @ohif/app@$(OHIF) >/dev/null; then
+		echo "npm could not fetch OHIF; the tests that drive it will be skipped by name." >&2
+		exit 0
+	fi
+	echo "$(OHIF_SHA512)  $$folder/ohif-app-$(OHIF).tgz" | sha512sum --check --quiet
+	rm -rf .venv/ohif && mkdir .venv/ohif
+	# Without what it has for segmenting by a neural network, and without source maps: 60 of 200 MB.
+	tar -xzf "$$folder/ohif-app-$(OHIF).tgz" -C .venv/ohif --strip-components=1 --exclude='package/dist/ort' --exclude='*.map'
+	touch .venv/ohif/$(OHIF)

@@ -200,8 +200,8 @@ class Viewer:
         )
 
     def outlines_only(self) -> bytes:
-        """A picture of the page, without what is written beside the outlines and the lines that lead there."""
-        return self.page.screenshot(style=".svg-layer line, .svg-layer text { visibility: hidden }")
+        """A picture of the page, without what is written beside the outlines, the lines that lead there and handles."""
+        return self.page.screenshot(style=".svg-layer :is(line, text, circle) { visibility: hidden }")
 
     def on_screen(self, image_uid: str, points: np.ndarray) -> np.ndarray:
         """Where image pixels (column, row) are on the page, (N, 2); AssertionError where that image is not shown."""
