@@ -157,7 +157,7 @@ def fit(
     keras.utils.set_random_seed(recipe.seed)
     # A run that goes on has its own weights and needs no start.
     model = (build or build_for)(recipe if start is None else replace(recipe, init="none"), crops.pixels.shape[1])
-    _compile(model, recipe)
+    compile_for(model, recipe)
     log = _restore(model, start) if start is not None else []
     if log:  # the CSV is an epoch ahead where a kill fell between the two
         _write_csv(folder, log)
@@ -245,7 +245,8 @@ def build_for(recipe: Recipe, size: int) -> keras.Model:
     return model
 
 
-def _compile(model: keras.Model, recipe: Recipe) -> None:
+def compile_for(model: keras.Model, recipe: Recipe) -> None:
+    """Compile `model` with the recipe's optimiser, loss and batch normalisation momentum."""
     if recipe.bn_momentum is not None:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
