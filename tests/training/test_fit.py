@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +28,7 @@ from training.fit import (
     predict,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(init="none", epochs=3, batch=8, learning_rate=0.05, bn_batches=2)
 
 
@@ -183,3 +188,35 @@ def test_tensorboards_log_is_read_by_tensorflow(whole: Path) -> None:
     for event, row in zip(events[1:], run, strict=True):
         scalars = {value.tag: value.simple_value for value in event.summary.value}
         assert scalars["validation_loss"] == pytest.approx(float(row["validation_loss"]), rel=1e-6)
+
+
+_TWO_DEVICES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+
+from tests.training.builders import small_crops, small_network, small_split
+from training.fit import Recipe, fit
+
+folder = Path(sys.argv[1])
+crops = small_crops(folder / "crops")
+recipe = Recipe(init="none", epochs=2, batch=8, learning_rate=0.05, dropout=0.0)
+for devices in (1, 2):
+    fit(replace(recipe, devices=devices), crops, small_split(crops), folder / f"run{devices}", build=small_network)
+assert len(keras.distribution.distribution().device_mesh.devices.flat) == 2
+"""
+
+
+def test_two_devices_learn_what_one_learns(tmp_path: Path) -> None:
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed")
+    # JAX makes two devices of one processor.
+    flags = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _TWO_DEVICES, tmp_path]
+    done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "run1" / "final.npz") as one, np.load(tmp_path / "run2" / "final.npz") as two:
+        for name in set(one.files) - {"about"}:
+            np.testing.assert_allclose(two[name], one[name], atol=1e-5)
