@@ -213,7 +213,8 @@ def test_two_devices_learn_what_one_learns(tmp_path: Path) -> None:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed")
     # JAX makes two devices of one processor.
-    flags = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    flags = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", _TWO_DEVICES, tmp_path]
     done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
