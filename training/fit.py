@@ -32,6 +32,7 @@ from training.events import append_scalars
 from training.split import Part, Split
 
 SCHEDULES = ("plateau", "cosine")
+OPTIMIZERS = ("sgd", "adam")
 Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
 Build = Callable[["Recipe", int], keras.Model]  # a network for a recipe and the ROI's side
 
@@ -40,7 +41,8 @@ Build = Callable[["Recipe", int], keras.Model]  # a network for a recipe and the
 class Recipe:
     """How a network is trained. The defaults are this project's; `PAPER` is the paper's.
 
-    `schedule` "cosine" falls from `learning_rate` to 0 over `epochs` and ends with the last weights; "plateau"
+    `optimizer` is "sgd" with `momentum`, or "adam" (without it). `schedule` "cosine" falls from `learning_rate` to 0 over
+    `epochs` and ends with the last weights; the first `warm_up` epochs of it rise to it in equal steps. "plateau"
     multiplies by 0.2 after 7 epochs without a lower validation loss, stops after 13 and ends with the weights of the
     lowest. `augmentation` is "fly" (random each epoch), "copies" (the split's offline copies) or "none". `precision`
     is a Keras dtype policy. `init` is as for `load_backbone_weights`, or a finished run's `final.npz`, which goes on
@@ -56,7 +58,9 @@ class Recipe:
     batch: int = 16
     learning_rate: float = 5e-3
     momentum: float = 0.9
+    optimizer: str = "sgd"
     schedule: str = "cosine"
+    warm_up: int = 0
     augmentation: str = "fly"
     dropout: float = 0.5
     precision: str = "float32"
@@ -251,7 +255,10 @@ def compile_for(model: keras.Model, recipe: Recipe) -> None:
         for layer in model.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = recipe.bn_momentum
-    optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
+    if recipe.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(recipe.learning_rate)
+    else:
+        optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
     # XLA on a CPU makes these networks several times slower; JAX has nothing else.
     jit = "auto" if keras.backend.backend() == "jax" else False
     model.compile(optimizer, "binary_crossentropy", jit_compile=jit)
@@ -261,6 +268,8 @@ def compile_for(model: keras.Model, recipe: Recipe) -> None:
 def _check(recipe: Recipe) -> None:
     if recipe.schedule not in SCHEDULES:
         raise RunError(f"there is no schedule {recipe.schedule!r}; known: {', '.join(SCHEDULES)}")
+    if recipe.optimizer not in OPTIMIZERS:
+        raise RunError(f"there is no optimizer {recipe.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
     if recipe.augmentation not in ("fly", "copies", "none"):
         raise RunError(f"there is no augmentation {recipe.augmentation!r}; known: fly, copies, none")
 
@@ -308,7 +317,10 @@ def _epoch(
 def _learning_rate(recipe: Recipe, log: list[Epoch]) -> float:
     """The rate of the epoch after `log`."""
     if recipe.schedule == "cosine":
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * len(log) / recipe.epochs))
+        if len(log) < recipe.warm_up:
+            return recipe.learning_rate * (len(log) + 1) / (recipe.warm_up + 1)
+        done = (len(log) - recipe.warm_up) / (recipe.epochs - recipe.warm_up)
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
     rate, best, waited = recipe.learning_rate, math.inf, 0
     for line in log:
         best, waited = (line.validation_loss, 0) if line.validation_loss < best else (best, waited + 1)
