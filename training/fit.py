@@ -54,13 +54,13 @@ class Recipe:
     network: str = "xception_c"
     head: str = "optimised"
     init: str = "imagenet"
-    epochs: int = 14
+    epochs: int = 6
     batch: int = 16
-    learning_rate: float = 5e-3
+    learning_rate: float = 1.5e-4
     momentum: float = 0.9
-    optimizer: str = "sgd"
+    optimizer: str = "adam"
     schedule: str = "cosine"
-    warm_up: int = 0
+    warm_up: int = 1
     augmentation: str = "fly"
     dropout: float = 0.5
     precision: str = "float32"
@@ -70,7 +70,16 @@ class Recipe:
     devices: int = 1
 
 
-PAPER = Recipe(epochs=50, learning_rate=1e-4, momentum=0.0, schedule="plateau", augmentation="copies", bn_momentum=None)
+PAPER = Recipe(
+    epochs=50,
+    learning_rate=1e-4,
+    momentum=0.0,
+    optimizer="sgd",
+    schedule="plateau",
+    warm_up=0,
+    augmentation="copies",
+    bn_momentum=None,
+)
 RECIPES = {"default": Recipe(), "paper": PAPER}
 _PATIENCE, _STOP, _FACTOR = 7, 13, 0.2
 

@@ -16,6 +16,7 @@ from tests.training.builders import small_crops, small_network, small_split
 from training.cache import Crops
 from training.errors import RunError
 from training.fit import (
+    PAPER,
     Batches,
     Epoch,
     Recipe,
@@ -29,7 +30,7 @@ from training.fit import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = Recipe(init="none", epochs=3, batch=8, learning_rate=0.05, bn_batches=2)
+RECIPE = Recipe(init="none", epochs=3, batch=8, optimizer="sgd", warm_up=0, learning_rate=0.05, bn_batches=2)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_a_loss_that_is_no_number_stops_with_one_line(crops: Crops, tmp_path: Pa
 
 
 def test_unknown_schedule_and_augmentation_are_refused(crops: Crops, tmp_path: Path) -> None:
-    for change in ({"schedule": "stairs"}, {"augmentation": "wild"}):
+    for change in ({"schedule": "stairs"}, {"augmentation": "wild"}, {"optimizer": "none"}):
         with pytest.raises(RunError, match="there is no"):
             fit(replace(RECIPE, **change), crops, small_split(crops), tmp_path / "run", build=small_network)
 
@@ -168,8 +169,21 @@ def test_the_papers_schedule() -> None:
     assert not _finished(paper, epochs(1.0, *[1.1] * 12, 0.9))
 
 
+def test_the_rate_rises_in_equal_steps_before_the_cosine() -> None:
+    recipe = Recipe(epochs=6, learning_rate=3.0, warm_up=2)
+    rates = [_learning_rate(recipe, epochs(*[1.0] * done)) for done in range(6)]
+    assert rates[:3] == pytest.approx([1.0, 2.0, 3.0])
+    assert rates[4] == pytest.approx(1.5)  # half-way through the four epochs of the cosine
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    """Paper, Training: SGD, 1e-4, 50 epochs, batch 16, dropout 0.5; momentum is not stated."""
+    assert (PAPER.optimizer, PAPER.learning_rate, PAPER.momentum, PAPER.warm_up) == ("sgd", 1e-4, 0.0, 0)
+    assert (PAPER.epochs, PAPER.batch, PAPER.dropout, PAPER.schedule) == (50, 16, 0.5, "plateau")
+
+
 def test_the_cosine_schedule_halves_half_way() -> None:
-    recipe = Recipe(epochs=10, learning_rate=1.0)
+    recipe = Recipe(epochs=10, learning_rate=1.0, warm_up=0)
     rates = [_learning_rate(recipe, epochs(*[1.0] * done)) for done in range(10)]
     assert rates[0] == 1 and rates[5] == pytest.approx(0.5) and rates == sorted(rates, reverse=True)
     assert _finished(recipe, epochs(*[1.0] * 10)) and not _finished(recipe, epochs(*[1.0] * 9))
