@@ -112,9 +112,15 @@ def series_description(algorithm: Algorithm) -> str:
     return DESCRIPTION if algorithm.trained else DESCRIPTION_UNTRAINED
 
 
-def short_result(prediction: Prediction) -> str:
-    """Class and probability as they are drawn on an image, such as "malignant 0.87"."""
-    return f"{'malignant' if prediction.malignant else 'benign'} {prediction.probability:.2f}"
+def short_result(prediction: Prediction, algorithm: Algorithm) -> str:
+    """Class and probability as they are drawn on an image, such as "malignant 0.87".
+
+    Two digits, and more where two would put the probability on the wrong side of the threshold ("benign 0.498").
+    """
+    digits = 2
+    while digits < 6 and (round(prediction.probability, digits) >= algorithm.threshold) != prediction.malignant:
+        digits += 1
+    return f"{'malignant' if prediction.malignant else 'benign'} {prediction.probability:.{digits}f}"
 
 
 def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list[str]:

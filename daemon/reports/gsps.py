@@ -19,7 +19,7 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 from daemon.errors import ReportError
 from daemon.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import Case, Edition, Result, series_description, short_result
+from daemon.reports.facts import Algorithm, Case, Edition, Result, series_description, short_result
 from daemon.reports.own_object import on_image, shown_images
 
 SERIES_NUMBER = 9148
@@ -73,7 +73,7 @@ def _state(image: Dataset, case: Case, edition: Edition) -> Dataset:
         )
     ]
     state.GraphicAnnotationSequence = [
-        *(_drawn(number, result, image, rows, columns) for number, result in numbered),
+        *(_drawn(number, result, case.algorithm, image, rows, columns) for number, result in numbered),
         _marking(image, case.algorithm.trained),
     ]
     _keep_grey_scale(state, image)
@@ -107,7 +107,7 @@ def _whole_image(image: Dataset, rows: int, columns: int) -> Dataset:
     )
 
 
-def _drawn(number: int, result: Result, image: Dataset, rows: int, columns: int) -> Dataset:
+def _drawn(number: int, result: Result, algorithm: Algorithm, image: Dataset, rows: int, columns: int) -> Dataset:
     """Outline and result of one lesion (C.10.5)."""
     points = graphic_points(result.lesion, rows, columns)
     graphic = _item(
@@ -119,7 +119,7 @@ def _drawn(number: int, result: Result, image: Dataset, rows: int, columns: int)
     )
     if len(points) > 2 and (points[0] == points[-1]).all():
         graphic.GraphicFilled = "N"
-    words = f"{number}: {short_result(result.prediction)}"
+    words = f"{number}: {short_result(result.prediction, algorithm)}"
     frames = [result.lesion.frame] if image_header.frames(image) > 1 else []
     return _item(
         ReferencedImageSequence=[_reference(image, frames)],

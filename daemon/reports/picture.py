@@ -88,7 +88,7 @@ def _caption(image: Dataset, frame: int) -> str:
 
 
 def _draw(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorithm, caption: str) -> np.ndarray:
-    picture = _with_outlines(view, numbered)
+    picture = _with_outlines(view, numbered, algorithm)
     side, rows, columns = _grid(len(numbered), max(picture.height, _LEAST_HEIGHT))
     drawn = numbered[: rows * columns]
     columns = math.ceil(len(drawn) / rows)
@@ -108,7 +108,7 @@ def _draw(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorit
     for index, (number, result) in enumerate(drawn):
         column, row = divmod(index, rows)
         left = picture.width + 2 * _GAP + column * (2 * side + 2 * _GAP)
-        _panel(canvas, left, top + row * (side + _TITLE + _NOTE), side, number, result)
+        _panel(canvas, left, top + row * (side + _TITLE + _NOTE), side, number, result, algorithm)
     for line, words in enumerate(lines):
         draw.text((_GAP, bottom + 24 * line), words, _SOFT, _font(16))
     return np.asarray(canvas)
@@ -134,10 +134,12 @@ def _small_print(algorithm: Algorithm, left_over: int) -> list[str]:
     ]
 
 
-def _panel(canvas: Image.Image, left: int, top: int, side: int, number: int, result: Result) -> None:
+def _panel(
+    canvas: Image.Image, left: int, top: int, side: int, number: int, result: Result, algorithm: Algorithm
+) -> None:
     """One lesion: its result, what the network saw, and the heat map over it."""
     draw = ImageDraw.Draw(canvas)
-    words = f"{number}  {short_result(result.prediction)}"
+    words = f"{number}  {short_result(result.prediction, algorithm)}"
     draw.text((left, top), words, _colour(result), _font(24 if side > 150 else 20))
     seen = Image.fromarray(np.rint(result.roi.pixels * 255).astype(np.uint8))
     seen = seen.resize((side, side), Image.Resampling.BOX if side < seen.width else Image.Resampling.BICUBIC)
@@ -185,7 +187,7 @@ def _ramp(share: np.ndarray) -> np.ndarray:
     return _RAMP[low] * (1 - part) + _RAMP[low + 1] * part
 
 
-def _with_outlines(view: View, numbered: Sequence[tuple[int, Result]]) -> Image.Image:
+def _with_outlines(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorithm) -> Image.Image:
     """The view with every outline, each with its number and result beside it."""
     lines = [(result.lesion.outline * view.scale, _is_open(result), _colour(result)) for _, result in numbered]
     picture = _outlined(Image.fromarray(view.grey).convert("RGB"), lines, 3)
@@ -194,7 +196,7 @@ def _with_outlines(view: View, numbered: Sequence[tuple[int, Result]]) -> Image.
     crowded = len(numbered) > _LABELS_WITH_RESULT
     font = _font(15 if crowded else 20)
     for (number, result), (points, _, colour) in zip(numbered, lines, strict=True):
-        words = f"{number} {short_result(result.prediction)}"
+        words = f"{number} {short_result(result.prediction, algorithm)}"
         if crowded or font.getlength(words) + 10 > picture.width:
             words = str(number)
         place = _free_place(view.grey, _bounds(points), font.getlength(words) + 10, font.size + 8, taken)

@@ -98,6 +98,16 @@ def test_each_lesion_has_outline_number_class_and_probability() -> None:
         assert annotation.GraphicLayer == made.GraphicLayerSequence[0].GraphicLayer == "RESEARCH"
 
 
+@pytest.mark.parametrize(
+    ("probability", "said"),
+    [(0.4961, "benign 0.496"), (0.4996, "benign 0.4996"), (0.494, "benign 0.49"), (0.5, "malignant 0.50")],
+)
+def test_what_is_drawn_does_not_contradict_the_threshold(probability: float, said: str) -> None:
+    """The threshold of these tests is 0.5: "benign 0.50" would be one."""
+    image = b.mammogram()
+    assert words(state(b.result(b.lesion(image), probability), image=image))[0] == f"1: {said}"
+
+
 @pytest.mark.parametrize("left", [5.0, 1200.0, 2500.0])
 def test_a_text_stands_beside_its_outline_and_on_the_image(left: float) -> None:
     image = b.mammogram()
