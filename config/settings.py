@@ -134,6 +134,7 @@ class Archive(_Section):
     retrieve: Annotated[Literal["off", "c-get", "c-move"], BeforeValidator(_retrieve)] = "off"
     retrieve_after_s: float = Field(60, ge=0)
     stow_url: str | None = Field(None, repr=False)  # may hold a token
+    stow_token_file: Path | None = None
     timeout_s: float = Field(60, gt=0)
     retry_first_s: float = Field(10, gt=0)
     retry_longest_s: float = Field(900, gt=0)

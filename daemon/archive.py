@@ -71,6 +71,7 @@ class Archive:
             ArchiveError: it cannot be reached, refuses the association or answers anything but success.
         """
         if self.settings.stow_url:
+            stow.read_token(self.settings.stow_token_file, self.settings.stow_url)
             stow.connect(self.settings.stow_url, self.settings.timeout_s, self._https())
             return
         with self.associate([build_context(Verification)]) as association:
@@ -89,11 +90,11 @@ class Archive:
             yield from self._c_store(items)
             return
         try:
-            context = self._https()
+            context, token = self._https(), stow.read_token(self.settings.stow_token_file, self.settings.stow_url)
         except ArchiveError as error:
             yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in items)
         else:
-            yield from stow.store(self.settings.stow_url, items, self.settings.timeout_s, context)
+            yield from stow.store(self.settings.stow_url, items, self.settings.timeout_s, context, token)
 
     def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
         """C-FIND: those of `wanted` that the archive holds, with study and series filled in.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
@@ -18,6 +20,8 @@ from daemon.errors import ArchiveError
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 
 FAULTS_IN_A_ROW = 2
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
 MAX_ANSWER = 1 << 20  # bytes; an answer names one instance
 REFERENCED, FAILED = "00081199", "00081198"
 INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197"
@@ -25,7 +29,33 @@ INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197
 PASSING = frozenset({401, 403, 404, 405, 407, 408, 421, 423, 425, 429})
 
 
-def store(url: str, items: Iterable[Outgoing], timeout_s: float, tls: ssl.SSLContext) -> Iterator[StoreOutcome]:
+def read_token(file: Path | None, url: str) -> str | None:
+    """The bearer token in `file` (RFC 6750 2.1); None without a file. No message quotes it.
+
+    Raises:
+        ArchiveError: the file cannot be read or holds no token, or `url` would carry it in clear.
+    """
+    if file is None:
+        return None
+    where = urlsplit(url)
+    if where.scheme != "https" and where.hostname not in LOOPBACK:
+        raise ArchiveError(
+            "archive.stow_token_file: a token is not sent in clear; archive.stow_url must begin with https://"
+        )
+    try:
+        token = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArchiveError(f"archive.stow_token_file = {str(file)!r} cannot be read: {type(error).__name__}") from error
+    if not _TOKEN.fullmatch(token):
+        raise ArchiveError(
+            f"archive.stow_token_file = {str(file)!r} holds no bearer token; expected one word (RFC 6750)"
+        )
+    return token
+
+
+def store(
+    url: str, items: Iterable[Outgoing], timeout_s: float, tls: ssl.SSLContext, token: str | None = None
+) -> Iterator[StoreOutcome]:
     """POST each item to the DICOMweb service `url`; yield the outcome of each, in order, as soon as it is known.
 
     A fault of the transport makes the item one to be retried, and the next goes out on a new connection;
@@ -38,7 +68,7 @@ def store(url: str, items: Iterable[Outgoing], timeout_s: float, tls: ssl.SSLCon
             outcome = StoreOutcome(item.sop_instance_uid, OutcomeKind.RETRY, None, reason)
             if faults < FAULTS_IN_A_ROW:
                 try:
-                    outcome = _store_one(connection, urlsplit(url), item)
+                    outcome = _store_one(connection, urlsplit(url), item, token)
                     faults = 0
                 except FileNotFoundError as error:
                     outcome = replace(
@@ -108,7 +138,7 @@ def _connection(url: str, timeout_s: float, tls: ssl.SSLContext) -> HTTPConnecti
     return HTTPConnection(where.hostname or "", where.port, timeout=timeout_s)
 
 
-def _store_one(connection: HTTPConnection, where: SplitResult, item: Outgoing) -> StoreOutcome:
+def _store_one(connection: HTTPConnection, where: SplitResult, item: Outgoing, token: str | None) -> StoreOutcome:
     boundary = uuid4().hex
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
@@ -119,6 +149,8 @@ def _store_one(connection: HTTPConnection, where: SplitResult, item: Outgoing) -
         connection.putheader("Content-Type", f'multipart/related; type="application/dicom"; boundary={boundary}')
         connection.putheader("Content-Length", str(len(head) + os.fstat(file.fileno()).st_size + len(tail)))
         connection.putheader("Accept", "application/dicom+json")
+        if token is not None:
+            connection.putheader("Authorization", f"Bearer {token}")
         connection.endheaders(head)
         connection.send(file)
         connection.send(tail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive import Archive
 from daemon.errors import ArchiveError
 from daemon.outgoing import OutcomeKind
 from daemon.stow import judge
 from tests.daemon.archive_stubs import outgoing
+from tests.peers.certificates import Authority
 from tests.peers.programs import free_port
 
 STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
@@ -93,8 +96,14 @@ def test_each_answer_is_judged(
     assert outcome.reason.startswith(f"HTTP {http}: ")
 
 
+authorizations: list[str | None] = []
+"""What the servers of these tests were shown, in order."""
+
+
 @contextmanager
-def server(answers: list[tuple[int, bytes] | None]) -> Iterator[tuple[str, list[tuple[str, bytes]], list[object]]]:
+def server(
+    answers: list[tuple[int, bytes] | None], tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[tuple[str, bytes]], list[object]]]:
     """An HTTP server that gives `answers` in turn (None: none at all); (url, (path, part received), connections)."""
     parts: list[tuple[str, bytes]] = []
     connections: list[object] = []
@@ -116,6 +125,7 @@ def server(answers: list[tuple[int, bytes] | None]) -> Iterator[tuple[str, list[
             boundary = b"--" + message.get_boundary().encode()
             part_bytes = body.split(b"\r\n\r\n", 1)[1].rsplit(b"\r\n" + boundary + b"--", 1)[0]
             parts.append((self.path, part_bytes))
+            authorizations.append(self.headers["Authorization"])
             reply = next(left)
             if reply is None:
                 over.wait(10)
@@ -130,10 +140,14 @@ def server(answers: list[tuple[int, bytes] | None]) -> Iterator[tuple[str, list[
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        httpd.socket = tls.wrap_socket(httpd.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{httpd.server_port}/dicom-web", parts, connections
+        # The tests' certificates are for localhost.
+        scheme = "https://localhost" if tls else "http://127.0.0.1"
+        yield f"{scheme}:{httpd.server_port}/dicom-web", parts, connections
     finally:
         over.set()
         httpd.shutdown()
@@ -181,3 +195,67 @@ def test_nobody_there_is_retried(tmp_path: Path) -> None:
 def test_echo_is_a_connection(tmp_path: Path) -> None:
     with server([]) as (url, _, _):
         stow_archive(url, tmp_path).echo()
+
+
+def with_token(url: str, folder: Path, content: bytes | None) -> Archive:
+    file = folder / "token"
+    if content is not None:
+        file.write_bytes(content)
+    return Archive(ArchiveSettings(stow_url=url, stow_token_file=file, timeout_s=10), "MAMMOD", folder)
+
+
+def test_the_token_of_the_file_goes_out_with_each_instance_and_is_read_anew(tmp_path: Path) -> None:
+    items = [outgoing(tmp_path) for _ in range(3)]
+    del authorizations[:]
+    with server([(200, answer(item.sop_instance_uid)) for item in items]) as (url, _, _):
+        archive = with_token(url, tmp_path, b"first.token-1==\n")
+        assert [outcome.kind for outcome in archive.store(items[:2])] == [STORED, STORED]
+        (tmp_path / "token").write_bytes(b"second")
+        assert [outcome.kind for outcome in archive.store(items[2:])] == [STORED]
+    assert authorizations == ["Bearer first.token-1==", "Bearer first.token-1==", "Bearer second"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PLANTED two", b"PLANTED\r\nX-Evil: 1", "PLANTED\u00e9".encode()])
+def test_a_file_without_a_token_delays_and_is_not_quoted(content: bytes | None, tmp_path: Path) -> None:
+    with server([]) as (url, parts, _):
+        archive = with_token(url, tmp_path, content)
+        [outcome] = archive.store([outgoing(tmp_path)])
+        assert outcome.kind is RETRY and "archive.stow_token_file" in outcome.reason
+        assert "PLANTED" not in outcome.reason
+        with pytest.raises(ArchiveError, match=r"archive\.stow_token_file") as refused:
+            archive.echo()
+        assert "PLANTED" not in str(refused.value)
+    assert parts == []
+
+
+def test_a_token_is_never_sent_in_clear_to_another_machine(tmp_path: Path) -> None:
+    archive = with_token("http://192.0.2.1/dicom-web", tmp_path, b"PLANTED")
+    [outcome] = archive.store([outgoing(tmp_path)])
+    assert outcome.kind is RETRY and "https" in outcome.reason and "PLANTED" not in outcome.reason
+
+
+def test_https_shows_our_certificate_and_the_token_to_the_host_that_it_is_for(tmp_path: Path) -> None:
+    authority, stranger = Authority(tmp_path / "certificates"), Authority(tmp_path / "others")
+    theirs, ours = authority.issue("archive"), authority.issue("mammod")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(theirs.certificate, theirs.key)
+    context.load_verify_locations(authority.file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    (tmp_path / "token").write_text("secret")
+    item = outgoing(tmp_path)
+    del authorizations[:]
+
+    with server([(200, answer(item.sop_instance_uid))], context) as (url, parts, _):
+
+        def sent(to: str, tls: TLS) -> OutcomeKind:
+            settings = ArchiveSettings(stow_url=to, stow_token_file=tmp_path / "token", tls=tls, timeout_s=10)
+            [outcome] = Archive(settings, "MAMMOD", tmp_path).store([item])
+            return outcome.kind
+
+        good = ours.tls(authority.file)
+        assert sent(url, stranger.issue("mammod").tls(authority.file)) is RETRY
+        assert sent(url, ours.tls(stranger.file)) is RETRY
+        assert sent(url.replace("localhost", "127.0.0.1"), good) is RETRY, "the certificate is not for this name"
+        assert authorizations == parts == []
+        assert sent(url, good) is STORED
+    assert authorizations == ["Bearer secret"]

@@ -1,0 +1,293 @@
+"""Writes `docs/conformance-statement.md` (PS3.2) from the code: `python -m tests.docs.conformance`.
+
+It lies among the tests because the attributes of each object are read off the objects that the tests make.
+"""
+
+# ruff: noqa: E501 - the lines are those of the document
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_description, dictionary_has_tag
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+from pynetdicom import sop_class
+
+from config import settings
+from daemon import archive, query_retrieve, tls
+from daemon.data_set import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH_SOP_CLASS,
+    INVALID_OBJECT_INSTANCE,
+    TRANSFER_SYNTAXES,
+)
+from daemon.listener import (
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+    storage_classes,
+    supported_contexts,
+)
+from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
+from daemon.reports.kinds import KINDS
+from tests.daemon.reports import builders as b
+from tests.daemon.reports.cases import read
+from tests.daemon.reports.test_sc import captures, result
+
+FILE = Path(__file__).parents[2] / "docs" / "conformance-statement.md"
+LISTENER, ARCHIVE = settings.Listener(), settings.Archive()
+
+
+def statement() -> str:
+    """The whole document."""
+    return "\n".join([_HEAD, *_overview(), *_receiving(), *_sending(), *_web(), *_security(), *_objects(), *_codes()])
+
+
+def examples() -> dict[str, Dataset]:
+    """One object of each kind of report; a kind without one here is an error."""
+    image = b.mammogram()
+    made = {
+        "tid1500": read("polyline"),
+        "mammo-cad-sr": read("polyline", "mammo-cad-sr"),
+        "gsps": b.reread(b.reports("gsps", [b.result(b.lesion(image))], image)[0]),
+        "sc": b.reread(captures([result(image)], image)[0]),
+    }
+    assert made.keys() == KINDS.keys(), "name an example of every kind of report"
+    return made
+
+
+_HEAD = f"""# DICOM Conformance Statement
+
+In the form of PS3.2. Made from the code by `python -m tests.docs.conformance`; a test fails where the two differ. What is set by a
+site is said with its default; every setting is explained in [config/mammod.toml](../config/mammod.toml).
+
+**Research software. Not a medical device.** mammod receives mammograms and objects that mark lesions on them (SEG, SR), classifies each
+marked lesion and stores reports in an archive. What a report says: [report.md](report.md).
+
+Implementation Class UID `{IMPLEMENTATION_CLASS_UID}`; Implementation Version Name `MAMMOD_` and the version. Manufacturer
+`{MANUFACTURER}`, Manufacturer's Model Name `{MODEL_NAME}`."""
+
+
+def _overview() -> list[str]:
+    classes = {kind: str(example.SOPClassUID) for kind, example in examples().items()}
+    rows = [
+        ("Verification", "yes", "yes"),
+        *((_name(uid), "yes", "yes") for uid in dict.fromkeys(classes.values())),
+        (f"every other storage class of the standard ({len(storage_classes())} in all)", "no", "yes"),
+        (_name(query_retrieve.FIND), "yes", "no"),
+        (_name(query_retrieve.GET), "yes", "no"),
+        (_name(query_retrieve.MOVE), "yes", "no"),
+        (_name(sop_class.StorageCommitmentPushModel), "yes", "no"),
+        ("STOW-RS (Store Transaction, Studies Service)", "user agent", "no"),
+    ]
+    return ["", "## 1 Overview", "", *_table(("Service", "SCU", "SCP"), rows)]
+
+
+def _receiving() -> list[str]:
+    contexts = supported_contexts()
+    abstract = [str(context.abstract_syntax) for context in contexts]
+    statuses = [
+        (SUCCESS, "the instance and its ledger row are on disk, or it was already here"),
+        (PROCESSING_FAILURE, "an unforeseen fault; the log has its kind and place"),
+        (INVALID_OBJECT_INSTANCE, "a UID is missing or is none"),
+        (SOP_CLASS_NOT_SUPPORTED, "the request's SOP Class is not that of its presentation context"),
+        (OUT_OF_RESOURCES, "too little room on the disk; send again later"),
+        (DOES_NOT_MATCH_SOP_CLASS, "UIDs in the data set and in the request differ"),
+        (CANNOT_UNDERSTAND, "the data set is not whole, or cannot be read"),
+    ]
+    limits = [
+        ("AE title", f"`{LISTENER.ae_title}`", "`listener.ae_title`"),
+        ("Port", LISTENER.port, "`listener.port`"),
+        ("Associations at a time", LISTENER.max_associations, "`listener.max_associations`"),
+        ("of one address", LISTENER.max_associations_per_address, "`listener.max_associations_per_address`"),
+        ("Maximum PDU, bytes", LISTENER.max_pdu, "`listener.max_pdu`"),
+        ("Largest instance, bytes", int(LISTENER.max_instance), "`listener.max_instance`"),
+        ("Silence until an abort, s", LISTENER.network_timeout_s, "`listener.network_timeout_s`"),
+        ("Called AE title must be ours", LISTENER.called_ae_required, "`listener.called_ae_required`"),
+        (
+            "Callers",
+            "anybody" if not LISTENER.peers else "named",
+            "`listener.peers`: AE titles, networks, what each may do",
+        ),
+    ]
+    return [
+        "",
+        "## 2 The receiving application entity (SCP)",
+        "",
+        *_table(("Association policy", "Default", "Setting"), limits),
+        "",
+        "Each presentation context is accepted in the first transfer syntax that the caller offers, if that is compressed; of uncompressed ones",
+        "Explicit VR Little Endian goes before Implicit VR Little Endian. An instance is kept in the syntax in which it came. No asynchronous",
+        "operations window, no user identity negotiation. The SCP role is offered to the archive for storage commitment results.",
+        "",
+        f"### 2.1 Abstract syntaxes ({len(abstract)})",
+        "",
+        *_table(("Name", "UID"), [(_name(uid), f"`{uid}`") for uid in abstract]),
+        "",
+        "### 2.2 Transfer syntaxes, for each of them",
+        "",
+        *_table(("Name", "UID"), [(_name(uid), f"`{uid}`") for uid in sorted(TRANSFER_SYNTAXES)]),
+        "",
+        "An image that no installed decoder reads is received, and its job quarantined with the reason (12-bit JPEG Extended among them).",
+        "",
+        "### 2.3 C-STORE response statuses",
+        "",
+        *_table(("Status", "When"), [(f"`{status:04X}`", meaning) for status, meaning in statuses]),
+        "",
+        "One refused instance never ends the association.",
+    ]
+
+
+def _sending() -> list[str]:
+    contexts, _ = query_retrieve.get_contexts()
+    rows: dict[str, list[str]] = {}
+    for context in contexts:
+        if context.abstract_syntax != query_retrieve.GET:
+            rows.setdefault(_name(context.abstract_syntax), []).append(
+                " or ".join(_name(uid) for uid in context.transfer_syntax)
+            )
+    return [
+        "",
+        "## 3 The sending application entity (SCU)",
+        "",
+        f"Calls `archive.host`, port {ARCHIVE.port} by default, as the AE title of the receiving entity; the called AE title is",
+        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {archive.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
+        " (`archive.timeout_s`).",
+        "",
+        "- **C-STORE** of each report: its class in Explicit VR Little Endian, and as a second choice Implicit VR Little Endian. Statuses 0000,",
+        "  Bxxx and 0111 count as stored; A7xx and 0213 are tried again, first after "
+        f"{ARCHIVE.retry_first_s:g} s, then after twice as long, up to {ARCHIVE.retry_longest_s:g} s; every other is a failure for good.",
+        f"- **Storage commitment** (`archive.commitment`, default {str(ARCHIVE.commitment).lower()}): N-ACTION after storing; the answer is taken on",
+        "  the same or on a new association.",
+        f"- **C-FIND**, then **C-GET** or **C-MOVE** (Study Root, `archive.retrieve`, default `{ARCHIVE.retrieve}`) of single instances that a",
+        "  lesion object names and that did not come. A C-MOVE goes to the receiving entity.",
+        "- **C-ECHO** by `mammod check`.",
+        "",
+        "### 3.1 What C-GET takes",
+        "",
+        *_table(("Storage class", "Transfer syntaxes, one context each"), [(k, "; ".join(v)) for k, v in rows.items()]),
+    ]
+
+
+def _web() -> list[str]:
+    return [
+        "",
+        "## 4 DICOMweb",
+        "",
+        "User agent of the Store transaction (PS3.18 10.5) where `archive.stow_url` is set: one request for each report, `multipart/related` with",
+        "one part `application/dicom`; the answer is asked for in DICOM JSON and read in JSON or XML. A report counts as stored where the answer",
+        "names it in Referenced SOP Sequence, with or without a warning. A bearer token (`archive.stow_token_file`) goes out by https only. Failed SOP Sequence is judged as a C-STORE status; HTTP 401, 403, 404,",
+        "408, 429 and 5xx are tried again; other 4xx are a failure for good. No QIDO-RS and no WADO-RS; mammod serves no DICOMweb itself.",
+    ]
+
+
+def _security() -> list[str]:
+    return [
+        "",
+        "## 5 Security",
+        "",
+        "BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile (PS3.15 B.12) where `listener.tls` or `archive.tls` are set: TLS 1.2 or",
+        "1.3, both sides show a certificate. Cipher suites of TLS 1.2:",
+        "",
+        *(f"- `{suite}`" for suite in tls.SUITES),
+        "",
+        "STOW-RS by https compares the host name with the certificate too; without `archive.tls` it trusts the system's CAs.",
+        "No de-identification. The audit trail is described in `config/mammod.toml`.",
+    ]
+
+
+def _objects() -> list[str]:
+    lines = [
+        "",
+        "## 6 Objects that mammod creates",
+        "",
+        "By `[reports] kinds`. Patient and study attributes are the image's, byte for byte. The attributes below are those of an example (an ordinary",
+        "mammogram with one lesion, a trained bundle); sequences of content are described in [report.md](report.md).",
+    ]
+    for number, (kind, example) in enumerate(examples().items(), start=1):
+        rows = []
+        for element in example:
+            if not dictionary_has_tag(element.tag):
+                continue
+            value = ""
+            if element.VR in ("CS", "LO", "UI", "US", "IS", "SH") and element.tag.group in (
+                0x0008,
+                0x0018,
+                0x0028,
+                0x0040,
+                0x0070,
+            ):
+                fixed = element.keyword not in _OF_THE_CASE
+                value = _cell(element) if fixed else "of the case"
+            elif element.VR == "SQ":
+                value = f"{len(element.value)} item" + ("s" if len(element.value) != 1 else "")
+            rows.append(
+                (
+                    f"({element.tag.group:04X},{element.tag.elem:04X})",
+                    dictionary_description(element.tag),
+                    element.VR,
+                    value,
+                )
+            )
+        lines += [
+            "",
+            f"### 6.{number} {_name(example.SOPClassUID)} (`{kind}`)",
+            "",
+            *_table(("Tag", "Attribute", "VR", "Value"), rows),
+        ]
+    return lines
+
+
+_OF_THE_CASE = {
+    "AccessionNumber", "StudyID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SoftwareVersions",
+    "PatientID", "IssuerOfPatientID",
+}  # fmt: skip
+
+
+def _codes() -> list[str]:
+    kinds: dict[tuple[str, str, str], set[str]] = {}
+    for kind, example in examples().items():
+        for element in example.iterall():
+            if element.VR == "SQ" and element.keyword.endswith("CodeSequence"):
+                for item in element.value:
+                    value = item.get("CodeValue")
+                    if value:
+                        code = (str(item.CodingSchemeDesignator), str(value), str(item.CodeMeaning))
+                        kinds.setdefault(code, set()).add(kind)
+    rows = [
+        (scheme, f"`{value}`", meaning, ", ".join(sorted(used)))
+        for (scheme, value, meaning), used in sorted(kinds.items())
+    ]
+    return [
+        "",
+        "## 7 Codes",
+        "",
+        "Of the same examples; findings, sites, views and procedures are those that the lesion object and the image give.",
+        "",
+        *_table(("Scheme", "Value", "Meaning", "In"), rows),
+        "",
+    ]
+
+
+def _name(uid: object) -> str:
+    return UID(str(uid)).name
+
+
+def _cell(element: DataElement) -> str:
+    if element.VR == "UI":
+        return _name(element.value)
+    values = element.value if isinstance(element.value, MultiValue) else [element.value]
+    return "\\\\".join(map(str, values)).replace("|", "\\|")
+
+
+def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    FILE.write_text(statement(), encoding="utf-8")
