@@ -127,7 +127,9 @@ def _job_faults(
     for report in reports:
         reports_of.setdefault(report.job_id, []).append(report)
     for job in job_rows:
-        states = {report.state for report in newest_reports(reports_of.get(job.id, []))}
+        own = reports_of.get(job.id, [])
+        states = {report.state for report in newest_reports(own)}
+        unsent = [report for report in own if report.state in (OutboxState.QUEUED, OutboxState.COMMITTING)]
         name = f"job {job.id} ({job.state})"
         if job.instance_id not in here:
             yield f"{name}: its lesion object has no row; have it sent again"
@@ -135,7 +137,7 @@ def _job_faults(
             yield f"{name}: it is done and has neither a report nor a reason for none; have its lesion object sent again"
         if job.state == JobState.DONE and states - {OutboxState.STORED}:
             yield f"{name}: it is done and its report is {', '.join(sorted(states))}, not stored; `mammod jobs show {job.id}`"
-        if job.state == JobState.SENDING and not states & {OutboxState.QUEUED, OutboxState.COMMITTING}:
+        if job.state == JobState.SENDING and not unsent:
             yield f"{name}: it is sending and no report of it waits for the archive; restart the service"
         if job.state == JobState.FAILED and OutboxState.FAILED not in states:
             yield f"{name}: it failed and no report of it was refused; `mammod jobs retry {job.id}`"

@@ -218,12 +218,14 @@ def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float
 
 
 def settle(connection: Connection, job_id: int, now: float) -> None:
-    """After an outbox item ended: a sending job is done when its newest reports are stored (and committed, where that is asked
-    for), failed when one is refused."""
-    items = _newest_reports(connection, job_id)
-    if any(item.state in (OutboxState.QUEUED, OutboxState.COMMITTING) for item in items):
+    """After an outbox item ended: a sending job is done when its reports are stored (and committed, where that is asked
+    for), failed when one of the newest is refused."""
+    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all()
+    if any(
+        item.state in (OutboxState.QUEUED, OutboxState.COMMITTING) for item in items
+    ):  # replaced ones go out as well
         return
-    refused = [item for item in items if item.state == OutboxState.FAILED]
+    refused = [item for item in newest_reports(items) if item.state == OutboxState.FAILED]
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED]))

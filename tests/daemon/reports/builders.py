@@ -22,6 +22,7 @@ from daemon.lesion import Code, LeftOut, Lesion, Region
 from daemon.reports.facts import Algorithm, Case, Edition, Measured, Predecessor, Result
 from daemon.reports.kinds import KINDS
 from daemon.uids import derive_uid, device_uid
+from daemon.view import View
 from model.prediction import Prediction
 from model.roi import Box, Roi
 
@@ -201,7 +202,9 @@ def reports(
 ) -> list[Dataset]:
     """The objects of a kind, with UIDs as the service derives them."""
     of = of or source()
-    case = Case(of, {str(image.SOPInstanceUID): image for image in images}, results, algorithm, left_out)
+    dark = View(np.full((832, 640), 30, np.uint8), 0.25)  # of 3328 x 2560
+    views = {(each.lesion.image_uid, each.lesion.frame): dark for each in results}
+    case = Case(of, {str(image.SOPInstanceUID): image for image in images}, results, algorithm, left_out, views)
     edition = Edition(kind, str(of.SOPInstanceUID), "reading", BUNDLE, written_at, predecessor)
     return list(KINDS[kind](case, edition))
 

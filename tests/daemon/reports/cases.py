@@ -27,8 +27,11 @@ class Given:
 
     def report(self, kind: str) -> Dataset:
         """The one document of a kind that makes one."""
-        (made,) = b.reports(kind, self.results, *self.images, **self.more)
+        (made,) = self.objects(kind)
         return made
+
+    def objects(self, kind: str) -> list[Dataset]:
+        return b.reports(kind, self.results, *self.images, **self.more)
 
 
 def given(results: list[Result], *images: Dataset, **more: Any) -> Given:

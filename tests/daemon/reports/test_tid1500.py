@@ -544,5 +544,8 @@ def test_real_films_get_valid_reports(tmp_path: Path) -> None:
         assert b.texts(report, "111044") == []  # a view is no orientation
         for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID"):
             assert report[keyword].value == image[keyword].value
-        (tmp_path / path.name).write_bytes(b.saved(report))
-        assert dciodvfy(tmp_path / path.name) == []
+        (cad,) = b.reports("mammo-cad-sr", [b.result(b.lesion(image))], image)
+        assert b.meanings(cad, "111027") == [f"{side} breast"]
+        for made in (report, cad):
+            (tmp_path / path.name).write_bytes(b.saved(made))
+            assert dciodvfy(tmp_path / path.name) == []

@@ -1,4 +1,7 @@
-"""Every document of every kind, before validators that are not ours: dicom3tools, DCMTK and PixelMed."""
+"""Every kind of report before validators that are not ours: dicom3tools, DCMTK and PixelMed.
+
+DCMTK's dcmpschk and what renders pictures stand in the tests of presentation states and Secondary Captures.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from daemon.reports.facts import RESEARCH_USE
-from tests.daemon.reports.cases import DOCUMENTS, file_of
+from daemon.reports.kinds import KINDS
+from tests.daemon.reports import builders as b
+from tests.daemon.reports.cases import CASES, DOCUMENTS, file_of
 from tests.peers.programs import dciodvfy, dsr2html, dsrdump, pixelmed
 
 pytestmark = pytest.mark.peers
@@ -30,6 +35,15 @@ def file(kind: str, case: str, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
 def test_dciodvfy_finds_no_error(file: Path) -> None:
     assert dciodvfy(file) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dciodvfy_finds_no_error_in_any_object_of_any_kind(kind: str, tmp_path: Path) -> None:
+    made = CASES["everything"]().objects(kind)
+    for number, item in enumerate(made):
+        (tmp_path / f"{number}.dcm").write_bytes(b.saved(item))
+        assert dciodvfy(tmp_path / f"{number}.dcm") == []
+    assert made
 
 
 @pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
