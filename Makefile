@@ -3,13 +3,18 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
+<<<<<<< HEAD
 .PHONY: help demo test soak lint clean lock programs viewer
+=======
+.PHONY: help audit demo test soak lint clean lock programs
+>>>>>>> 6152b73 (SECURITY.md: threat model, promises with their tests, audit trail, settings that harden; make audit)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
+LOCK ?= requirements.lock
 # Seconds that all runs of `make soak` may take together.
 SOAK_LIMIT ?= 3600
 # The first Python that mammod runs on (3.11 to 3.13); PYTHON=/path/to/python3 chooses another.
@@ -43,6 +48,24 @@ lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes 
 	"$$tools/bin/pip" --quiet --disable-pip-version-check install uv
 	"$$tools/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
+
+audit: ## look every package of the lock up in the list of known vulnerabilities (pip-audit; needs the way to PyPI)
+	@tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT
+	$(PYTHON) -m venv "$$tools"
+	"$$tools/bin/pip" --quiet --disable-pip-version-check install pip-audit || {
+		echo "make audit: pip-audit could not be installed; NOTHING WAS CHECKED. Is there a way to PyPI from here?" >&2; exit 2; }
+	status=0
+	"$$tools/bin/pip-audit" --requirement $(LOCK) --require-hashes --disable-pip --strict --progress-spinner off $(ARGS) \
+		> "$$tools/said" 2>&1 || status=$$?
+	cat "$$tools/said"
+	[ "$$status" != 0 ] || exit 0
+	if grep -q "Found .* known vulnerabilit" "$$tools/said"; then
+		echo "make audit: take newer versions (make lock ARGS=--upgrade), or say in SECURITY.md why these do no harm." >&2
+	else
+		echo "make audit: NOT CHECKED: the list of vulnerabilities could not be asked about every package of $(LOCK)." >&2
+		status=2
+	fi
+	exit "$$status"
 
 # Exactly what the lock names, each file by its hash, in an environment of its own.
 .venv/.locked: requirements.lock
