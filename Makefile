@@ -3,11 +3,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-<<<<<<< HEAD
-.PHONY: help demo test soak lint clean lock programs viewer
-=======
-.PHONY: help audit demo test soak lint clean lock programs
->>>>>>> 6152b73 (SECURITY.md: threat model, promises with their tests, audit trail, settings that harden; make audit)
+.PHONY: help audit demo test soak lint clean lock programs viewer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 

@@ -134,6 +134,7 @@ def _certificates(settings: Settings) -> Iterator[Finding]:
     for name, tls, side in (
         ("listener.tls", settings.listener.tls, Side.ACCEPT),
         ("archive.tls", settings.archive.tls, Side.CALL),
+        ("audit.tls", settings.audit.tls, Side.CALL),
     ):
         if tls is not None:
             yield from _credentials(name, tls, side)

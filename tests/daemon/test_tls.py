@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive import Archive
+from daemon.check import _certificates as check_certificates
 from daemon.errors import ArchiveError
 from daemon.listener import Listener
 from daemon.rejection import Rejection, RejectionKind
@@ -349,3 +350,19 @@ def test_the_end_of_a_certificate_is_said_before_it_comes(
     if level:
         assert said in events[0]["event"]
         assert events[0]["setting"] == "listener.tls.certificate"
+
+
+def test_check_says_what_is_wrong_with_certificates_and_keys(ca: Authority, certificates: dict[str, Files]) -> None:
+    open_key = ca.issue("open-key", kind="ec")
+    open_key.key.chmod(0o644)
+    missing = certificates["client"].tls(ca.file.with_name("missing.pem"))
+    settings = Settings(
+        listener={"tls": certificates["ended"].tls(ca.file)},
+        archive={"tls": open_key.tls(ca.file)},
+        audit={"tls": missing},
+    )
+    said = {(finding.subject, finding.good): finding.text for finding in check_certificates(settings)}
+    assert "replace it" in said["listener.tls.certificate", False]
+    assert "chmod o-r" in said["archive.tls.key", False]
+    assert "missing.pem" in said["audit.tls", False]
+    assert ("archive.tls.certificate", True) in said
