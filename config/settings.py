@@ -214,6 +214,10 @@ class Audit(_Section):
         return self
 
 
+class Service(_Section):
+    stop_within_s: float = Field(60, gt=0)
+
+
 class Log(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -237,6 +241,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     status: Status = Status()
     audit: Audit = Audit()
+    service: Service = Service()
     log: Log = Log()
 
     @classmethod

@@ -25,7 +25,7 @@ import numpy as np
 import structlog
 
 from config.settings import Workers
-from daemon.errors import ClassifierError
+from daemon.errors import ClassifierError, ClassifierUnavailable
 from model.bundle import Bundle, load_bundle
 from model.engine import Engine, load_engine
 from model.errors import BundleError
@@ -116,14 +116,20 @@ class Classifier:
             self._queue.put(item)
         return item.future
 
-    def stop(self) -> None:
-        """Finish the batches under way, cancel what waits and end the processes. May be called twice."""
+    def stop(self, limit_s: float | None = None) -> None:
+        """Finish the batches under way, within `limit_s` seconds where given, cancel what waits and end the processes.
+
+        May be called twice.
+        """
         with self._gate:
             self._open = False
             self._cancel_waiting()
             self._queue.put(None)
+        end = None if limit_s is None else time.monotonic() + limit_s
         for thread in self._threads:
-            thread.join()
+            thread.join(None if end is None else max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            self._abandon()
         self._threads = []
         atexit.unregister(self._abandon)
 
@@ -183,7 +189,7 @@ class Classifier:
                     died = f"the classifier died on this ROI, {item.deaths} time(s): {error}"
                     item.future.set_exception(ClassifierError(died))
         except ClassifierError as error:
-            if len(batch) > 1 and not isinstance(error, _CannotStart):
+            if len(batch) > 1 and not isinstance(error, ClassifierUnavailable):
                 for item in batch:
                     self._classify(worker, [item])
             else:
@@ -219,10 +225,6 @@ class _Died(ClassifierError):
     """The process ended, or was ended, without an answer."""
 
 
-class _CannotStart(ClassifierError):
-    """The process or its engine cannot be started."""
-
-
 class _Worker:
     """One classifier process as its thread sees it."""
 
@@ -249,7 +251,7 @@ class _Worker:
         """Start the process and wait for its engine.
 
         Raises:
-            _CannotStart: the process died, or its engine refused the bundle.
+            ClassifierUnavailable: the process died, or its engine refused the bundle.
         """
         self._pipe, theirs = _SPAWN.Pipe()
         work = (theirs, os.getpid(), self._factory, self._arguments, self._environment)
@@ -260,7 +262,7 @@ class _Worker:
             self._engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
         except ClassifierError as error:
             self.kill()
-            raise _CannotStart(f"the classifier cannot start: {error}") from error
+            raise ClassifierUnavailable(f"the classifier cannot start: {error}") from error
 
     def predict(self, rois: np.ndarray, heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
         """Probability and, where wanted, heat map of each of ROIs (N, size, size).
@@ -269,7 +271,7 @@ class _Worker:
 
         Raises:
             _Died: the process ended, or gave no answer in time.
-            _CannotStart: see `start`.
+            ClassifierUnavailable: see `start`.
             ClassifierError: the engine refused the batch.
         """
         if self.pid is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,22 @@ from model.errors import ImageError
 from model.roi import Roi
 
 DECODE_LIMIT_S = 300
+STOP_LIMIT_S = 30.0
 
 
 class DecoderPool:
-    """Cuts ROIs from image files in `count` processes; a process that dies costs the image it worked on another try."""
+    """Cuts ROIs from image files in `count` processes; a process that dies costs the images under way another try, each alone."""
 
     def __init__(self, count: int, manifest: Manifest) -> None:
         self._count = count
         self._manifest = manifest
         self._lock = threading.Lock()
-        self._executor = self._new_executor()
+        self._alone = threading.Lock()
+        self._executor = self._new_executor(count)
 
-    def _new_executor(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-        )
+    @staticmethod
+    def _new_executor(count: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
     def start(self) -> None:
         """Have the processes up and their modules loaded before the first image comes; does not wait for it."""
@@ -45,7 +47,7 @@ class DecoderPool:
         """The ROIs of one image file, one per cut, each frame decoded once.
 
         Raises:
-            ImageError: the image cannot be decoded or cut, or it took a decoding process down twice.
+            ImageError: the image cannot be decoded or cut, or it alone took a decoding process down, twice.
         """
         return self._do(_cut_file, path, cuts, self._manifest)
 
@@ -58,30 +60,60 @@ class DecoderPool:
         return self._do(_view_file, path, frame)
 
     def _do(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        for _ in range(2):
-            executor = self._executor
-            try:
-                return executor.submit(work, *arguments).result(DECODE_LIMIT_S)
-            except BrokenProcessPool:
-                self._replace(executor)
-            except TimeoutError:
-                self._replace(executor)
-                break
-        raise ImageError(
-            "the image took a decoding process down or kept it over five minutes; check its pixel data with another program"
-        )
+        executor = self._executor
+        try:
+            return self._do_in(executor, work, *arguments)
+        except _ProcessDied:
+            self._replace(executor)
+        # Which of the images under way took the process down is not known: each is tried again with no other beside it.
+        with self._alone:
+            for _ in range(2):
+                single = self._new_executor(1)
+                try:
+                    return self._do_in(single, work, *arguments)
+                except _ProcessDied:
+                    continue
+                finally:
+                    _end(single)
+        raise ImageError("the image takes decoding processes down; check its pixel data with another program")
+
+    def _do_in(self, executor: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            future = executor.submit(work, *arguments)
+        except RuntimeError as error:  # the pool broke, or another thread replaced it, since we took it
+            raise _ProcessDied from error
+        try:
+            return future.result(DECODE_LIMIT_S)
+        except (BrokenProcessPool, CancelledError) as error:
+            raise _ProcessDied from error
+        except TimeoutError as error:
+            self._replace(executor)
+            raise ImageError(
+                "the image kept a decoding process over five minutes; check its pixel data with another program"
+            ) from error
 
     def _replace(self, broken: ProcessPoolExecutor) -> None:
         with self._lock:
             if self._executor is broken:
-                self._executor = self._new_executor()
-                processes = list((broken._processes or {}).values())
-                broken.shutdown(wait=False, cancel_futures=True)
-                for process in processes:
-                    process.kill()
+                self._executor = self._new_executor(self._count)
+                _end(broken)
 
-    def stop(self) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
+        """Let what is under way finish within `limit_s` seconds, then end the processes."""
+        _end(self._executor, limit_s)
+
+
+class _ProcessDied(Exception):
+    """A decoding process ended before the image was cut, over this image or over one beside it."""
+
+
+def _end(executor: ProcessPoolExecutor, limit_s: float = 0) -> None:
+    processes = list((executor._processes or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    end = time.monotonic() + limit_s
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        process.kill()
 
 
 def _cut_file(path: Path, cuts: Sequence[Cut], manifest: Manifest) -> list[Roi]:

@@ -79,10 +79,18 @@ class Dispatcher:
         self._wake.set()
 
     def stop(self, limit_s: float) -> bool:
-        """Claim nothing more and wait for what is in flight; False when `limit_s` passed first."""
+        """Claim nothing more and wait for what is in flight; False when `limit_s` passed first.
+
+        What is unfinished then goes back into the ledger; whatever its thread still does changes nothing there.
+        """
         self._stopping.set()
         self._wake.set()
         self._thread.join()
         _, unfinished = wait(self._in_flight.values(), timeout=limit_s)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if unfinished:
+            late = [job_id for job_id, future in self._in_flight.items() if future in unfinished]
+            with self._ledger.write() as connection:
+                jobs.put_back(connection, late, time.time())
+            log.warning("jobs do not end in time, they are begun again at the next start", jobs=late)
         return not unfinished

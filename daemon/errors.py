@@ -34,3 +34,7 @@ class LedgerError(MammodError):
 
 class ClassifierError(MammodError):
     """The classifier process cannot start, or a ROI cannot be classified."""
+
+
+class ClassifierUnavailable(ClassifierError):
+    """The classifier process or its engine cannot be started: no fault of the ROI that waits for it."""

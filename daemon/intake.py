@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
 from daemon.errors import LesionError, RefusedInstance
 from daemon.incoming import Incoming
@@ -21,7 +23,7 @@ from daemon.ledger import Ledger, instances, jobs
 from daemon.ledger.instances import Arrival, StoredInstance
 from daemon.lesions import References, lesion_references
 from daemon.reports.identity import is_own_report
-from daemon.spool import Spool
+from daemon.spool import OUT_OF_RESOURCES, Spool
 from daemon.uids import harmless_uid
 
 CANNOT_UNDERSTAND = 0xC000  # PS3.4 table B.2-1
@@ -53,7 +55,7 @@ class Intake:
         """Make an instance durable and pair it. Our own reports are recognised and dropped (invariant 3).
 
         Raises:
-            RefusedInstance: the data set cannot be understood, or there is no room.
+            RefusedInstance: the data set cannot be understood, there is no room, or the ledger is full or locked.
             OSError: the spool cannot be written (disk full).
         """
         self._spool.check_room()
@@ -78,12 +80,19 @@ class Intake:
             calling_ae=incoming.calling_ae,
             received_at=time.time(),
         )
-        with self._ledger.write() as connection:
-            arrival, instance_id = instances.record(connection, instance)
-            if not self._spool.absolute(placed.path).exists():  # retention removed the old row and file just now
-                self._spool.place(incoming.path, incoming.sop_instance_uid)
-            if arrival is not Arrival.DUPLICATE:
-                self._pair(connection, instance, instance_id, references, unusable, arrival)
+        try:
+            with self._ledger.write() as connection:
+                # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
+                instance = replace(instance, received_at=time.time())
+                arrival, instance_id = instances.record(connection, instance)
+                if not self._spool.absolute(placed.path).exists():  # retention removed the old row and file just now
+                    self._spool.place(incoming.path, incoming.sop_instance_uid)
+                if arrival is not Arrival.DUPLICATE:
+                    self._pair(connection, instance, instance_id, references, unusable, arrival)
+        except OperationalError as error:
+            raise RefusedInstance(
+                OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
+            ) from error
         self._say(bound, instance, arrival, unusable)
         self._on_received(incoming, study_uid, arrival)
         self._on_ready()
@@ -119,6 +128,11 @@ class Intake:
             bound.warning("same SOP Instance UID with other content: both kept, the newer one is used")
         else:
             bound.info("instance accepted", arrival=arrival.value, size=instance.size)
+
+
+def _kind(error: OperationalError) -> str:
+    """What the database says, which quotes no value; SQLAlchemy's own message would quote the statement's."""
+    return str(error.orig).splitlines()[0] if error.orig else "no reason given"
 
 
 def read_header(path: Path) -> FileDataset:

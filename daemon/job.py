@@ -13,15 +13,16 @@ import structlog
 from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
 from sqlalchemy import Row
+from sqlalchemy.exc import OperationalError
 
 from config.errors import MammodError
 from config.settings import Settings
-from daemon.errors import LesionError, ReportError
+from daemon.errors import ClassifierUnavailable, LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.reports.facts import Predecessor
 from daemon.reports.kinds import WITH_PICTURES
-from daemon.spool import Spool
+from daemon.spool import NO_ROOM, Spool
 from model.errors import ImageError
 
 RETRY_AFTER_S = 30
@@ -55,7 +56,14 @@ class JobWorker:
         except (LesionError, ImageError, ReportError) as error:
             self._quarantine(job, str(error), bound)
             bound.warning("job quarantined", reason=str(error))
+        except OperationalError:
+            raise  # the ledger cannot be read or written: the dispatcher does the job again, and this attempt does not count
+        except ClassifierUnavailable as error:
+            self._postpone(job, str(error), bound)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                self._postpone(job, f"the spool cannot be written: {error.strerror}", bound)
+                return
             # A message may quote the data set: the ledger and the log get the kind and the place only.
             ours = isinstance(error, MammodError)
             reason = str(error) if ours else f"internal failure: {type(error).__name__} at {_place(error)}"
@@ -65,6 +73,11 @@ class JobWorker:
             else:
                 with self._ledger.write() as connection:
                     jobs.try_again(connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts)
+
+    def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+        bound.warning("job put off", reason=reason)
+        with self._ledger.write() as connection:
+            jobs.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
 
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
         begun = time.monotonic()

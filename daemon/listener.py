@@ -6,7 +6,6 @@ request a status (PS3.4 table B.2-1, PS3.7 annex C), and the association goes on
 
 from __future__ import annotations
 
-import errno
 import functools
 import socket
 import threading
@@ -42,6 +41,7 @@ from daemon.incoming import Incoming
 from daemon.peers import denied_classes, entries_for
 from daemon.rejection import Rejection, RejectionKind
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.spool import NO_ROOM
 from daemon.tls import Credentials, Side
 from daemon.upper_layer import MAX_UNANSWERED
 
@@ -63,7 +63,6 @@ IDLE_S = 1.0  # a stopping listener aborts an association that has sent nothing 
 ABORT_LIMIT_S = 2.0
 
 _UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # best first
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = structlog.get_logger()
 
@@ -367,7 +366,7 @@ class Listener:
             status, reason = refused.status, refused.reason
             bound.warning("instance refused", status=f"{status:04X}", reason=reason)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 status, reason = OUT_OF_RESOURCES, f"the instance cannot be written: {error.strerror}"
                 bound.error("instance refused", status=f"{status:04X}", reason=reason)
             else:

@@ -7,13 +7,36 @@ import time
 import structlog
 
 from config.settings import Retention
-from daemon.ledger import Ledger, instances, jobs
+from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.ledger.schema import JobState
 from daemon.spool import Spool
 
 DAY_S = 86_400
+STRAY_AFTER_S = 3600
 
 log = structlog.get_logger()
+
+
+def remove_strays(ledger: Ledger, spool: Spool) -> int:
+    """Remove files without a row that nothing touched for an hour; returns how many.
+
+    They are left where the ledger could not be written after the file was (disk full, ledger locked), which the sender was told.
+    """
+    before = time.time() - STRAY_AFTER_S
+    old = [path for path in spool.files() if path.stat().st_mtime < before]
+    if not old:
+        return 0
+    removed = 0
+    # Inside a transaction, so that intake never finds the file of a row gone that it is about to record.
+    with ledger.write() as connection:
+        known = instances.paths(connection) | outbox.paths(connection)
+        for path in old:
+            if str(path.relative_to(spool.directory)) not in known:
+                path.unlink(missing_ok=True)
+                removed += 1
+    if removed:
+        log.warning("files without a row removed", files=removed)
+    return removed
 
 
 def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:

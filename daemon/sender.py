@@ -52,11 +52,13 @@ def send_due(
     settings: ArchiveSettings,
     spool: Path,
     on_sent: Callable[[Row, StoreOutcome], None] = lambda *_: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> SendSummary:
     """Send what is due, at most `REPORTS_AT_ONCE`; each outcome is in the ledger before the next report leaves.
 
     Those tried least often go first, so that one that breaks associations never stands in front of the others.
-    `spool` is the directory that the outbox's paths are relative to. `on_sent` is told of each report and its outcome.
+    `spool` is the directory that the outbox's paths are relative to. `on_sent` is told of each report and its outcome. Once
+    `stopping` says so, no further report is sent.
     """
     with ledger.read() as connection:
         rows = outbox.due(connection, time.time(), REPORTS_AT_ONCE)
@@ -67,7 +69,7 @@ def send_due(
         Outgoing(spool / row.path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows
     ]
     counts = dict.fromkeys(OutcomeKind, 0)
-    for row, outcome in zip(rows, archive.store(items), strict=True):
+    for row, outcome in zip(rows, _until(archive.store(items), stopping), strict=False):
         counts[outcome.kind] += 1
         _record(ledger, settings, row.id, row.attempts, outcome)
         on_sent(row, outcome)
@@ -76,9 +78,15 @@ def send_due(
     return SendSummary(counts[OutcomeKind.STORED], counts[OutcomeKind.RETRY], counts[OutcomeKind.FAILED])
 
 
+def _until(outcomes: Iterator[StoreOutcome], stopping: Callable[[], bool]) -> Iterator[StoreOutcome]:
+    """What is under way is finished: its outcome is recorded before the next is begun, or not begun."""
+    while not stopping() and (outcome := next(outcomes, None)) is not None:
+        yield outcome
+
+
 def _record(ledger: Ledger, settings: ArchiveSettings, item_id: int, attempts: int, outcome: StoreOutcome) -> None:
-    now = time.time()
     with ledger.write() as connection:
+        now = time.time()
         if outcome.kind is OutcomeKind.STORED and settings.commitment:
             outbox.stored_uncommitted(connection, item_id, outcome.status, outcome.reason, now)
         elif outcome.kind is OutcomeKind.STORED:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -14,21 +16,25 @@ from typing import Any
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
 
 import model
 from config.errors import ConfigurationError, MammodError
+from config.settings import Archive as ArchiveSettings
 from config.settings import Settings, load_settings
 from daemon import log as logging_setup
 from daemon import retention, retrieval
 from daemon.archive import Archive
 from daemon.audit import Audit
 from daemon.classifier import Classifier
+from daemon.clock import ClockWatch
 from daemon.commitment import Commitment
 from daemon.decode import DecoderPool
 from daemon.dispatcher import Dispatcher
 from daemon.incoming import Incoming
 from daemon.intake import Intake
 from daemon.job import JobWorker
+from daemon.kept_bundle import BundleWatch, keep_bundle
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.listener import Listener
 from daemon.outgoing import StoreOutcome
@@ -43,12 +49,13 @@ from daemon.tls import expiries, warn_of_ends
 from daemon.uids import device_uid
 from model.bundle import Bundle, load_bundle, untrained_bundle
 
-DRAIN_LIMIT_S = 60
 SEND_FALLBACK_S = 60
 HOUSEKEEPING_S = 3600
 RETRIEVAL_S = 5
 CERTIFICATES_S = 86_400
 MAIN_LOOP_S = 1.0
+BUNDLE_WATCH_S = 60
+LAST_STEPS_S = 5.0  # of a stop whose limit has passed: for each kind of process to end
 DISPATCHER_SILENT_S = 60
 
 # What a SIGHUP takes over from the settings file; everything else needs a restart.
@@ -129,6 +136,8 @@ class Service:
         self._ledger = Ledger(settings.ledger_url)
         bundle = open_bundle(settings, self._allow_untrained)
         log.info("bundle loaded", bundle=bundle.digest[:12], name=bundle.manifest.name, trained=bundle.manifest.trained)
+        self._bundle_watch = BundleWatch(bundle)
+        bundle = keep_bundle(bundle, settings.spool.directory)
         self._recover(bundle)
         self._archive = Archive(settings.archive, settings.listener.ae_title, self._spool.incoming)
         self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
@@ -167,6 +176,8 @@ class Service:
             orphans = self._spool.sweep(instances.paths(connection) | outbox.paths(connection))
             again = jobs.recover(connection, bundle.digest, now)
             jobs.promote(connection, None, now)
+            jobs.due_now(connection, now)
+            outbox.due_now(connection, now)
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=again)
 
     def _full(self) -> str | None:
@@ -194,6 +205,7 @@ class Service:
         self._scheduler.add_job(self._housekeep, "interval", seconds=HOUSEKEEPING_S, id="housekeeping", **once)
         self._scheduler.add_job(self._retrieve, "interval", seconds=RETRIEVAL_S, id="retrieval", **once)
         self._scheduler.add_job(self._check_certificates, "interval", seconds=CERTIFICATES_S, id="certificates", **once)
+        self._scheduler.add_job(self._watch_bundle, "interval", seconds=BUNDLE_WATCH_S, id="bundle", **once)
         self._scheduler.start()
         self._plan_sending()
 
@@ -220,21 +232,23 @@ class Service:
         if not self._sending.acquire(blocking=False):
             return
         try:
-            self._send_due()
-            self._commitment.ask_due()
+            self._send_due(self._settings.archive, self._stop.is_set)
+            if not self._stop.is_set():
+                self._commitment.ask_due()
         finally:
             self._sending.release()
             self._plan_sending()
 
-    def _send_due(self) -> None:
+    def _send_due(self, archive: ArchiveSettings, stopping: Callable[[], bool]) -> None:
         told: list[tuple[Row, StoreOutcome]] = []
         try:
             send_due(
                 self._ledger,
                 self._archive,
-                self._settings.archive,
+                archive,
                 self._spool.directory,
                 lambda row, outcome: told.append((row, outcome)),
+                stopping,
             )
         finally:
             self._audit.sent(told, self._settings)
@@ -255,14 +269,35 @@ class Service:
             for association in associations:
                 self._audit.association_ended(association, we_asked=True)
 
+    def _watch_bundle(self) -> None:
+        if found := self._bundle_watch.look():
+            log.warning("the bundle's folder was changed; the service keeps the one it verified", found=found)
+
     def _housekeep(self) -> None:
+        retention.remove_strays(self._ledger, self._spool)
         retention.forget(self._ledger, self._spool, self._settings.retention)
         with self._ledger.write() as connection:
             jobs.promote(connection, None, time.time())
         self._dispatcher.wake()
 
+    def _clock_was_set_back(self, seconds: float) -> bool:
+        """What waits for a time that an earlier clock named is due now; False where the ledger could not be told."""
+        try:
+            with self._ledger.write() as connection:
+                now = time.time()
+                freed = jobs.due_now(connection, now) + outbox.due_now(connection, now)
+        except SQLAlchemyError as error:
+            log.error("the ledger cannot be told that the clock was set back, trying again", error=type(error).__name__)
+            return False
+        for job in self._scheduler.get_jobs():
+            job.modify(next_run_time=datetime.now(UTC))
+        self._dispatcher.wake()
+        log.warning("the clock was set back: what waited for a time is due now", seconds=round(seconds), freed=freed)
+        return True
+
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain: exit is clean when this returns."""
+        clock = ClockWatch()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
@@ -272,15 +307,24 @@ class Service:
         log.info("ready", port=self._settings.listener.port, ae_title=self._settings.listener.ae_title)
         watchdog = watchdog_interval_s()
         fed = time.monotonic()
+        set_back = 0.0
         while not self._stop.wait(min(MAIN_LOOP_S, watchdog or MAIN_LOOP_S)):
             if self._reload.is_set():
                 self._reload.clear()
                 self._take_over_settings()
+            set_back += clock.set_back()
+            if set_back and self._clock_was_set_back(set_back):
+                set_back = 0.0
             alive = time.monotonic() - self._dispatcher.beat < DISPATCHER_SILENT_S
             if watchdog and alive and time.monotonic() - fed >= watchdog / 2:
                 sd_notify("WATCHDOG=1")
                 fed = time.monotonic()
         self.stop()
+        if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+            # Threads that did not end in time hold nothing that is not in the ledger, and Python would wait for them.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
     def _on_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stop.set()
@@ -319,26 +363,46 @@ class Service:
         sd_notify("READY=1", "STATUS=ready")
 
     def stop(self) -> None:
-        """Accept nothing more, finish what is in flight within a limit, and end every process and thread."""
+        """Accept nothing more, finish what is in flight within [service] stop_within_s, and end every process and thread.
+
+        What is not finished by then stands in the ledger as if it had not been begun.
+        """
+        end = time.monotonic() + self._settings.service.stop_within_s
+
+        def left() -> float:
+            return max(0.0, end - time.monotonic())
+
         sd_notify("STOPPING=1", "STATUS=draining")
         log.info("stopping")
         self._status.ready = False
         self._stop.set()
-        self._listener.stop()
-        finished = self._dispatcher.stop(DRAIN_LIMIT_S)
-        self._scheduler.shutdown(wait=True)
-        self._send_once_more()
-        self._decoders.stop()
-        self._classifier.stop()
+        self._listener.stop(left() / 2)  # the other half is for what arrived until then
+        drained = self._dispatcher.stop(left())
+        self._scheduler.shutdown(wait=False)
+        drained &= self._send_once_more(left)
+        self._decoders.stop(max(left(), LAST_STEPS_S) if drained else 0)
+        self._classifier.stop(max(left(), LAST_STEPS_S) if drained else 0)
         self._status.stop()
         self._ledger.close()
         self._audit.stopped()
-        log.info("stopped", drained=finished)
+        log.info("stopped", drained=drained)
 
-    def _send_once_more(self) -> None:
-        """Reports of the last jobs go out now rather than at the next start, where the archive is there."""
-        with self._sending:
-            self._send_due()
+    def _send_once_more(self, left: Callable[[], float]) -> bool:
+        """Reports of the last jobs go out now rather than at the next start, where the archive is there and time is left.
+
+        False where a report under way did not end in time; the archive has it or not, and is sent it again.
+        """
+        if not self._sending.acquire(timeout=left()):
+            return False
+        try:
+            if left() > 0:
+                archive = self._settings.archive
+                limited = archive.model_copy(update={"timeout_s": min(archive.timeout_s, left())})
+                self._archive.settings = limited
+                self._send_due(limited, lambda: left() == 0)
+        finally:
+            self._sending.release()
+        return True
 
 
 def require_archive(settings: Settings) -> None:

@@ -9,6 +9,7 @@ Layout, all of it derived from digests, never from a UID off the wire:
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from daemon.errors import RefusedInstance
 
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # passes when space is made
 READ_SIZE = 1 << 20  # bytes
 FILE_META_START = 128 + 4 + 8 + 4  # bytes
 
@@ -83,11 +85,15 @@ class Spool:
         final = self.directory / relative
         _make_parent(final)
         temporary = final.with_suffix(f".{os.getpid()}.tmp")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(final)
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(final)
+        except OSError:  # disk full: half a report must not keep the room that is left
+            temporary.unlink(missing_ok=True)
+            raise
         _sync(final.parent)
         return Placed(relative, hashlib.sha256(content).hexdigest(), len(content))
 

@@ -193,6 +193,35 @@ def try_again(connection: Connection, job: Row, reason: str, when: float) -> boo
     return _finish(connection, job, when, state=JobState.READY, reason=reason, not_before=when)
 
 
+def postpone(connection: Connection, job: Row, reason: str, when: float) -> bool:
+    """Nothing of the job's own is in its way (disk full, no classifier): this attempt does not count, another comes at `when`."""
+    return _finish(
+        connection, job, when, state=JobState.READY, reason=reason, not_before=when, attempts=job.attempts - 1
+    )
+
+
+def put_back(connection: Connection, job_ids: Sequence[int], now: float) -> int:
+    """The service ends while it works on these: they wait for the next start, and the attempt does not count."""
+    return connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(list(job_ids)), jobs.c.state == JobState.RUNNING)
+        .values(state=JobState.READY, not_before=now, attempts=_one_less())
+    ).rowcount
+
+
+def due_now(connection: Connection, now: float) -> int:
+    """The clock was set back, or the service starts: no job waits for a time that an earlier clock named."""
+    return connection.execute(
+        update(jobs)
+        .where(jobs.c.state.in_([JobState.READY, JobState.WAITING]), jobs.c.not_before > now)
+        .values(not_before=now)
+    ).rowcount
+
+
+def _one_less() -> Any:
+    return case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
+
+
 def newest_reports(items: Iterable[Row]) -> list[Row]:
     """Of the outbox items of one job the newest of each kind; older ones were replaced by them, whatever became of those.
 
@@ -301,7 +330,10 @@ def waiting_for(connection: Connection, created_before: float, now: float, limit
         .join(needs, needs.c.job_id == jobs.c.id)
         .join(source, source.c.id == jobs.c.instance_id)
         .where(
-            jobs.c.state == JobState.WAITING, jobs.c.created_at <= created_before, jobs.c.not_before <= now, ~present
+            jobs.c.state == JobState.WAITING,
+            (jobs.c.created_at <= created_before) | (jobs.c.created_at > now),  # the clock was set back since
+            jobs.c.not_before <= now,
+            ~present,
         )
         .order_by(jobs.c.id)
         .limit(limit)
@@ -344,9 +376,9 @@ def claimable(connection: Connection, now: float, in_flight: Sequence[int]) -> b
 
 
 def release(connection: Connection, in_flight: Sequence[int], now: float) -> int:
-    """Running jobs that nobody works on become ready again; returns how many."""
+    """Running jobs that nobody works on become ready again: their end could not be recorded. Returns how many."""
     return connection.execute(
         update(jobs)
         .where(jobs.c.state == JobState.RUNNING, jobs.c.id.not_in(in_flight))
-        .values(state=JobState.READY, not_before=now)
+        .values(state=JobState.READY, not_before=now, attempts=_one_less())
     ).rowcount

@@ -80,6 +80,15 @@ def stored(connection: Connection, item_id: int, status: int | None, reason: str
     _ended(connection, item_id, now, state=OutboxState.STORED, status=status, reason=reason, stored_at=now)
 
 
+def due_now(connection: Connection, now: float) -> int:
+    """The clock was set back, or the service starts: no report waits for a time that an earlier clock named."""
+    return connection.execute(
+        update(outbox)
+        .where(outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING]), outbox.c.next_attempt_at > now)
+        .values(next_attempt_at=now)
+    ).rowcount
+
+
 def stored_uncommitted(
     connection: Connection, item_id: int, status: int | None, reason: str | None, now: float
 ) -> None:

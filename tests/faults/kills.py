@@ -43,8 +43,9 @@ def kill_run(
     began = time.monotonic()
     chance = random.Random(seed)
     cases = [make_case(folder / "cases", number) for number in range(1, objects // 2 + 1)]
-    files = [path for case in cases for path in case.files]
-    chance.shuffle(files)
+    chance.shuffle(cases)
+    # Each image and its lesion object near each other, so that there is work between any two kills.
+    files = [path for case in cases for path in chance.sample(case.files, 2)]
     victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
     chance.shuffle(victims)
     pids = folder / "classifiers"

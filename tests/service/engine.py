@@ -1,6 +1,7 @@
 """A stand-in engine: its probability is the ROI's mean, so that other pixels give another result. No framework is loaded.
 
-MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves an empty file named by its process.
+MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves an empty file named by its process;
+with MAMMOD_TEST_VERIFY it verifies the bundle as the real engine does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from model.bundle import load_bundle
 
 
 class MeanEngine:
@@ -31,7 +34,9 @@ class MeanEngine:
         return cells.mean(axis=(2, 4)).astype(np.float32)
 
 
-def open_engine(_path: str, digest: str, _engine: str, _max_batch: int) -> MeanEngine:
+def open_engine(path: str, digest: str, _engine: str, _max_batch: int) -> MeanEngine:
+    if os.environ.get("MAMMOD_TEST_VERIFY"):
+        assert load_bundle(Path(path), allow_untrained=True).digest == digest
     if folder := os.environ.get("MAMMOD_TEST_PIDS"):
         (Path(folder) / str(os.getpid())).touch()
     return MeanEngine(digest)

@@ -2,6 +2,7 @@
 
 MAMMOD_TEST_CRASH is "module:function:before" or ":after" ("Class.method" for a method): SIGKILL the first time that step is
 reached. The product has no hook for this; the step is wrapped here.
+MAMMOD_TEST_CLOCK names a file with the seconds that its wall clock is off (libfaketime breaks Python's own sleep).
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import importlib
 import os
 import signal
 import sys
+import time
+from datetime import datetime, tzinfo
+from pathlib import Path
 from typing import Any
 
 ENGINE = "tests.service.engine:open_engine"
@@ -21,12 +25,41 @@ def main() -> None:
     defaults: dict[str, Any] = Classifier.__init__.__kwdefaults__
     if os.environ.pop("MAMMOD_TEST_ENGINE", "") == "stand-in":
         defaults["factory"] = ENGINE
+    if clock := os.environ.pop("MAMMOD_TEST_CLOCK", ""):
+        set_clock(Path(clock))
     crash = os.environ.pop("MAMMOD_TEST_CRASH", "")
     if crash:
         install(crash)
     from daemon.cli import main as mammod
 
     mammod()
+
+
+def set_clock(file: Path) -> None:
+    """The wall clock of this process: of `time.time`, and of `datetime.now` where the service and its scheduler ask it."""
+    import apscheduler.executors.base
+    import apscheduler.schedulers.base
+    import apscheduler.triggers.date
+    import apscheduler.triggers.interval
+
+    import daemon.service
+
+    real = time.time
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.fromtimestamp(time.time(), tz)
+
+    time.time = lambda: real() + float(file.read_text())
+    for module in (
+        apscheduler.executors.base,
+        apscheduler.schedulers.base,
+        apscheduler.triggers.date,
+        apscheduler.triggers.interval,
+        daemon.service,
+    ):
+        module.datetime = Shifted  # type: ignore[attr-defined]
 
 
 def install(crash: str) -> None:

@@ -136,11 +136,13 @@ class Service:
         return [job.state for job in self.jobs()] == list(states)
 
     def files(self) -> set[str]:
-        """Every file of the spool but the ledger's, by path relative to it."""
+        """Every file of the spool but the ledger's and the bundle's, by path relative to it."""
         return {
             str(path.relative_to(self.spool))
             for path in self.spool.rglob("*")
-            if path.is_file() and not path.name.startswith("ledger.sqlite")
+            if path.is_file()
+            and not path.name.startswith("ledger.sqlite")
+            and not path.is_relative_to(self.spool / "bundle")
         }
 
 

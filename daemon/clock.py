@@ -1,0 +1,26 @@
+"""The wall clock, watched: the ledger's times are wall times, and a clock that is set back would hold up what waits for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TOLERANCE_S = 2.0  # NTP's slewing stays far below
+
+
+class ClockWatch:
+    """Compares the wall clock with the one that never steps."""
+
+    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._steady = wall, steady
+        self._ahead = wall() - steady()
+
+    def set_back(self) -> float:
+        """By how many seconds the wall clock was set back since the last call; 0.0 where it was not.
+
+        Steps forward are followed silently: they only make things due early.
+        """
+        ahead = self._wall() - self._steady()
+        back = self._ahead - ahead
+        self._ahead = ahead
+        return back if back > TOLERANCE_S else 0.0

@@ -1,0 +1,71 @@
+"""The bundle as it was verified at start, kept in the spool: its own folder may then change without a running service caring."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import structlog
+
+from model.bundle import Bundle, load_bundle
+from model.errors import BundleError
+
+log = structlog.get_logger()
+
+
+def keep_bundle(bundle: Bundle, spool: Path) -> Bundle:
+    """The same bundle as a copy in `spool`/bundle/<digest>, made where it is not there whole; copies of others are removed.
+
+    Raises:
+        BundleError: the bundle was changed while it was copied.
+        OSError: there is no room for it.
+    """
+    folder = spool / "bundle"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    target = folder / bundle.digest
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    try:
+        kept = load_bundle(target, allow_untrained=True)
+        if kept.digest == bundle.digest:
+            return kept
+    except BundleError:
+        pass  # there is none, or it is half a copy of a service that was killed
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(bundle.path, target)
+    kept = load_bundle(target, allow_untrained=True)
+    if kept.digest != bundle.digest:
+        raise BundleError(f"the bundle in {bundle.path} was changed while it was loaded; start again")
+    return kept
+
+
+class BundleWatch:
+    """Says once when the bundle's own folder no longer holds what the service runs."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._path, self._digest = bundle.path, bundle.digest
+        self._stamp = _stamp(bundle.path)
+
+    def look(self) -> str | None:
+        """What was found changed since the last look, as a line for the log; None where nothing was."""
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
+        try:
+            digest = load_bundle(self._path, allow_untrained=True).digest
+        except BundleError as error:
+            return f"the next start would refuse what lies there: {error}"
+        if digest == self._digest:
+            return None
+        return f"the next start takes bundle {digest[:12]} for {self._digest[:12]}"
+
+
+def _stamp(path: Path) -> list[tuple[str, int, int, int]]:
+    """What changes with any file of the folder."""
+    try:
+        stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+    except OSError:
+        return []
+    return [(name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats]

@@ -1,0 +1,100 @@
+"""A clock that is set back by an hour holds nothing up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from daemon.clock import ClockWatch
+from daemon.ledger import Ledger, instances, jobs, outbox, schema
+from daemon.ledger.instances import StoredInstance
+from tests.daemon.archive_stubs import outgoing
+from tests.daemon.test_sender import queue
+from tests.peers.archives import running_storescp
+from tests.peers.programs import dcmsend, free_port, wait_until
+from tests.service.fixtures import Case
+from tests.service.running import Service
+
+HOUR = 3600.0
+
+
+def test_only_a_step_back_counts() -> None:
+    now = {"wall": 1000.0, "steady": 5.0}
+    watch = ClockWatch(lambda: now["wall"], lambda: now["steady"])
+
+    def pass_by(steady: float, wall: float) -> float:
+        now["steady"] += steady
+        now["wall"] += wall
+        return watch.set_back()
+
+    assert pass_by(1, 1) == 0
+    assert pass_by(1, 0.9995) == 0, "slewing"
+    assert pass_by(1, HOUR) == 0, "a step forward"
+    assert pass_by(1, 1 - HOUR) == pytest.approx(HOUR)
+    assert pass_by(1, 1) == 0, "it is said once"
+
+
+def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    now = 100_000.0
+    queue(ledger, outgoing(tmp_path), now + HOUR)
+    with ledger.write() as connection:
+        waiting = StoredInstance("1.5", "1.2", "1.2", "1.2", "1.2", "d", 1, "p", "TESTS", now + HOUR)
+        _, row = instances.record(connection, waiting)
+        jobs.create(connection, row, "1.5", (), "bundle", now + HOUR)
+        lacking = StoredInstance("1.6", "1.2", "1.2", "1.2", "1.2", "e", 1, "q", "TESTS", now + HOUR)
+        _, row = instances.record(connection, lacking)
+        jobs.create(connection, row, "1.6", ("1.7",), "bundle", now + HOUR)
+        assert jobs.claim(connection, 9, now) == []
+        assert list(outbox.due(connection, now, 9)) == []
+        assert jobs.due_now(connection, now) == 2
+        assert outbox.due_now(connection, now) == 1
+        assert [job.source_uid for job in jobs.claim(connection, 9, now)] == ["1.5"]
+        assert len(outbox.due(connection, now, 9)) == 1
+        asked = jobs.waiting_for(connection, now - 60, now, 9)
+        assert [item.sop_instance_uid for item in asked] == ["1.7"], "retrieval does not wait for its hour either"
+    ledger.close()
+
+
+@pytest.mark.peers
+def test_the_service_goes_on_when_its_clock_is_set_back(
+    new_service: Callable[..., Service], case: Case, tmp_path: Path
+) -> None:
+    port = free_port()
+    offset = tmp_path / "offset"
+    offset.write_text("0")
+    service = new_service(("STORESCP", port))
+    service.environment["MAMMOD_TEST_CLOCK"] = str(offset)
+    service.start()
+    dcmsend(case.files, service.host, service.port, service.aet)
+    wait_until(lambda: [item.attempts >= 1 for item in service.outbox()] == [True], "an attempt", 60)
+    _replace(offset, str(-HOUR))
+    wait_until(lambda: "the clock was set back" in service.log, "the step back seen", 60)
+    (item,) = service.outbox()
+    assert item.next_attempt_at < time.time() - HOUR / 2, "the service's clock is an hour behind"
+    with running_storescp(tmp_path / "late", port=port) as late:
+        service.wait_jobs("done")
+        assert len(late.files()) == 1
+    assert service.stop() == 0
+
+
+def _replace(file: Path, text: str) -> None:
+    """Never half written for who reads it."""
+    other = file.with_suffix(".new")
+    other.write_text(text)
+    other.rename(file)
+
+
+def test_a_restart_after_the_clock_was_set_back(tmp_path: Path) -> None:
+    """What `Service._recover` calls; times that an earlier clock named are not waited for."""
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    queue(ledger, outgoing(tmp_path), 10.0)
+    with ledger.write() as connection:
+        connection.execute(update(schema.outbox).values(next_attempt_at=10 + HOUR, state="committing"))
+        assert outbox.due_now(connection, 10.0) == 1
+        assert outbox.next_attempt(connection) == 10.0
+    ledger.close()

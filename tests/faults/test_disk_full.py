@@ -1,0 +1,190 @@
+"""A full disk: the sender is told A700, the service lives on, and all goes on by itself when there is space again."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemon import ledger as ledger_module
+from daemon.incoming import Incoming
+from daemon.intake import Intake
+from daemon.ledger import Ledger
+from daemon.listener import Listener
+from daemon.spool import Spool
+from tests.daemon.scu import encode, listener_settings, listening, mammogram, request_association, store
+from tests.peers.archives import StoreSCP
+from tests.peers.programs import dcmsend, wait_until
+from tests.service.fixtures import make_case
+from tests.service.running import Service
+
+MIB = 1 << 20
+
+
+class Disk:
+    """A file system of its own; `fill` takes all that is left of it but `leave` bytes, `free` gives it back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.filler = folder / "filler"
+
+    def fill(self, leave: int = 0) -> None:
+        stat = os.statvfs(self.folder)
+        with self.filler.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, stat.f_bavail * stat.f_frsize - leave))
+
+    def free(self) -> None:
+        self.filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Disk]]:
+    """Makes a tmpfs of so many MiB; skips by name where mounting is not permitted."""
+    mounted: list[Path] = []
+
+    def make(size: int) -> Disk:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"needs the right to mount a tmpfs: {done.stderr.strip()}")
+        mounted.append(folder)
+        return Disk(folder)
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+class Receiving:
+    """Listener, intake, spool and ledger as the service has them, in this process."""
+
+    def __init__(self, spool: Path, ledger: Path, min_free: int = 0) -> None:
+        self.spool = Spool(spool, min_free)
+        self.ledger = Ledger(f"sqlite:///{ledger}")
+        self.intake = Intake(self.spool, self.ledger, "bundle", lambda: None)
+        self.listener = Listener(listener_settings(), self.spool.incoming, self.accept, self.full)
+
+    def accept(self, incoming: Incoming) -> None:
+        self.intake.accept(incoming)
+
+    def full(self) -> str | None:
+        try:
+            self.spool.check_room()
+        except Exception as error:
+            return str(error)
+        return None
+
+    def send(self, *images: Any) -> list[int]:
+        association = request_association(self.listener.port)
+        assert association.is_established
+        statuses = [store(association, encode(image), image.SOPInstanceUID).Status for image in images]
+        association.release()
+        return statuses
+
+    def known(self) -> set[str]:
+        with self.ledger.read() as connection:
+            return set(connection.exec_driver_sql("SELECT sop_instance_uid FROM instances").scalars())
+
+
+def test_full_during_receive(disk: Callable[[int], Disk], tmp_path: Path) -> None:
+    small = disk(8)
+    receiving = Receiving(small.folder / "spool", tmp_path / "ledger.sqlite")
+    images = [mammogram(number, size=512) for number in range(1, 4)]  # 0.5 MiB each
+    with listening(receiving.listener):
+        small.fill(leave=MIB // 4)
+        assert receiving.send(*images) == [0xA700] * 3, "refused one by one; the association goes on"
+        assert receiving.known() == set()
+        wait_until(lambda: not list(receiving.spool.incoming.iterdir()), "no half file left")
+        small.free()
+        assert receiving.send(*images) == [0] * 3
+    assert receiving.known() == {image.SOPInstanceUID for image in images}
+    receiving.ledger.close()
+
+
+def test_full_during_the_ledgers_commit(disk: Callable[[int], Disk], tmp_path: Path) -> None:
+    small = disk(2)
+    receiving = Receiving(tmp_path / "spool", small.folder / "ledger.sqlite")
+    images = [mammogram(number) for number in range(1, 4)]
+    with listening(receiving.listener):
+        small.fill()
+        assert receiving.send(*images) == [0xA700] * 3
+        assert receiving.known() == set()
+        small.free()
+        assert receiving.send(*images) == [0] * 3
+    assert receiving.known() == {image.SOPInstanceUID for image in images}
+    receiving.ledger.close()
+
+
+def test_min_free_refuses_associations_before_the_disk_is_full(disk: Callable[[int], Disk], tmp_path: Path) -> None:
+    small = disk(8)
+    receiving = Receiving(small.folder / "spool", tmp_path / "ledger.sqlite", min_free=2 * MIB)
+    with listening(receiving.listener):
+        association = request_association(receiving.listener.port)
+        small.fill(leave=MIB)
+        refused = request_association(receiving.listener.port)
+        assert refused.is_rejected
+        answer = refused.acceptor.primitive
+        assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 1), "rejected-transient, congestion"
+        image = mammogram()
+        assert store(association, encode(image), image.SOPInstanceUID).Status == 0xA700, "in an older association too"
+        association.release()
+        small.free()
+        assert receiving.send(image) == [0]
+    receiving.ledger.close()
+
+
+def test_a_ledger_that_another_process_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "SQLITE_BUSY_TIMEOUT_MS", 2000)
+    receiving = Receiving(tmp_path / "spool", tmp_path / "ledger.sqlite")
+    first, second = mammogram(1), mammogram(2)
+    with listening(receiving.listener):
+        other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        assert receiving.send(first) == [0xA700], "it may be sent again, as nothing is wrong with it"
+        ends_in_time = threading.Timer(0.5, lambda: other.execute("COMMIT"))
+        ends_in_time.start()
+        assert receiving.send(second) == [0]
+        ends_in_time.join()
+        other.close()
+        assert receiving.send(first) == [0]
+    assert receiving.known() == {first.SOPInstanceUID, second.SOPInstanceUID}
+    receiving.ledger.close()
+
+
+@pytest.mark.peers
+def test_full_while_a_report_is_written(
+    new_service: Callable[..., Service], storescp: StoreSCP, disk: Callable[[int], Disk], tmp_path: Path
+) -> None:
+    # The bundle's copy, the ledger and the objects are a good deal less than half of it.
+    small = disk(200)
+    case = make_case(tmp_path / "case")
+    settings = {"spool": {"directory": str(small.folder / "spool")}}
+    service = new_service((storescp.aet, storescp.dicom_port), settings=settings)
+    service.spool.symlink_to(small.folder / "spool")
+    service.environment["MAMMOD_TEST_BATCH_S"] = "2"
+    service.start()
+    dcmsend(case.files, service.host, service.port, service.aet)
+    service.wait_jobs("running")
+    small.fill()
+    wait_until(
+        lambda: "job put off" in service.log or "will be done again" in service.log, "the report not written", 60
+    )
+    other = make_case(tmp_path / "other", 2)
+    statuses = dcmsend(other.files, service.host, service.port, service.aet)
+    assert set(statuses.values()) <= {0xA700}, "or its association was refused"
+    assert service.process is not None and service.process.poll() is None
+    small.free()
+    service.wait_jobs("done")
+    assert len(storescp.files()) == 1
+    assert set(dcmsend(other.files, service.host, service.port, service.aet).values()) == {0}
+    service.wait_jobs("done", "done")
+    assert not list(small.folder.rglob("*.tmp"))
+    assert service.stop() == 0
