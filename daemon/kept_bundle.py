@@ -33,7 +33,10 @@ def keep_bundle(bundle: Bundle, spool: Path) -> Bundle:
     except BundleError:
         pass  # there is none, or it is half a copy of a service that was killed
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(bundle.path, target)
+    shutil.copytree(bundle.path, target, copy_function=shutil.copyfile)
+    target.chmod(0o700)
+    for file in target.iterdir():
+        file.chmod(0o600)
     kept = load_bundle(target, allow_untrained=True)
     if kept.digest != bundle.digest:
         raise BundleError(f"the bundle in {bundle.path} was changed while it was loaded; start again")

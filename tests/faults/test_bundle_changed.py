@@ -44,6 +44,8 @@ def test_the_copy_is_the_bundle_and_a_half_copy_is_made_anew(folder: Path, tmp_p
     assert kept.digest == bundle.digest
     assert kept.path != folder
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == [bundle.digest]
+    assert {path.stat().st_mode & 0o777 for path in kept.path.iterdir()} == {0o600}
+    assert kept.path.stat().st_mode & 0o777 == 0o700
     damage(kept.path)
     assert keep_bundle(bundle, tmp_path).digest == bundle.digest
     damage(folder)
