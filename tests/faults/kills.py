@@ -61,7 +61,7 @@ def kill_run(
             _kill(service, victim, pids)
         expected = {str(dataset.SOPInstanceUID) for case in cases for dataset in (case.image, case.segmentation)}
         wait_until(lambda: set(sender.accepted) == expected, "every object accepted", left())
-        wait_until(lambda: all(job.state == "done" for job in service.jobs()), "every job done", left())
+        wait_until(lambda: _all_done(service), "every job done", left())
     except AssertionError:
         print(_states(service))
         raise
@@ -76,12 +76,18 @@ def kill_run(
     }
 
 
+def _all_done(service: Service) -> bool:
+    time.sleep(0.5)  # opening the ledger for a look costs more than the look
+    return all(job.state == "done" for job in service.jobs())
+
+
 def _kill(service: Service, victim: str, pids: Path) -> None:
     assert service.process is not None
     if victim == "service":
         children = _children(service.process.pid)
         service.kill()
-        wait_until(lambda: not any(map(_runs, children)), "the killed service's processes gone", 30)
+        # A process that was just being started sees that its parent is gone only after all its imports.
+        wait_until(lambda: not any(map(_runs, children)), "the killed service's processes gone", 120)
         service.start()
         return
     found: list[int] = []
@@ -92,7 +98,7 @@ def _kill(service: Service, victim: str, pids: Path) -> None:
         found[:] = [pid for pid in workers if (pid in classifiers) == (victim == "classifier")]
         return bool(found)
 
-    wait_until(there, f"a {victim} process to kill", 60)
+    wait_until(there, f"a {victim} process to kill", 180)
     os.kill(found[0], signal.SIGKILL)
 
 
