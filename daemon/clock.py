@@ -9,11 +9,11 @@ TOLERANCE_S = 2.0  # NTP's slewing stays far below
 
 
 class ClockWatch:
-    """Compares the wall clock with the one that never steps."""
+    """Compares the wall clock (`time.time` as it is when asked) with the one that never steps."""
 
-    def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
-        self._wall, self._steady = wall, steady
-        self._ahead = wall() - steady()
+    def __init__(self, wall: Callable[[], float] | None = None, steady: Callable[[], float] = time.monotonic) -> None:
+        self._wall, self._steady = wall or (lambda: time.time()), steady
+        self._ahead = self._wall() - self._steady()
 
     def set_back(self) -> float:
         """By how many seconds the wall clock was set back since the last call; 0.0 where it was not.

@@ -68,6 +68,7 @@ def test_a_change_is_said_once_with_what_the_next_start_does(folder: Path) -> No
 
 
 @pytest.mark.peers
+@pytest.mark.timeout(600)  # three starts of the service
 def test_a_service_whose_bundle_is_damaged_goes_on_with_what_it_verified(
     new_service: Callable[..., Service], storescp: StoreSCP, folder: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from tests.service.running import Service
 
 
 @pytest.mark.peers
+@pytest.mark.timeout(600)  # three starts of the service
 def test_sigterm_under_load(new_service: Callable[..., Service], storescp: StoreSCP, tmp_path: Path) -> None:
     cases = [make_case(tmp_path / "cases", number) for number in range(1, 13)]
     service = new_service((storescp.aet, storescp.dicom_port), settings={"service": {"stop_within_s": 4}})
