@@ -33,7 +33,7 @@ class Failing:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def classify(self, *_: Any) -> Any:
+    def classify(self, *_: Any, **__: Any) -> Any:
         raise self.error
 
 
