@@ -160,6 +160,8 @@ class Model(_Section):
 class Workers(_Section):
     count: int = Field(0, ge=0, le=64)
     decoders: int = Field(0, ge=0, le=256)
+    decode_timeout_s: float = Field(300, gt=0)
+    decoder_memory: ByteSize = Field(ByteSize(4 * 1024**3), ge=512 * 1024**2)
     backend: Literal["local"] = "local"
     max_batch: int = Field(8, ge=1, le=256)
     max_wait_ms: float = Field(5, ge=0, le=10_000)
@@ -167,6 +169,7 @@ class Workers(_Section):
 
 class Lesions(_Section):
     not_lesions: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,16}:[^:\s]{1,64}$")], ...] = NOT_LESION_CODES
+    max_per_object: int = Field(250, ge=1, le=10_000)
 
 
 class Reports(_Section):

@@ -156,7 +156,7 @@ def _classified(
 ) -> list[Outcome]:
     """What came of each lesion object, in the order of the files."""
     cores = os.cpu_count() or 1
-    decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest)
+    decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
     classifier = Classifier(bundle, settings.workers, settings.model.engine)
     stems = _stems(files.sources.values())
     try:
@@ -187,7 +187,7 @@ def _do(
     outcome = Outcome(source)
     try:
         inputs = read_inputs(source, files.paths.get)
-        classified = outcome.classified = pipeline.classify(inputs, settings.lesions.not_lesions, pictures=True)
+        classified = outcome.classified = pipeline.classify(inputs, settings.lesions, pictures=True)
         if not classified.results:
             return outcome
         made = pipeline.write(inputs, classified, kinds, lambda *_: None)

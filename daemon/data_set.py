@@ -45,7 +45,12 @@ TRANSFER_SYNTAXES = frozenset(
 ).union(_YOUNG)
 
 MAX_DEPTH = 64  # sequences within sequences; content trees of real reports stay below 20
-MAX_INFLATED = 4 << 30  # bytes; a bomb of 4 MB inflates to this
+MAX_ELEMENTS = 500_000  # elements and items of all levels; each that is read costs some 300 bytes of memory, or 600
+MAX_READ = 256 << 20  # bytes outside of the pixel data: all of it is read into memory; a report has some megabytes
+LARGE = 20_000  # elements, or kilobytes outside of the pixel data; what is large is read one at a time
+MAX_INFLATED = (
+    512 << 20
+)  # bytes: who reads a deflated data set has to inflate it whole; a bomb of 512 kB inflates to this
 MAX_AFTER_DEFLATED = 9  # bytes: a byte of padding, and the gzip trailer that some writers leave
 
 _SOP_CLASS_UID = 0x0008_0016
@@ -55,6 +60,7 @@ _WANTED_LENGTH = 66  # bytes read of a wanted value: more than a UID may have, s
 
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
 _PIXEL_DATA = 0x7FE0_0010
+_PIXELS = frozenset({_PIXEL_DATA, 0x7FE0_0008, 0x7FE0_0009})  # on the outermost level
 _UNDEFINED = 0xFFFF_FFFF
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
@@ -69,6 +75,7 @@ class DataSetFacts:
 
     sop_class_uid: str
     sop_instance_uid: str
+    is_large: bool = False  # to read it takes long, or much memory
 
 
 def check_data_set(file: BinaryIO, transfer_syntax_uid: str) -> DataSetFacts:
@@ -78,14 +85,18 @@ def check_data_set(file: BinaryIO, transfer_syntax_uid: str) -> DataSetFacts:
     whatever the bytes are.
 
     Raises:
-        RefusedInstance: C000 the bytes are no data set in this transfer syntax, or end too early (at which byte);
-            A900 it names no SOP Class or SOP Instance; 0117 one of the two is not a UID.
+        RefusedInstance: C000 the bytes are no data set in this transfer syntax, or end too early (at which byte), or hold
+            more elements, levels or bytes outside of the pixel data than are read into memory; A900 it names no SOP
+            Class or SOP Instance; 0117 one of the two is not a UID.
     """
     reader: _Reader = _Inflated(file) if transfer_syntax_uid in DEFLATED else _Stored(file)
-    values = _walk(reader, _form(transfer_syntax_uid))
+    values, elements, read = _walk(reader, _form(transfer_syntax_uid))
+    if isinstance(reader, _Inflated):
+        read = reader.position
     return DataSetFacts(
         sop_class_uid=_uid(values, _SOP_CLASS_UID, "SOP Class UID (0008,0016)"),
         sop_instance_uid=_uid(values, _SOP_INSTANCE_UID, "SOP Instance UID (0008,0018)"),
+        is_large=elements + read // 1024 > LARGE,
     )
 
 
@@ -237,12 +248,15 @@ class _Level:
         self.is_pixels = is_pixels  # a sequence of fragments, not of items
 
 
-def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
-    """The wanted values of the outermost level. One stack and no recursion: depth costs memory, never the interpreter."""
+def _walk(reader: _Reader, form: _Form) -> tuple[dict[int, bytes], int, int]:
+    """The wanted values of the outermost level, the number of elements and items, the bytes outside of the pixel data.
+
+    One stack and no recursion: depth costs memory, never the interpreter.
+    """
     levels = [_Level(form, None, None)]
     values: dict[int, bytes] = {}
     seen: set[int] = set()
-    tag = outermost = 0
+    tag = outermost = elements = read = 0
     try:
         while True:
             level = levels[-1]
@@ -254,9 +268,14 @@ def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
             if len(levels) == 1 and reader.at_end():
                 if not seen:
                     raise _CutError(0)
-                return values
+                return values, elements, read
             at = reader.position
             tag, vr, length = _element(reader, level)
+            elements += 1
+            if elements > MAX_ELEMENTS:
+                raise RefusedInstance(
+                    CANNOT_UNDERSTAND, f"the data set has more than {MAX_ELEMENTS} elements and items"
+                )
             if tag == level.closer and level.end is None:
                 levels.pop()
             elif not level.holds_elements:
@@ -276,6 +295,12 @@ def _walk(reader: _Reader, form: _Form) -> dict[int, bytes]:
                     reader.skip(length - len(values[tag]))
                 else:
                     reader.skip(length)
+            if not (outermost in _PIXELS and (len(levels) > 1 or tag == outermost)):
+                read += reader.position - at
+                if read > MAX_READ:
+                    raise RefusedInstance(
+                        CANNOT_UNDERSTAND, f"the data set has more than {MAX_READ} bytes beside its pixels"
+                    )
     except _CutError as error:
         raise RefusedInstance(
             CANNOT_UNDERSTAND,

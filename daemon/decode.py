@@ -1,53 +1,59 @@
-"""Decoding and cutting in a pool of processes: codecs neither hold up the service nor take it down with them."""
+"""Decoding, cutting and reading lesion objects in processes of their own, each with a limit of time and of memory.
+
+So neither a codec nor an object that was made to hurt holds up the service or takes it down. Each process has one thing to
+do at a time: what ends a process costs the object it worked on, and no other.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
+import resource
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
 
+from config import settings
+from daemon.lesion import LesionReading
+from daemon.lesions import read_lesions
 from daemon.view import View, view_of
 from model.bundle import Manifest
 from model.cut import Cut, cut_rois
 from model.errors import ImageError
 from model.roi import Roi
 
-DECODE_LIMIT_S = 300
+TRIES = 2
 STOP_LIMIT_S = 30.0
+START_LIMIT_S = 300  # for a new process to load its modules, on a machine that is busy
 
 
 class DecoderPool:
-    """Cuts ROIs from image files in `count` processes; a process that dies costs the images under way another try, each alone."""
+    """`count` processes. An object whose process dies has another try; thread-safe."""
 
-    def __init__(self, count: int, manifest: Manifest) -> None:
-        self._count = count
+    def __init__(self, count: int, manifest: Manifest, workers: settings.Workers) -> None:
         self._manifest = manifest
-        self._lock = threading.Lock()
-        self._alone = threading.Lock()
-        self._executor = self._new_executor(count)
-
-    @staticmethod
-    def _new_executor(count: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+        self._decoders = [_Decoder(workers) for _ in range(count)]
+        self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        for decoder in self._decoders:
+            self._free.put(decoder)
 
     def start(self) -> None:
         """Have the processes up and their modules loaded before the first image comes; does not wait for it."""
-        for _ in range(self._count):
-            self._executor.submit(os.getpid)
+        for decoder in self._decoders:
+            decoder.start()
 
     def cut(self, path: Path, cuts: Sequence[Cut]) -> list[Roi]:
         """The ROIs of one image file, one per cut, each frame decoded once.
 
         Raises:
-            ImageError: the image cannot be decoded or cut, or it alone took a decoding process down, twice.
+            ImageError: the image cannot be decoded or cut, takes too long or too much memory, or took its process down.
         """
         return self._do(_cut_file, path, cuts, self._manifest)
 
@@ -59,61 +65,82 @@ class DecoderPool:
         """
         return self._do(_view_file, path, frame)
 
-    def _do(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        executor = self._executor
-        try:
-            return self._do_in(executor, work, *arguments)
-        except _ProcessDied:
-            self._replace(executor)
-        # Which of the images under way took the process down is not known: each is tried again with no other beside it.
-        with self._alone:
-            for _ in range(2):
-                single = self._new_executor(1)
-                try:
-                    return self._do_in(single, work, *arguments)
-                except _ProcessDied:
-                    continue
-                finally:
-                    _end(single)
-        raise ImageError("the image takes decoding processes down; check its pixel data with another program")
+    def read(
+        self, source: Path, images: Mapping[str, Path], segmentations: Mapping[str, Path], lesions: settings.Lesions
+    ) -> LesionReading:
+        """The lesions of a SEG or SR file; `images` and `segmentations` that it names by SOP Instance UID.
 
-    def _do_in(self, executor: ProcessPoolExecutor, work: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            future = executor.submit(work, *arguments)
-        except RuntimeError as error:  # the pool broke, or another thread replaced it, since we took it
-            raise _ProcessDied from error
-        try:
-            return future.result(DECODE_LIMIT_S)
-        except (BrokenProcessPool, CancelledError) as error:
-            raise _ProcessDied from error
-        except TimeoutError as error:
-            self._replace(executor)
-            raise ImageError(
-                "the image kept a decoding process over five minutes; check its pixel data with another program"
-            ) from error
+        Raises:
+            LesionError: see `daemon.lesions.read_lesions`.
+            ImageError: it takes too long or too much memory, or took its process down.
+        """
+        return self._do(_read_file, source, images, segmentations, lesions)
 
-    def _replace(self, broken: ProcessPoolExecutor) -> None:
-        with self._lock:
-            if self._executor is broken:
-                self._executor = self._new_executor(self._count)
-                _end(broken)
+    def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        decoder = self._free.get()
+        try:
+            return decoder.do(function, *arguments)
+        finally:
+            self._free.put(decoder)
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Let what is under way finish within `limit_s` seconds, then end the processes."""
-        _end(self._executor, limit_s)
+        end = time.monotonic() + limit_s
+        for decoder in self._decoders:
+            decoder.end(end)
 
 
-class _ProcessDied(Exception):
-    """A decoding process ended before the image was cut, over this image or over one beside it."""
+class _Decoder:
+    """One process, begun anew when it had to end."""
 
+    def __init__(self, workers: settings.Workers) -> None:
+        self._workers = workers
+        self.executor = self._new()
+        self._started: Future[int] | None = None
 
-def _end(executor: ProcessPoolExecutor, limit_s: float = 0) -> None:
-    processes = list((executor._processes or {}).values())
-    executor.shutdown(wait=False, cancel_futures=True)
-    end = time.monotonic() + limit_s
-    for process in processes:
-        process.join(max(0.0, end - time.monotonic()))
-        process.kill()
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(int(self._workers.decoder_memory),),
+        )
+
+    def start(self) -> Future[int]:
+        """Load the process's modules, which no object is to be charged for."""
+        if self._started is None:
+            self._started = self.executor.submit(os.getpid)
+        return self._started
+
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        limit = self._workers.decode_timeout_s
+        for _ in range(TRIES):
+            try:
+                self.start().result(START_LIMIT_S)
+                return self.executor.submit(function, *arguments).result(limit)
+            except BrokenProcessPool:
+                self._replace()
+            except TimeoutError:
+                self._replace()
+                raise ImageError(
+                    f"the object kept a decoding process over {limit:g} s (workers.decode_timeout_s)"
+                ) from None
+            except MemoryError:
+                memory = self._workers.decoder_memory.human_readable()
+                raise ImageError(f"the object needs more memory than {memory} (workers.decoder_memory)") from None
+        raise ImageError("the object took its decoding process down; check its pixel data with another program")
+
+    def _replace(self) -> None:
+        self.end(0)
+        self.executor, self._started = self._new(), None
+
+    def end(self, at: float) -> None:
+        """End the process, by force if it is still at work at that time (of time.monotonic())."""
+        processes = list((self.executor._processes or {}).values())
+        self.executor.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.join(max(0.0, at - time.monotonic()))
+            process.kill()
 
 
 def _cut_file(path: Path, cuts: Sequence[Cut], manifest: Manifest) -> list[Roi]:
@@ -124,8 +151,21 @@ def _view_file(path: Path, frame: int) -> View:
     return view_of(dcmread(path), frame)
 
 
-def _end_with_parent() -> None:
-    """A decoding process must not outlive a service that was killed."""
+def _read_file(
+    source: Path, images: Mapping[str, Path], segmentations: Mapping[str, Path], lesions: settings.Lesions
+) -> LesionReading:
+    return read_lesions(
+        dcmread(source),
+        {uid: dcmread(path, stop_before_pixels=True) for uid, path in images.items()},
+        {uid: dcmread(path) for uid, path in segmentations.items()},
+        lesions.not_lesions,
+        lesions.max_per_object,
+    )
+
+
+def _begin(memory: int) -> None:
+    """In a new process: it gets so many bytes, and must not outlive a service that was killed."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     parent = multiprocessing.parent_process()
     assert parent is not None
 

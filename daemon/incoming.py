@@ -11,7 +11,8 @@ class Incoming:
     """A received instance: `path` is a complete Part 10 file inside the spool's own file system, not yet durable.
 
     The UIDs are valid by PS3.5 section 9 and equal in the C-STORE command and the data set; the encoding was walked to its
-    end. `transfer_syntax_uid` is that of the accepted presentation context, as received and as stored.
+    end. `transfer_syntax_uid` is that of the accepted presentation context, as received and as stored. `is_large`: to read
+    it takes long, or much memory.
     """
 
     path: Path
@@ -22,3 +23,4 @@ class Incoming:
     called_ae: str
     peer_address: str
     association_id: str
+    is_large: bool = False

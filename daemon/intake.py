@@ -6,9 +6,11 @@ order they came. `Intake.accept` returns only when bytes and rows are on disk (i
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -50,6 +52,7 @@ class Intake:
         self._bundle = bundle
         self._on_ready = on_ready
         self._on_received = on_received
+        self._large = threading.Lock()
 
     def accept(self, incoming: Incoming) -> None:
         """Make an instance durable and pair it. Our own reports are recognised and dropped (invariant 3).
@@ -59,20 +62,19 @@ class Intake:
             OSError: the spool cannot be written (disk full).
         """
         self._spool.check_room()
-        header = read_header(incoming.path)
+        with self._large if incoming.is_large else contextlib.nullcontext():
+            read = _read(incoming.path)
         bound = log.bind(association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid)
-        study_uid, series_uid = _uid(header, "StudyInstanceUID"), _uid(header, "SeriesInstanceUID")
-        if is_own_report(header):
+        if read.is_own_report:
             bound.info("own report came back, dropped")
-            self._on_received(incoming, study_uid, Arrival.DUPLICATE)
+            self._on_received(incoming, read.study_uid, Arrival.DUPLICATE)
             return
-        references, unusable = _references(header)
         placed = self._spool.place(incoming.path, incoming.sop_instance_uid)
         instance = StoredInstance(
             sop_instance_uid=incoming.sop_instance_uid,
             sop_class_uid=incoming.sop_class_uid,
-            study_uid=study_uid,
-            series_uid=series_uid,
+            study_uid=read.study_uid,
+            series_uid=read.series_uid,
             transfer_syntax_uid=incoming.transfer_syntax_uid,
             digest=placed.digest,
             size=placed.size,
@@ -88,13 +90,13 @@ class Intake:
                 if not self._spool.absolute(placed.path).exists():  # retention removed the old row and file just now
                     self._spool.place(incoming.path, incoming.sop_instance_uid)
                 if arrival is not Arrival.DUPLICATE:
-                    self._pair(connection, instance, instance_id, references, unusable, arrival)
+                    self._pair(connection, instance, instance_id, read.references, read.unusable, arrival)
         except OperationalError as error:
             raise RefusedInstance(
                 OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
             ) from error
-        self._say(bound, instance, arrival, unusable)
-        self._on_received(incoming, study_uid, arrival)
+        self._say(bound, instance, arrival, read.unusable)
+        self._on_received(incoming, read.study_uid, arrival)
         self._on_ready()
 
     def _pair(
@@ -135,19 +137,35 @@ def _kind(error: OperationalError) -> str:
     return str(error.orig).splitlines()[0] if error.orig else "no reason given"
 
 
-def read_header(path: Path) -> FileDataset:
-    """The data set without pixel data.
+@dataclass(frozen=True)
+class _Read:
+    """What intake wants to know of a data set: both UIDs are empty where they are none."""
 
+    is_own_report: bool
+    study_uid: str
+    series_uid: str
+    references: References | None
+    unusable: str | None
+
+
+def _read(path: Path) -> _Read:
+    """
     Raises:
         RefusedInstance: status C000 when pydicom cannot read it.
     """
     try:
         with path.open("rb") as file:
-            return dcmread(file, stop_before_pixels=True)
+            header = dcmread(file, stop_before_pixels=True)
+        own = is_own_report(header)
+        study, series = _uid(header, "StudyInstanceUID"), _uid(header, "SeriesInstanceUID")
+    except RefusedInstance:
+        raise
     except Exception as error:  # pydicom raises many kinds over broken input
         raise RefusedInstance(
             CANNOT_UNDERSTAND, f"the data set cannot be read as DICOM ({type(error).__name__}); send it whole and valid"
         ) from error
+    references, unusable = (None, None) if own else _references(header)
+    return _Read(own, study, series, references, unusable)
 
 
 def _uid(header: FileDataset, keyword: str) -> str:

@@ -28,6 +28,7 @@ from model.errors import ImageError
 RETRY_AFTER_S = 30
 MAX_INTERNAL_FAILURES = 3
 NOTHING = "nothing to classify"
+LEFT_OUT_TOLD = 50  # a line each; the report names all
 
 log = structlog.get_logger()
 
@@ -84,11 +85,11 @@ class JobWorker:
         inputs = load_inputs(self._ledger, self._spool, job)
         settings = self._settings()
         kinds = settings.reports.kinds
-        classified = self._pipeline.classify(
-            inputs, settings.lesions.not_lesions, pictures=not WITH_PICTURES.isdisjoint(kinds)
-        )
-        for left_out in classified.reading.left_out:
+        classified = self._pipeline.classify(inputs, settings.lesions, pictures=not WITH_PICTURES.isdisjoint(kinds))
+        for left_out in classified.reading.left_out[:LEFT_OUT_TOLD]:
             bound.info("left out", what=left_out.what, reason=left_out.reason)
+        if (more := len(classified.reading.left_out) - LEFT_OUT_TOLD) > 0:
+            bound.info("left out", what=f"{more} more")
         if not classified.results:
             self._nothing_to_classify(job, inputs, classified)
             bound.info(NOTHING)

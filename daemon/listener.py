@@ -421,4 +421,5 @@ def _incoming(association: IncomingAssociation, request: Any, context: Presentat
         called_ae=association.requestor.primitive.called_ae_title,
         peer_address=association.peer_address,
         association_id=association.id,
+        is_large=facts.is_large,
     )

@@ -13,11 +13,12 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
+from config import settings
 from daemon.classifier import Classifier
 from daemon.decode import DecoderPool
 from daemon.errors import LesionError, ReportError
 from daemon.lesion import LeftOut, Lesion, LesionReading
-from daemon.lesions import lesion_references, read_lesions
+from daemon.lesions import lesion_references
 from daemon.reports import without_result
 from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
 from daemon.reports.kinds import KINDS
@@ -37,12 +38,13 @@ IDENTITY_KEYWORDS = (
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What one job reads: the lesion object whole, the headers of its images, and where each image's file lies."""
+    """What one job reads: headers of the lesion object and of its images, and where each file lies."""
 
     source: Dataset
     images: Mapping[str, Dataset]
     image_paths: Mapping[str, Path]
-    segmentations: Mapping[str, Dataset]
+    source_path: Path
+    segmentation_paths: Mapping[str, Path]
 
     @property
     def source_uid(self) -> str:
@@ -99,22 +101,22 @@ def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inp
         MissingInstances: something it names is not here.
         LesionError: the object marks no lesion, or names no image.
     """
-    source = dcmread(source_path)
+    source = dcmread(source_path, stop_before_pixels=True)
     references = lesion_references(source)
     if references is None:
         raise LesionError("the object marks no lesion; expected a SEG, or an SR with a region on an image")
     segmentation_paths = _here(references.segmentation_uids, path_of)
-    segmentations = {uid: dcmread(path) for uid, path in segmentation_paths.items()}
     image_uids = [*references.image_uids]
-    for segmentation in segmentations.values():
-        named = lesion_references(segmentation)
+    for path in segmentation_paths.values():
+        named = lesion_references(dcmread(path, stop_before_pixels=True))
         image_uids += named.image_uids if named else ()
     image_paths = _here(image_uids, path_of)
     return Inputs(
         source=source,
         images={uid: dcmread(path, stop_before_pixels=True) for uid, path in image_paths.items()},
         image_paths=image_paths,
-        segmentations=segmentations,
+        source_path=source_path,
+        segmentation_paths=segmentation_paths,
     )
 
 
@@ -128,7 +130,7 @@ def read_what_is_here(source_path: Path, path_of: Callable[[str], Path | None]) 
     named = {uid: path_of(uid) for uid in (references.image_uids if references else ())}
     paths = {uid: path for uid, path in named.items() if path is not None}
     images = {uid: dcmread(path, stop_before_pixels=True) for uid, path in paths.items()}
-    return Inputs(source, images, paths, {})
+    return Inputs(source, images, paths, source_path, {})
 
 
 def _here(uids: Sequence[str], path_of: Callable[[str], Path | None]) -> dict[str, Path]:
@@ -148,14 +150,14 @@ class Pipeline:
         self._algorithm = algorithm
         self._bundle = bundle
 
-    def classify(self, inputs: Inputs, not_lesions: Collection[str], *, pictures: bool = False) -> Classified:
+    def classify(self, inputs: Inputs, lesions: settings.Lesions, *, pictures: bool = False) -> Classified:
         """Read the lesions, cut and classify each; `pictures` asks for views and heat maps too, which cost time.
 
         Raises:
             LesionError: the lesion object cannot be used.
-            ImageError: an image cannot be decoded or cut.
+            ImageError: an image cannot be decoded or cut, or one of the objects needs too much time or memory.
         """
-        reading = read_lesions(inputs.source, inputs.images, inputs.segmentations, not_lesions)
+        reading = self._decoders.read(inputs.source_path, inputs.image_paths, inputs.segmentation_paths, lesions)
         rois = self._cut(inputs.image_paths, reading.lesions)
         futures = [self._classifier.submit(roi.pixels, heat_map=pictures) for roi in rois]
         results = tuple(

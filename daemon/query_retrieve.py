@@ -142,6 +142,7 @@ class Receiver:
                 called_ae=association.requestor.ae_title,
                 peer_address=association.acceptor.address,
                 association_id=self._name,
+                is_large=facts.is_large,
             )
         )
         return 0x0000

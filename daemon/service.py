@@ -141,7 +141,9 @@ class Service:
         self._recover(bundle)
         self._archive = Archive(settings.archive, settings.listener.ae_title, self._spool.incoming)
         self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
-        self._decoders = DecoderPool(settings.workers.decoders or os.cpu_count() or 1, bundle.manifest)
+        self._decoders = DecoderPool(
+            settings.workers.decoders or os.cpu_count() or 1, bundle.manifest, settings.workers
+        )
         self._decoders.start()
         self._classifier.start()
         pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)

@@ -227,7 +227,9 @@ class UpperLayer(DULServiceProvider):
         return self.state_machine.current_state == "Sta6" and self.assoc.dimse.msg_queue.qsize() >= MAX_UNANSWERED
 
     def _is_transport_event(self) -> bool:
-        if self._request is not None and self.state_machine.current_state == "Sta2":  # awaiting A-ASSOCIATE-RQ
+        if self._request is not None:
+            if self.state_machine.current_state != "Sta2":  # awaiting A-ASSOCIATE-RQ; nothing else is read before
+                return False
             request, self._request = self._request, None
             self._take(request)
             return True

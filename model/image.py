@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, JPEGExtended12Bit
 
+from model.codestream import announced_size
 from model.errors import ImageError
 
 # Twice the largest film scan known (CBIS-DDSM: 40 million pixels); a header that asks for more is taken as damage.
@@ -78,7 +80,12 @@ def read_frame(dataset: Dataset, frame: int = 1) -> Frame:
     if not syntax.is_encapsulated:
         _check_length(dataset, rows * columns * frames)
     try:
+        if syntax.is_encapsulated:
+            code_stream = get_frame(dataset.PixelData, frame - 1, number_of_frames=frames)
+            _check_announced(announced_size(code_stream), rows, columns, frame)
         stored, _ = get_decoder(syntax).as_array(dataset, index=frame - 1, raw=True)
+    except (ImageError, MemoryError):
+        raise
     except Exception as error:  # each decoder raises its own; all mean the same here
         reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
         raise ImageError(f"the pixel data ({syntax.name}) of frame {frame} cannot be decoded: {reason}") from error
@@ -149,6 +156,13 @@ def _check_length(dataset: Dataset, pixels: int) -> None:
     actual = len(dataset.PixelData)
     if actual not in (expected, expected + expected % 2):
         raise ImageError(f"Pixel Data holds {actual} bytes, Rows x Columns x frames asks for {expected}")
+
+
+def _check_announced(announced: tuple[int, int] | None, rows: int, columns: int, frame: int) -> None:
+    if announced not in (None, (rows, columns)):
+        raise ImageError(
+            f"the code stream of frame {frame} announces {announced}, but Rows x Columns is {rows} x {columns}"
+        )
 
 
 def _header(dataset: Dataset, frame: int) -> Dataset:

@@ -17,10 +17,11 @@ from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
 from daemon.lesions.generic_sr import other_marks
 from daemon.lesions.mark import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
-from daemon.lesions.reference import Collected
+from daemon.lesions.reference import MAX_LESIONS, Collected
 from daemon.lesions.seg import is_segmentation, read_segments, source_images
 from daemon.lesions.sr_tree import Tree
 
+MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
 _REASONS_SHOWN = 5
 _REPORT_CLASSES = "1.2.840.10008.5.1.4.1.1.88."  # every Structured Report storage class begins so (PS3.4 B.5)
 
@@ -56,6 +57,7 @@ def read_lesions(
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
     not_lesions: Collection[str],
+    max_lesions: int = MAX_LESIONS,
 ) -> LesionReading:
     """Read the lesions of a SEG or SR.
 
@@ -64,15 +66,16 @@ def read_lesions(
         images: headers of the images it names, by SOP Instance UID; Rows, Columns and Number of Frames are used.
         segmentations: the SEG objects, with Pixel Data, that a report names, by SOP Instance UID.
         not_lesions: "SCHEME:value" codes of segments and findings that are anatomy, not lesions.
+        max_lesions: an object with more lesions is refused.
 
     Returns:
         The lesions in the object's order, with what was left out and why. One unreadable mark among readable ones is
         left out; an object that marks nothing but anatomy gives no lesions.
 
     Raises:
-        LesionError: there is no lesion because what is marked cannot be read, with every reason.
+        LesionError: there is no lesion because what is marked cannot be read, with every reason; there are too many.
     """
-    collected = Collected()
+    collected = Collected(max_lesions)
     uid = str(source.SOPInstanceUID)
     with _malformed_is_a_lesion_error():
         if is_segmentation(source):
@@ -114,6 +117,7 @@ def _marks(dataset: Dataset) -> list[Mark]:
     if not str(dataset.get("SOPClassUID") or "").startswith(_REPORT_CLASSES):
         return []
     tree = Tree(dataset)
-    if tree.root.named(*CAD_ROOT):
-        return cad_marks(tree)
-    return measurement_marks(tree) + other_marks(tree)
+    marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + other_marks(tree)
+    if (shapes := sum(len(mark.shapes) for mark in marks)) > MAX_SHAPES:
+        raise LesionError(f"the report draws {shapes} regions; at most {MAX_SHAPES} are read")
+    return marks

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from daemon.errors import LesionError
 from daemon.lesions.mark import Mark, Shape, shape_of
 from daemon.lesions.sr_tree import Node, Tree, described
 
 CAD_ROOT = ("111036", "DCM")
 _FINDING = ("111059", "DCM")
+MAX_FINDINGS = 2000  # each may be inferred from any other; a report of four images has some dozens
 _CENTER = ("111010", "DCM")
 _OUTLINE = ("111041", "DCM")
 _RENDERING_INTENT = ("111056", "DCM")
@@ -23,6 +25,8 @@ def cad_marks(tree: Tree) -> list[Mark]:
     marked Not for Presentation (PS3.4 O.2.2.1).
     """
     findings = [node for node in tree.root.descendants() if node.named(*_FINDING)]
+    if len(findings) > MAX_FINDINGS:
+        raise LesionError(f"the report has {len(findings)} single image findings; at most {MAX_FINDINGS} are read")
     shown = _reached(tree)
     parts_of = {finding: _parts(tree, finding) for finding in findings}
     # Two that are inferred from each other, which no writer should write, are both wholes.

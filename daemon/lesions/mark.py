@@ -6,11 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from daemon.errors import LesionError
 from daemon.lesion import Code, Lesion, Region
 from daemon.lesions.outline import (
+    MAX_POINTS,
     check_inside,
     convex_hull,
     is_closed,
@@ -19,9 +21,19 @@ from daemon.lesions.outline import (
     region_of_outline,
     thinned,
 )
-from daemon.lesions.reference import Collected, ImageReference, image_frame, not_a_lesion, numbered, size
+from daemon.lesions.reference import (
+    Collected,
+    ImageReference,
+    TooManyLesions,
+    image_frame,
+    not_a_lesion,
+    numbered,
+    size,
+)
 from daemon.lesions.seg import read_segments
 from daemon.lesions.sr_tree import Description, Node, Tree
+
+BYTES_EACH = 4  # Graphic Data is FL
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,11 @@ class Mark:
 
 
 def shape_of(tree: Tree, scoord: Node) -> Shape:
+    """A SCOORD item; more points than are read are not even decoded."""
+    raw = scoord.item.get_item("GraphicData")
+    if isinstance(raw, RawDataElement) and (raw.length or 0) > 2 * BYTES_EACH * MAX_POINTS:
+        points = (raw.length or 0) // (2 * BYTES_EACH)
+        raise LesionError(f"{scoord.where} has {points} points; at most {MAX_POINTS} are read")
     data = scoord.item.get("GraphicData")
     values = () if data is None else (data,) if isinstance(data, (int, float)) else tuple(data)
     return Shape(str(scoord.item.get("GraphicType") or ""), values, tree.image_of(scoord))
@@ -94,7 +111,7 @@ def read_mark(
             else _from_segments(mark, images, segmentations, not_lesions, collected)
         )
         for number, lesion in enumerate(lesions, start=1):
-            collected.lesions.append(_told(lesion, mark, source_uid, number if len(lesions) > 1 else None))
+            collected.add(_told(lesion, mark, source_uid, number if len(lesions) > 1 else None))
 
 
 def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Lesion:
@@ -116,7 +133,7 @@ def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Le
 
 
 def _from_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], collected: Collected) -> list[Lesion]:
-    places: dict[tuple[str, int], list[Region]] = {}
+    places: dict[tuple[str, int], dict[tuple[str, bytes], Region]] = {}  # what is drawn twice counts once
     for shape in mark.shapes:
         try:
             region = region_of(shape.graphic_type, shape.graphic_data)
@@ -129,18 +146,13 @@ def _from_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], col
             continue
         if len(shape.reference.frames) > 1:
             collected.leave_out(mark.where, f"of the frames it names the middle one, {frame}, is taken")
-        regions = places.setdefault((shape.reference.sop_instance_uid, frame), [])
-        if not any(_equal(region, other) for other in regions):
-            regions.append(region)
+        regions = places.setdefault((shape.reference.sop_instance_uid, frame), {})
+        regions.setdefault((region.graphic_type, region.points.tobytes()), region)
     return [
         Lesion(source_uid, image_uid, frame, outline, region)
         for (image_uid, frame), regions in places.items()
-        for region, outline in _drawn(regions, size(images[image_uid]), mark.one_place)
+        for region, outline in _drawn(list(regions.values()), size(images[image_uid]), mark.one_place)
     ]
-
-
-def _equal(first: Region, second: Region) -> bool:
-    return first.graphic_type == second.graphic_type and np.array_equal(first.points, second.points)
 
 
 def _drawn(regions: list[Region], image_size: tuple[int, int], one_place: bool) -> list[tuple[Region, np.ndarray]]:
@@ -171,13 +183,15 @@ def _from_segments(
     not_lesions: Collection[str],
     collected: Collected,
 ) -> list[Lesion]:
-    own = Collected()
+    own = Collected(collected.max_lesions)
     for reference in mark.segments:
         segmentation = segmentations.get(reference.sop_instance_uid)
         try:
             if segmentation is None:
                 raise LesionError(f"segmentation {reference.sop_instance_uid} is not here")
             read_segments(segmentation, images, not_lesions, own, only=reference.segments, on_frames=reference.frames)
+        except TooManyLesions:
+            raise
         except LesionError as error:
             collected.fail(mark.where, error)
     for failure in own.failures:

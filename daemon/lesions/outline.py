@@ -165,9 +165,10 @@ def convex_hull(points: np.ndarray) -> np.ndarray:
 
 def _ellipse(centre: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     radius = max(float(np.hypot(*first)), float(np.hypot(*second)))
-    steps = math.pi / math.acos(max(1 - _CURVE_ERROR / radius, 0.5))
+    step = math.acos(max(1 - _CURVE_ERROR / radius, 0.5))  # 0 where the radius is beyond all images
+    steps = math.pi / step if step else math.inf
     # a multiple of four: both ends of both axes are points of the polygon
-    angles = np.linspace(0, 2 * np.pi, 4 * min(max(math.ceil(steps / 4), 4), 90), endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 4 * math.ceil(min(max(steps / 4, 4), 90)), endpoint=False)
     return centre + np.cos(angles)[:, None] * first + np.sin(angles)[:, None] * second
 
 

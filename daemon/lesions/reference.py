@@ -13,10 +13,16 @@ from pydicom.uid import UID, SegmentationStorage
 from daemon.errors import LesionError
 from daemon.lesion import Code, LeftOut, Lesion
 from daemon.uids import harmless_uid
+from model.image import MAX_PIXELS
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage, newer than pydicom 3.0
 SEGMENTATION_CLASSES = (SegmentationStorage, LABEL_MAP_STORAGE)
+MAX_LESIONS = 250  # of one lesion object
 _OLD_SNOMED = ("SNM3", "99SDM")  # designators of SNOMED-RT before SRT (PS3.16 8.2)
+
+
+class TooManyLesions(LesionError):
+    """The whole object is refused, not a mark of it."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +138,26 @@ def size(image: Dataset) -> tuple[int, int]:
     rows, columns = image.get("Rows"), image.get("Columns")
     if not rows or not columns:
         raise LesionError(f"instance {image.get('SOPInstanceUID')} has no rows and columns: it is not an image")
+    if int(rows) * int(columns) > MAX_PIXELS:
+        raise LesionError(
+            f"an image of {rows} rows x {columns} columns cannot be: at most {MAX_PIXELS:,} pixels are read"
+        )
     return int(rows), int(columns)
 
 
 @dataclass
 class Collected:
-    """The reading of one lesion object while it grows."""
+    """The reading of one lesion object while it grows, up to `max_lesions`."""
 
+    max_lesions: int = MAX_LESIONS
     lesions: list[Lesion] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    failures: list[LeftOut] = field(default_factory=list)
+    left_out: dict[LeftOut, None] = field(default_factory=dict)  # in order, each once
+    failures: dict[LeftOut, None] = field(default_factory=dict)
+
+    def add(self, lesion: Lesion) -> None:
+        if len(self.lesions) >= self.max_lesions:
+            raise TooManyLesions(f"it marks more than {self.max_lesions} lesions (lesions.max_per_object)")
+        self.lesions.append(lesion)
 
     def leave_out(self, what: str, reason: str) -> None:
         self._record(LeftOut(what, reason))
@@ -150,9 +166,7 @@ class Collected:
         """Record what should have been a lesion and cannot be read."""
         failure = LeftOut(what, str(error))
         self._record(failure)
-        if failure not in self.failures:
-            self.failures.append(failure)
+        self.failures[failure] = None
 
     def _record(self, left_out: LeftOut) -> None:
-        if left_out not in self.left_out:
-            self.left_out.append(left_out)
+        self.left_out[left_out] = None

@@ -36,6 +36,8 @@ from daemon.lesions.reference import (
 SPECK_PIXELS = 9
 SPECK_SHARE = 0.01
 MAX_PARTS = 500  # of one segment on one frame; more is noise and not what a reader marked
+MAX_PARTS_OF_ALL = 5000  # of all segments on all frames
+MAX_SEGMENTS = 1000
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _TISSUE = ("85756007", "SCT")  # what viewers write for a segment that nobody named
@@ -135,9 +137,13 @@ def read_segments(
             continue
         if not labelmap and frame.segment not in described:
             collected.fail(f"frame {frame.index + 1}", LesionError("it names no segment of the Segment Sequence"))
-        present = [segment for segment in wanted if labelmap or segment == frame.segment]
+        present = list(wanted) if labelmap else [frame.segment] if frame.segment in wanted else []
         if not present:
             continue
+        if sum(map(len, parts.values())) > MAX_PARTS_OF_ALL:
+            raise LesionError(
+                f"the segmentation has more than {MAX_PARTS_OF_ALL} separate parts: noise, not marked lesions"
+            )
         try:
             place = _place(dataset, frame, images)
             pixels = _decode(dataset, frame.index)
@@ -146,6 +152,8 @@ def read_segments(
             for segment in present:
                 collected.fail(f"segment {segment}", error)
             continue
+        if labelmap:
+            present = sorted(set(np.unique(pixels).tolist()).intersection(present))
         for segment in present:
             try:
                 parts[segment] += _components(pixels == segment if labelmap else pixels >= threshold, *place)
@@ -178,6 +186,8 @@ def _described(dataset: Dataset) -> dict[int, Dataset]:
     segments = {number: item for item in items(dataset, "SegmentSequence") for number in numbers(item, "SegmentNumber")}
     if not segments:
         raise LesionError("the segmentation describes no segment: its Segment Sequence is empty")
+    if len(segments) > MAX_SEGMENTS:
+        raise LesionError(f"the segmentation describes {len(segments)} segments; at most {MAX_SEGMENTS} are read")
     return segments
 
 
@@ -320,7 +330,7 @@ def _add_lesions(dataset: Dataset, segment: int, item: Dataset, parts: list[_Par
                 f"segment {segment}, {len(lesion) - 1} more frames of one lesion",
                 f"it is shown on frame {shown.frame}, where it is largest",
             )
-        collected.lesions.append(_lesion(dataset, item, shown, number if len(lesions) > 1 else None))
+        collected.add(_lesion(dataset, item, shown, number if len(lesions) > 1 else None))
 
 
 def _through_frames(parts: list[_Part]) -> list[list[_Part]]:

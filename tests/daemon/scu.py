@@ -121,7 +121,7 @@ def store(
 ) -> Dataset:
     """Send a C-STORE request with these bytes as data set and these UIDs, checked by nobody; what the answer says."""
     association._reactor_checkpoint.clear()  # or the association's own thread takes the answer
-    while not association._is_paused:
+    while not association._reactor_checkpoint._cond._waiters:  # type: ignore[attr-defined]  # it says it is paused too soon
         time.sleep(0.001)
     association.dimse.send_msg(_request(content, uid, sop_class), context_id)
     _, response = association.dimse.get_msg(block=True)

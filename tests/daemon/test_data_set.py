@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -198,7 +199,7 @@ def test_deflated_pixels_cost_no_memory() -> None:
     content = encode(dataset, DEFLATED_EXPLICIT)
     del dataset
     tracemalloc.start()
-    assert check(content, DEFLATED_EXPLICIT) == FACTS
+    assert check(content, DEFLATED_EXPLICIT) == replace(FACTS, is_large=True)  # who reads it has to inflate it
     assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()
 
@@ -307,4 +308,6 @@ def test_damaged_data_sets_give_facts_or_a_refusal(
     except RefusedInstance as error:
         assert error.reason.isascii()
     else:
-        assert all(len(uid) <= 64 and set(uid) <= set("0123456789.") for uid in vars(facts).values())
+        assert all(
+            len(uid) <= 64 and set(uid) <= set("0123456789.") for uid in (facts.sop_class_uid, facts.sop_instance_uid)
+        )

@@ -1,45 +1,98 @@
-"""An image that takes the decoding process down costs itself, and not the images that wait beside it."""
+"""A decoding process that dies, hangs or eats memory costs the object it worked on and no other."""
 
 from __future__ import annotations
 
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
-from daemon import decode
+from config import settings
 from daemon.decode import DecoderPool
+from model.bundle import Manifest
+from model.cut import Cut
 from model.errors import ImageError
-from tests.faults import decoding
-from tests.peers.programs import wait_until
+from tests.faults import objects
+from tests.faults.fate import received
 
 
-@pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(decode, "_cut_file", decoding.cut)
-    made = DecoderPool(1, None)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def pool(untrained: Path) -> Iterator[DecoderPool]:
+    workers = settings.Workers.model_validate({"decode_timeout_s": 5, "decoder_memory": "1GiB"})
+    manifest = Manifest.model_validate_json((untrained / "manifest.json").read_text())
+    made = DecoderPool(2, manifest, workers)
+    made.start()
     yield made
     made.stop()
 
 
-def test_images_beside_a_poisonous_one_are_cut(pool: DecoderPool, tmp_path: Path) -> None:
-    names = [f"image-{number}" for number in range(2)]
-    with ThreadPoolExecutor(3) as threads:
-        poison = threads.submit(pool.cut, tmp_path / "poison", ())
-        wait_until(lambda: pool._executor._pending_work_items or pool._executor._processes, "the poison under way")
-        others = [threads.submit(pool.cut, tmp_path / name, ()) for name in names]
-        wait_until(lambda: len(pool._executor._pending_work_items) == 3, "all in one pool")
-        (tmp_path / "go").touch()
-        with pytest.raises(ImageError, match="takes decoding processes down"):
-            poison.result(120)
-        assert [future.result(120) for future in others] == [[name] for name in names]
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.dcm"
+    assert received(objects.encoded()[0], path) is None
+    return path
 
 
-def test_a_decoding_process_killed_from_outside_costs_nothing(pool: DecoderPool, tmp_path: Path) -> None:
-    assert pool.cut(tmp_path / "first", ()) == ["first"]
-    (victim,) = pool._executor._processes
-    os.kill(victim, signal.SIGKILL)
-    assert pool.cut(tmp_path / "second", ()) == ["second"]
+CUT = [Cut(1, np.array([[20.0, 20.0]]))]
+
+
+def test_process_that_dies_costs_its_object_only(pool: DecoderPool, good: Path) -> None:
+    """While one object ends its process, twice, the other process goes on undisturbed."""
+    reasons: list[str] = []
+
+    def deadly() -> None:
+        with pytest.raises(ImageError) as caught:
+            pool._do(os.abort)
+        reasons.append(str(caught.value))
+
+    assert len(pool.cut(good, CUT)) == 1
+    hostile = threading.Thread(target=deadly)
+    hostile.start()
+    while hostile.is_alive():
+        assert len(pool.cut(good, CUT)) == 1
+    assert reasons == ["the object took its decoding process down; check its pixel data with another program"]
+
+
+def test_process_killed_from_outside_costs_nothing(pool: DecoderPool, good: Path) -> None:
+    assert len(pool.cut(good, CUT)) == 1
+    for decoder in pool._decoders:
+        for process in decoder.executor._processes:
+            os.kill(process, signal.SIGKILL)
+    assert len(pool.cut(good, CUT)) == 1
+
+
+def test_object_that_takes_too_long_is_given_up(pool: DecoderPool, good: Path) -> None:
+    with pytest.raises(ImageError, match=r"over 5 s \(workers.decode_timeout_s\)"):
+        pool._do(time.sleep, 600)
+    assert len(pool.cut(good, CUT)) == 1
+
+
+def test_object_that_takes_too_much_memory_is_given_up(pool: DecoderPool, good: Path) -> None:
+    with pytest.raises(ImageError, match=r"more memory than 1.0GiB \(workers.decoder_memory\)"):
+        pool._do(bytearray, 2 << 30)
+    assert len(pool.cut(good, CUT)) == 1
+
+
+def test_damaged_images_have_a_fate_and_the_next_is_cut(pool: DecoderPool, good: Path, tmp_path: Path) -> None:
+    """Every codec with every kind of damage; some end the process (GDCM does), which is their own affair."""
+    import random
+
+    chance = random.Random(5)
+    path, tried, refused = tmp_path / "damaged.dcm", 0, 0
+    while tried < 60:
+        damaged = chance.choice([objects.damaged, objects.altered])(chance)
+        if not damaged.name.startswith("image") or received(damaged, path):
+            continue
+        tried += 1
+        try:
+            pool.cut(path, CUT)
+        except ImageError as error:
+            refused += 1
+            assert str(error)
+    assert refused > 5
+    assert len(pool.cut(good, CUT)) == 1

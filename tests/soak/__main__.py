@@ -26,7 +26,7 @@ import pytest
 from tests.soak.bounds import Bounds
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = ("kill",)
+RUNS = ("kill", "fuzz")
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -27,7 +28,7 @@ def pipeline() -> Pipeline:
 def classified() -> tuple[Inputs, Classified]:
     image = b.mammogram()
     source = b.source()
-    inputs = Inputs(source, {str(image.SOPInstanceUID): image}, {}, {})
+    inputs = Inputs(source, {str(image.SOPInstanceUID): image}, {}, Path("unused"), {})
     result = b.result(b.lesion(image))
     return inputs, Classified(LesionReading(inputs.source_uid, (result.lesion,)), (result,), "digest")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_the_other_kinds_go_on_where_it_is_refused() -> None:
     result = b.result(b.lesion(image))
     unused: Any = None
     made = Pipeline(unused, unused, b.TRAINED, b.BUNDLE).write(
-        Inputs(source, {str(image.SOPInstanceUID): image}, {}, {}),
+        Inputs(source, {str(image.SOPInstanceUID): image}, {}, Path("unused"), {}),
         Classified(LesionReading(str(source.SOPInstanceUID), (result.lesion,)), (result,), "digest"),
         ["mammo-cad-sr", "tid1500"],
         lambda *_: None,

@@ -1,0 +1,85 @@
+"""What becomes of an object, by the same steps and in the same order as in the service, without its processes and network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.uid import UID
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
+
+from daemon.data_set import check_data_set
+from daemon.errors import LesionError, RefusedInstance
+from daemon.intake import _read
+from daemon.lesions import read_lesions
+from model.crop import CropPolicy
+from model.cut import Cut, cut_rois
+from model.errors import ImageError
+from model.normalise import NormalisationPolicy
+from tests.faults import objects
+from tests.faults.objects import Object
+
+MIDDLE = np.array([[20.0, 20.0]])
+CROP, NORMALISATION = CropPolicy(), NormalisationPolicy()
+
+
+def received(tested: Object, path: Path) -> str | None:
+    """As the listener and intake do; the refusal, or None with the object as a Part 10 file at `path`."""
+    try:
+        facts = check_data_set(io.BytesIO(tested.content), tested.transfer_syntax)
+    except RefusedInstance as refused:
+        return f"{refused.status:04X} {refused.reason}"
+    meta = create_file_meta(
+        sop_class_uid=UID(facts.sop_class_uid),
+        sop_instance_uid=UID(facts.sop_instance_uid),
+        transfer_syntax=UID(tested.transfer_syntax),
+    )
+    path.write_bytes(bytes(128) + b"DICM" + encode_file_meta(meta) + tested.content)
+    return None
+
+
+def lesions(tested: Object, path: Path) -> str | None:
+    """The fate of a lesion object; None where `path` holds something else (an image)."""
+    try:
+        read = _read(path)
+    except RefusedInstance as refused:
+        return f"{refused.status:04X} {refused.reason}"
+    if read.is_own_report:
+        return "own report"
+    if read.unusable:
+        return f"quarantined: {read.unusable}"
+    if read.references is None:
+        return None
+    here = {str(image.SOPInstanceUID): image for image in (objects.image(), objects.tomosynthesis())}
+    if read.references.segmentation_uids or not set(read.references.image_uids) <= set(here):
+        return "waits"
+    try:
+        reading = read_lesions(dcmread(path), here, {}, ())
+    except LesionError as error:
+        return f"quarantined: {error}"
+    for lesion in reading.lesions:
+        assert np.isfinite(lesion.outline).all()
+        assert np.isfinite(lesion.region.points).all()
+        image = here[lesion.image_uid]
+        assert 1 <= lesion.frame <= int(image.get("NumberOfFrames") or 1)
+        assert (lesion.outline >= 0).all()
+        assert (lesion.outline <= [image.Columns, image.Rows]).all()
+    return f"{len(reading.lesions)} lesions"
+
+
+def pixels(path: Path) -> str:
+    """The fate of an image on which a lesion is marked. May crash the process, as its codecs may."""
+    try:
+        (roi,) = cut_rois(dcmread(path), [Cut(1, MIDDLE)], CROP, NORMALISATION)
+    except ImageError as error:
+        return f"quarantined: {error}"
+    assert roi.pixels.shape == (299, 299)
+    assert ((roi.pixels >= 0) & (roi.pixels <= 1)).all()
+    return "cut"
+
+
+def fate(tested: Object, path: Path) -> str:
+    """A refusal "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a defect."""
+    return received(tested, path) or lesions(tested, path) or pixels(path)
