@@ -210,7 +210,7 @@ def _alter(chance: random.Random, holder: Dataset, element: DataElement, holders
             items.append(copy.deepcopy(chance.choice(holders)))
         element.value = items[:500]
     elif how == 1 and element.tag != LARGE_TAG_PIXELS:
-        with contextlib.suppress(ValueError):  # pydicom reads some at once
+        with contextlib.suppress(ValueError, TypeError):  # pydicom reads some at once
             holder.add_new(element.tag, "UN", chance.randbytes(chance.choice([0, 1, 4, 40])))
     elif element.tag == LARGE_TAG_PIXELS:
         value = bytes(element.value)
