@@ -219,11 +219,10 @@ def _do(
 
 
 def _stems(sources: Iterable[Path]) -> dict[Path, str]:
-    """What the files made of each lesion object begin with: its own name, numbered where several have the same."""
+    """What the files made of each lesion object begin with: its own name, numbered where another has it already."""
     stems: dict[Path, str] = {}
     for source in sources:
-        taken = sum(other.stem == source.stem for other in stems)
-        stems[source] = f"{source.stem}-{taken + 1}" if taken else source.stem
+        stems[source] = _new_name(stems.values(), source.stem, "")
     return stems
 
 

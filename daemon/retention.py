@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import structlog
 
@@ -23,7 +24,7 @@ def remove_strays(ledger: Ledger, spool: Spool) -> int:
     They are left where the ledger could not be written after the file was (disk full, ledger locked), which the sender was told.
     """
     before = time.time() - STRAY_AFTER_S
-    old = [path for path in spool.files() if path.stat().st_mtime < before]
+    old = [path for path in spool.files() if _is_older(path, before)]
     if not old:
         return 0
     removed = 0
@@ -31,12 +32,21 @@ def remove_strays(ledger: Ledger, spool: Spool) -> int:
     with ledger.write() as connection:
         known = instances.paths(connection) | outbox.paths(connection)
         for path in old:
-            if str(path.relative_to(spool.directory)) not in known:
+            # Looked at again: with PostgreSQL an intake may be placing the same content, which touches the file.
+            if str(path.relative_to(spool.directory)) not in known and _is_older(path, before):
                 path.unlink(missing_ok=True)
                 removed += 1
     if removed:
         log.warning("files without a row removed", files=removed)
     return removed
+
+
+def _is_older(path: Path, before: float) -> bool:
+    """Whether the file is there and was last touched before; one being written is renamed at any time."""
+    try:
+        return path.stat().st_mtime < before
+    except FileNotFoundError:
+        return False
 
 
 def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:

@@ -76,6 +76,7 @@ class Spool:
         _sync(received)
         with contextlib.suppress(FileExistsError):
             os.link(received, final)
+        os.utime(final)  # retention takes an old file without a row away, which this one may have been
         _sync(final.parent)
         return Placed(relative, digest, size)
 

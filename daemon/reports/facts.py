@@ -123,6 +123,12 @@ def short_result(prediction: Prediction, algorithm: Algorithm) -> str:
     return f"{'malignant' if prediction.malignant else 'benign'} {prediction.probability:.{digits}f}"
 
 
+def in_full(threshold: float) -> str:
+    """Two digits after the point, and as many more as it has (six at most), as a result just below may need them too."""
+    whole, _, digits = f"{threshold:.6f}".partition(".")
+    return f"{whole}.{digits.rstrip('0').ljust(2, '0')}"
+
+
 def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list[str]:
     """What a reader must know of the whole report, most important first."""
     statements = [RESEARCH_USE]
@@ -131,7 +137,7 @@ def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list
     if intended_use := algorithm.intended_use.strip().rstrip("."):
         statements.append(f"Intended use of the model: {intended_use}.")
     statements.append(
-        f"A lesion is called malignant from a probability of {100 * algorithm.threshold:.2f} % on, otherwise benign."
+        f"A lesion is called malignant from a probability of {in_full(100 * algorithm.threshold)} % on, otherwise benign."
     )
     statements.append(_calibration(algorithm))
     if algorithm.measured:

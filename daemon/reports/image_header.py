@@ -14,7 +14,9 @@ from typing import Any
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from daemon.lesion import Code
 
@@ -66,6 +68,11 @@ _VIEWS = {
     "XCCL": Code("399192008", "SCT", "cranio-caudal exaggerated laterally"),
     "XCCM": Code("399101009", "SCT", "cranio-caudal exaggerated medially"),
 }
+
+
+# Of what can be decoded here: what is always compressed with loss, and what may be (PS3.5 section 8.2, annex A.4).
+_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+_MAY_BE_LOSSY = (JPEG2000, HTJ2K)
 
 
 def patient_and_study(image: Dataset) -> Dataset:
@@ -182,6 +189,25 @@ def frames(image: Dataset) -> int:
     return int(_number(_value(image, "NumberOfFrames")) or 1)
 
 
+def is_lossy(image: Dataset) -> bool:
+    """Whether the pixels went through a compression with loss: Lossy Image Compression says so, or the transfer syntax."""
+    said = _single(image, "LossyImageCompression")
+    syntax = getattr(getattr(image, "file_meta", None), "TransferSyntaxUID", None)
+    return said == "01" or syntax in _LOSSY or (syntax in _MAY_BE_LOSSY and said != "00")
+
+
+def compression_ratios(image: Dataset) -> list[str]:
+    """Lossy Image Compression Ratio, one for each compression, as written; none where one of them is no ratio."""
+    ratios = [str(ratio).strip() for ratio in _values(image, "LossyImageCompressionRatio")]
+    return ratios if all(map(_number, ratios)) else []
+
+
+def compression_methods(image: Dataset) -> list[str]:
+    """Lossy Image Compression Method, one for each compression; none where one of them is no code string."""
+    methods = [str(method).strip() for method in _values(image, "LossyImageCompressionMethod")]
+    return methods if all(re.fullmatch("[A-Z0-9_ ]{1,16}", method) for method in methods) else []
+
+
 def modality(image: Dataset) -> Code | None:
     """The modality, where it is one of projection radiography."""
     return _MODALITIES.get(_single(image, "Modality"))
@@ -209,6 +235,12 @@ def _value(header: Dataset | None, keyword: str) -> Any:
 
 def _items(header: Dataset | None, keyword: str) -> list[Dataset]:
     return list(_value(header, keyword) or [])
+
+
+def _values(header: Dataset | None, keyword: str) -> list[Any]:
+    """The values of an element that may have one or several."""
+    value = _value(header, keyword)
+    return [] if value is None else list(value) if isinstance(value, MultiValue) else [value]
 
 
 def _first(header: Dataset | None, keyword: str) -> Dataset | None:

@@ -19,7 +19,7 @@ from config import __version__
 from daemon.errors import ReportError
 from daemon.lesions.outline import is_closed
 from daemon.reports import image_header
-from daemon.reports.facts import Algorithm, Case, Result, short_result
+from daemon.reports.facts import Algorithm, Case, Result, in_full, short_result
 from daemon.reports.own_object import shown_images
 from daemon.view import View
 
@@ -129,7 +129,7 @@ def _small_print(algorithm: Algorithm, left_over: int) -> list[str]:
     return [
         *lines,
         f"Model {algorithm.name} {algorithm.version}; a lesion is called malignant from a probability of "
-        f"{algorithm.threshold:.2f} on. Made by mammod {__version__}, not verified by any person.",
+        f"{in_full(algorithm.threshold)} on. Made by mammod {__version__}, not verified by any person.",
         HEAT_MAP,
     ]
 

@@ -36,7 +36,7 @@ def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
     capture.ContentDate, capture.ContentTime = capture.InstanceCreationDate, capture.InstanceCreationTime
     capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = capture.ContentDate, capture.ContentTime
     capture.BurnedInAnnotation = "YES"
-    capture.LossyImageCompression = "00"
+    _put_compression(capture, image)
     capture.PatientOrientation = ""
     capture.ImageComments = RESEARCH_USE if case.algorithm.trained else f"{UNTRAINED_STATEMENT} {RESEARCH_USE}"
     capture.DerivationDescription = "Reduced view with outlines, crops and Grad-CAM heat maps; not for measurement"
@@ -55,6 +55,16 @@ def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
     capture.PixelData = pixels + b"\0" * (len(pixels) % 2)
     capture["PixelData"].VR = "OB"
     return capture
+
+
+def _put_compression(capture: Dataset, image: Dataset) -> None:
+    """What was compressed with loss once is said to be so for ever, in derived images too (PS3.3 C.7.6.1.1.5)."""
+    lossy = image_header.is_lossy(image)
+    capture.LossyImageCompression = "01" if lossy else "00"
+    if lossy and (ratios := image_header.compression_ratios(image)):
+        capture.LossyImageCompressionRatio = ratios
+    if lossy and (methods := image_header.compression_methods(image)):
+        capture.LossyImageCompressionMethod = methods
 
 
 def _coded(concept: Concept) -> Dataset:

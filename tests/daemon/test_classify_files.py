@@ -18,6 +18,7 @@ from PIL import Image
 from pydicom import dcmread
 
 from config.settings import ENVIRONMENT_PREFIX
+from daemon import classify_files
 from daemon.demo.cases import read_cases
 from daemon.demo.lesion_objects import Shape, build
 from model.bundle import FORMAT, MANIFEST, WEIGHTS, Architecture, Manifest
@@ -125,6 +126,11 @@ def test_json_of_a_folder_in_which_a_report_of_ours_lies_too(settings: Path, tmp
         # The box reaches past the left and the upper edge of an image of 320 x 400: of 299 x 299 pixels 235 x 270 are left.
         assert lesion["remarks"] == ["29 % of the box outside the image"]
         assert item["problems"] == [] and len(item["pictures"]) == 1
+
+
+def test_no_two_lesion_objects_write_under_the_same_name() -> None:
+    sources = [Path("a/seg.dcm"), Path("b/seg.dcm"), Path("c/seg-2.dcm"), Path("d/seg.dcm")]
+    assert list(classify_files._stems(sources).values()) == ["seg", "seg-2", "seg-2-2", "seg-3"]
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_is_done(settings: Path, case: Case, tmp_path: Path) -> None:

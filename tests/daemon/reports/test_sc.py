@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,50 @@ def test_the_small_print_names_model_threshold_and_what_a_heat_map_is() -> None:
     assert "more lesions" not in " ".join(picture._small_print(b.TRAINED, 0))
 
 
+def test_threshold_and_result_can_be_told_apart() -> None:
+    algorithm = replace(b.TRAINED, threshold=0.4237)
+    assert "probability of 0.4237 on" in " ".join(picture._small_print(algorithm, 0)), "beside benign 0.42"
+    assert "0.80 on" in " ".join(picture._small_print(replace(b.TRAINED, threshold=0.8), 0))
+
+
+LOSSY = {"LossyImageCompression": "01"}
+
+
+@pytest.mark.parametrize(
+    ("header", "syntax", "expected"),
+    [
+        ({}, "1.2.1", ("00", None, None)),
+        ({"LossyImageCompression": "00"}, "1.2.4.90", ("00", None, None)),
+        (LOSSY, "1.2.1", ("01", None, None)),
+        (
+            {**LOSSY, "LossyImageCompressionRatio": "12.5", "LossyImageCompressionMethod": "ISO_10918_1"},
+            "1.2.1",
+            ("01", "12.5", "ISO_10918_1"),
+        ),
+        (
+            {
+                **LOSSY,
+                "LossyImageCompressionRatio": ["4", "10.25"],
+                "LossyImageCompressionMethod": ["ISO_10918_1", "ISO_15444_1"],
+            },
+            "1.2.1",
+            ("01", ["4", "10.25"], ["ISO_10918_1", "ISO_15444_1"]),
+        ),
+        ({}, "1.2.4.50", ("01", None, None)),
+        ({}, "1.2.4.51", ("01", None, None)),
+        ({"LossyImageCompression": "00"}, "1.2.4.81", ("01", None, None)),
+        ({}, "1.2.4.91", ("01", None, None)),
+        ({"LossyImageCompression": "00"}, "1.2.4.91", ("00", None, None)),
+    ],
+)
+def test_what_lost_something_once_says_so(header: dict[str, Any], syntax: str, expected: tuple[Any, ...]) -> None:
+    image = b.mammogram(**header)
+    image.file_meta.TransferSyntaxUID = f"1.2.840.10008.{syntax}"
+    capture = b.reread(captures([result(image)], image)[0])
+    names = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+    assert tuple(capture.get(name) for name in names) == expected
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 15, 60])
 def test_any_number_of_lesions_gives_a_picture_of_sensible_size(count: int) -> None:
     image = b.mammogram()
@@ -209,10 +254,13 @@ def test_a_frame_that_cannot_be_shown_is_refused() -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("case", ["one", "untrained", "frame", "bare"])
+@pytest.mark.parametrize("case", ["one", "untrained", "frame", "bare", "lossy"])
 def test_dciodvfy_finds_no_error_and_dcmtk_shows_the_same_pixels(case: str, tmp_path: Path) -> None:
     image = {
         "frame": lambda: b.mammogram("tomo", SOPClassUID=b.BREAST_TOMOSYNTHESIS, NumberOfFrames=60),
+        "lossy": lambda: b.mammogram(
+            **LOSSY, LossyImageCompressionRatio="12.5", LossyImageCompressionMethod="ISO_10918_1"
+        ),
         "bare": lambda: b.bare_mammogram(Rows=3328, Columns=2560),
     }.get(case, b.mammogram)()
     (capture,) = captures(
