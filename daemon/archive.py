@@ -245,7 +245,7 @@ class Archive:
         handlers: Sequence[tuple[Any, Callable[..., Any]]] = (),
         response_timeout_s: float | None = None,
     ) -> Iterator[Association]:
-        """An established association, released at the end of the block, aborted where the block raises.
+        """An established association, released at the end of the block or where its consumer stops, aborted where it raises.
 
         `response_timeout_s` limits the wait for each DIMSE response (`archive.timeout_s` where None).
 
@@ -285,6 +285,10 @@ class Archive:
             raise self._refused(association, bool(opened))
         try:
             yield association
+        except GeneratorExit:  # whoever asked wants no more; nothing is under way
+            if association.is_established:
+                association.release()
+            raise
         except BaseException:
             association.abort()
             raise

@@ -69,7 +69,8 @@ def send_due(
         Outgoing(spool / row.path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows
     ]
     counts = dict.fromkeys(OutcomeKind, 0)
-    for row, outcome in zip(rows, _until(archive.store(items), stopping), strict=False):
+    # Outcomes first: asked for one more than there are, the archive ends its association in good order.
+    for outcome, row in zip(_until(archive.store(items), stopping), rows, strict=False):
         counts[outcome.kind] += 1
         _record(ledger, settings, row.id, row.attempts, outcome)
         on_sent(row, outcome)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pynetdicom import evt
 from sqlalchemy import select, update
 
 from config.settings import Archive as ArchiveSettings
@@ -19,7 +20,7 @@ from daemon.ledger.schema import JobState
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.sender import SendSummary, next_attempt, send_due
 from tests.daemon.archive_stubs import archive, outgoing, stub
-from tests.peers.programs import free_port
+from tests.peers.programs import free_port, wait_until
 
 STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
 SETTINGS = ArchiveSettings(retry_first_s=10, retry_longest_s=900)
@@ -151,3 +152,28 @@ def test_an_archive_that_is_down_delays_and_loses_none(ledger: Ledger, tmp_path:
         assert send_due(ledger, up, SETTINGS, tmp_path) == SendSummary()
     assert sorted(received) == sorted(item.sop_instance_uid for item in items)
     assert set(states(ledger).values()) == {("stored", "done", 4, 0x0000)}
+
+
+@pytest.mark.parametrize("stop_after", [1, None])
+def test_the_association_is_released_after_the_last_report_and_at_a_stop(
+    stop_after: int | None, ledger: Ledger, tmp_path: Path
+) -> None:
+    for number in range(2):
+        queue(ledger, outgoing(tmp_path), now=100.0 + number)
+    sent: list[str] = []
+    ends: list[str] = []
+    handlers = (
+        (evt.EVT_RELEASED, lambda event: ends.append("released")),
+        (evt.EVT_ABORTED, lambda event: ends.append("aborted")),
+    )
+    with stub(handlers=handlers) as port:
+        send_due(
+            ledger,
+            archive(port, tmp_path),
+            SETTINGS,
+            tmp_path,
+            on_sent=lambda row, outcome: sent.append(outcome.sop_instance_uid),
+            stopping=lambda: len(sent) == stop_after,
+        )
+        wait_until(lambda: ends, "the end of the association")
+    assert (len(sent), ends) == (stop_after or 2, ["released"])
