@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, delete, exists, func, insert, select, update
 
 from daemon.ledger.schema import (
     UNFINISHED,
@@ -20,6 +20,7 @@ from daemon.ledger.schema import (
 
 # A job whose work was begun this often without an end (the service died over it) is not begun again by itself.
 MAX_ATTEMPTS = 5
+REPLACED = "the lesion object was sent again with other content"
 
 
 def create(
@@ -58,7 +59,7 @@ def supersede(connection: Connection, source_uid: str, keep_instance: int, now: 
         .values(
             state=JobState.SUPERSEDED,
             revision=jobs.c.revision + 1,
-            reason="the lesion object was sent again with other content",
+            reason=REPLACED,
             finished_at=now,
         )
     )
@@ -96,12 +97,15 @@ def complete_but_waiting(connection: Connection) -> list[int]:
 
 
 def input_changed(connection: Connection, sop_instance_uid: str, now: float) -> None:
-    """An instance that jobs read was replaced: they are done again with the new content (invariant 4)."""
+    """An instance that jobs read was replaced: they are done again with the new content (invariant 4).
+
+    Not those of a lesion object that was itself replaced: a report on it would become the newest.
+    """
     ids = needing(connection, sop_instance_uid)
     if ids:
         connection.execute(
             update(jobs)
-            .where(jobs.c.id.in_(ids), jobs.c.state.not_in([JobState.WAITING, JobState.SUPERSEDED]))
+            .where(jobs.c.id.in_(ids), jobs.c.state.not_in([JobState.WAITING, JobState.SUPERSEDED]), _of_current())
             .values(
                 # A running job sees its revision overtaken when it ends, and goes back to ready by itself.
                 state=case((jobs.c.state == JobState.RUNNING, jobs.c.state), else_=JobState.READY.value),
@@ -113,6 +117,11 @@ def input_changed(connection: Connection, sop_instance_uid: str, now: float) -> 
                 reason=None,
             )
         )
+
+
+def _of_current() -> ColumnElement[bool]:
+    """The job's lesion object was not replaced."""
+    return jobs.c.instance_id.in_(select(instances.c.id).where(instances.c.state == InstanceState.CURRENT))
 
 
 def claim(connection: Connection, limit: int, now: float) -> Sequence[Row]:
@@ -269,8 +278,14 @@ def settle(connection: Connection, job_id: int, now: float) -> None:
 def retry(connection: Connection, job_id: int, now: float) -> str:
     """An operator asks for another attempt: quarantined work is read anew, a refused report is queued again.
 
-    Returns the job's new state; an unchanged state means that there was nothing to retry.
+    Work on a lesion object that was replaced is superseded instead. Returns the job's new state; an unchanged state means
+    that there was nothing to retry.
     """
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.QUARANTINED, JobState.FAILED]), ~_of_current())
+        .values(state=JobState.SUPERSEDED, reason=REPLACED, finished_at=now)
+    )
     state = connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
     if state == JobState.QUARANTINED:
         connection.execute(

@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 
 from daemon.errors import LedgerError
 from daemon.ledger import Ledger, instances, jobs, outbox
@@ -194,6 +194,39 @@ def test_a_replaced_lesion_object_stops_unfinished_work_on_the_old_one(ledger: L
     with ledger.write() as connection:
         assert not jobs.sending(connection, row, {}, 13.0)
     assert (state_of(ledger, old), state_of(ledger, new)) == ("superseded", "ready")
+
+
+def done_twice(ledger: Ledger) -> tuple[int, int]:
+    """The job of a lesion object, and that of its second version, each done."""
+    arrive(ledger, stored(IMAGE))
+    ids = []
+    for content in "ab":
+        with ledger.write() as connection:
+            _, instance_id = instances.record(connection, stored(SOURCE, content))
+            ids.append(jobs.create(connection, instance_id, SOURCE, (IMAGE,), BUNDLE, 1.0))
+        row = claim_one(ledger)
+        with ledger.write() as connection:
+            jobs.sending(connection, row, {}, 11.0)
+            outbox.put(connection, row.id, SOURCE, [report(f"2.25.{row.id}")], 11.0)
+            (item,) = outbox.due(connection, 11.0, 10)
+            outbox.stored(connection, item.id, 0, None, 11.0)
+    return ids[0], ids[1]
+
+
+def test_a_replaced_image_starts_no_work_on_a_lesion_object_that_was_replaced(ledger: Ledger) -> None:
+    old, new = done_twice(ledger)
+    arrive(ledger, stored(IMAGE, "b", at=12.0))
+    assert (state_of(ledger, old), state_of(ledger, new)) == ("done", "ready")
+
+
+@pytest.mark.parametrize("ended", [JobState.QUARANTINED, JobState.FAILED])
+def test_a_retry_starts_no_work_on_a_lesion_object_that_was_replaced(ledger: Ledger, ended: JobState) -> None:
+    old, _ = done_twice(ledger)
+    with ledger.write() as connection:
+        connection.execute(update(job_table).where(job_table.c.id == old).values(state=ended))
+        connection.execute(update(outbox_table).where(outbox_table.c.job_id == old).values(state="failed"))
+        assert jobs.retry(connection, old, 13.0) == "superseded"
+        assert jobs.claim(connection, 9, 14.0) == outbox.due(connection, 14.0, 9) == []
 
 
 def test_the_same_report_twice_is_queued_once(ledger: Ledger) -> None:
@@ -402,7 +435,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def operator_retries(self) -> None:
         with self.ledger.write() as connection:
             for row in connection.execute(select(job_table).where(job_table.c.state.in_(["failed", "quarantined"]))):
-                assert jobs.retry(connection, row.id, self.tick()) in ("ready", "waiting", "sending")
+                assert jobs.retry(connection, row.id, self.tick()) in ("ready", "waiting", "sending", "superseded")
 
     @invariant()
     def promises(self) -> None:
