@@ -112,9 +112,9 @@ FAULTS: dict[str, tuple[Callable[[Kept], object], str]] = {
         "holds SOP Instance UID",
     ),
     "a file without a row": (stray, "no row knows it"),
-    "no current version": (
-        lambda kept: kept.execute(update(INSTANCE).values(state="superseded")),
-        "0 of its versions are marked current",
+    "two current versions": (
+        lambda kept: kept.execute(update(INSTANCE).values(sop_instance_uid=kept.image.sop_instance_uid)),
+        "2 of its versions are marked current",
     ),
     "done with a queued report": (lambda kept: kept.execute(update(OUTBOX).values(state="queued")), "not stored"),
     "done without a report or reason": (lambda kept: kept.execute(delete(OUTBOX)), "neither a report nor a reason"),
@@ -138,6 +138,15 @@ def test_each_disagreement_is_found(name: str, kept: Kept) -> None:
 
 def test_a_file_whose_row_is_about_to_come_is_no_fault(kept: Kept) -> None:
     kept.file(kept.image).with_name("0" * 64 + ".dcm").write_bytes(b"being received")
+    assert deep_check(kept.ledger, kept.spool).faults == []
+
+
+def test_an_older_version_that_outlives_the_current_one_is_no_fault(kept: Kept) -> None:
+    """A quarantined lesion object is kept for longer than the work on the version that replaced it."""
+    kept.execute(delete(OUTBOX))
+    kept.spool.remove([kept.report.path])
+    kept.execute(update(JOB).values(state="quarantined", reason="cannot be used"))
+    kept.execute(update(INSTANCE).where(INSTANCE.c.path == kept.source.path).values(state="superseded"))
     assert deep_check(kept.ledger, kept.spool).faults == []
 
 
