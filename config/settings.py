@@ -131,8 +131,9 @@ class Archive(_Section):
     host: str | None = None
     port: Port = 104
     tls: TLS | None = None
-    retrieve: Annotated[Literal["off", "c-get", "c-move"], BeforeValidator(_retrieve)] = "off"
+    retrieve: Annotated[Literal["off", "c-get", "c-move", "dicomweb"], BeforeValidator(_retrieve)] = "off"
     retrieve_after_s: float = Field(60, ge=0)
+    dicomweb_url: str | None = Field(None, repr=False)  # may hold a token
     stow_url: str | None = Field(None, repr=False)  # may hold a token
     stow_token_file: Path | None = None
     timeout_s: float = Field(60, gt=0)

@@ -21,7 +21,8 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from config.errors import ConfigurationError
 from config.settings import Archive as ArchiveSettings
-from daemon import query_retrieve, stow, tls
+from daemon import query_retrieve, stow, tls, wado
+from daemon.dicomweb import WebService, read_token, retrieval_service
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.incoming import Incoming
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
@@ -71,8 +72,7 @@ class Archive:
             ArchiveError: it cannot be reached, refuses the association or answers anything but success.
         """
         if self.settings.stow_url:
-            stow.read_token(self.settings.stow_token_file, self.settings.stow_url)
-            stow.connect(self.settings.stow_url, self.settings.timeout_s, self._https())
+            self._web("archive.stow_url", self.settings.stow_url).connect()
             return
         with self.associate([build_context(Verification)]) as association:
             status = association.send_c_echo().get("Status")
@@ -90,32 +90,38 @@ class Archive:
             yield from self._c_store(items)
             return
         try:
-            context, token = self._https(), stow.read_token(self.settings.stow_token_file, self.settings.stow_url)
+            service = self._web("archive.stow_url", self.settings.stow_url)
         except ArchiveError as error:
             yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in items)
         else:
-            yield from stow.store(self.settings.stow_url, items, self.settings.timeout_s, context, token)
+            yield from stow.store(service, items)
 
     def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
-        """C-FIND: those of `wanted` that the archive holds, with study and series filled in.
+        """C-FIND or QIDO-RS: those of `wanted` that the archive holds, with study and series filled in.
 
         Raises:
             ArchiveError: the archive cannot be asked, or does not answer.
         """
+        if self.settings.retrieve == "dicomweb":
+            return wado.find(self._web(*retrieval_service(self.settings)), wanted)
         with self.associate([build_context(query_retrieve.FIND)]) as association:
             return query_retrieve.find(association, wanted)
 
     def get_instances(
-        self, wanted: Iterable[Wanted], accept: Callable[[Incoming], None]
+        self, wanted: Iterable[Wanted], accept: Callable[[Incoming], None], max_size: int = wado.MAX_INSTANCE
     ) -> list[query_retrieve.RetrieveOutcome]:
-        """C-GET: each instance goes to `accept`, which refuses by RefusedInstance or OSError; outcomes in order.
+        """C-GET or WADO-RS (of at most `max_size` bytes): each instance goes to `accept`, which refuses by RefusedInstance
+        or OSError; outcomes in order.
 
         Raises:
             ArchiveError: the association cannot be had; a break later makes the rest RETRY.
         """
+        limit_s = RETRIEVE_PATIENCE * self.settings.timeout_s
+        if self.settings.retrieve == "dicomweb":
+            taker = wado.Receiver(self.incoming, accept, self.calling_ae, limit_s, max_size)
+            return list(wado.get(self._web(*retrieval_service(self.settings)), wanted, taker))
         contexts, roles = query_retrieve.get_contexts()
         receiver = query_retrieve.Receiver(self.incoming, accept)
-        limit_s = RETRIEVE_PATIENCE * self.settings.timeout_s
         handlers = [(evt.EVT_C_STORE, receiver)]
         with self.associate(contexts, ext_neg=roles, handlers=handlers, response_timeout_s=limit_s) as association:
             return list(query_retrieve.get(association, wanted, receiver))
@@ -310,8 +316,10 @@ class Archive:
             return ContextsRefused(f"{self} accepted no presentation context ({', '.join(sorted(results))})")
         return ArchiveError(f"{self} did not answer the association request, or broke it off")
 
-    def _https(self) -> ssl.SSLContext:
-        return self._context(Side.CALL_HOST) or tls.public_context()
+    def _web(self, named: str, url: str) -> WebService:
+        context = self._context(Side.CALL_HOST) or tls.public_context()
+        token = read_token(self.settings.stow_token_file, url, named)
+        return WebService(url, named, self.settings.timeout_s, context, token)
 
     def _context(self, side: Side) -> ssl.SSLContext | None:
         """Asked for anew by each use: certificates are replaced while we run, and a bad one must not end the service."""

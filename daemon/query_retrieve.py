@@ -107,24 +107,12 @@ class Receiver:
     def __call__(self, event: evt.Event) -> int:
         """Handle EVT_C_STORE; returns the C-STORE status."""
         path = self._folder / f"{self._name}-{event.request.MessageID}.part"
-        try:
-            status = self._take(event, path)
-        except RefusedInstance as error:
-            status = error.status
-            log.warning("retrieved instance refused", sop_instance_uid=self.expected, reason=error.reason)
-        except OSError as error:
-            status = OUR_OUT_OF_RESOURCES
-            log.error("retrieved instance not written", sop_instance_uid=self.expected, reason=error.strerror)
-        except Exception as error:
-            status = OUR_FAILURE
-            log.error("retrieved instance not taken", sop_instance_uid=self.expected, reason=type(error).__name__)
-        finally:
-            path.unlink(missing_ok=True)
+        status = status_of(self.expected, path, lambda: self._take(event, path))
         if event.request.AffectedSOPInstanceUID == self.expected:
             self.status = status
         return status
 
-    def _take(self, event: evt.Event, path: Path) -> int:
+    def _take(self, event: evt.Event, path: Path) -> None:
         request, association = event.request, event.assoc
         syntax = str(event.context.transfer_syntax)
         facts = check_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
@@ -145,7 +133,26 @@ class Receiver:
                 is_large=facts.is_large,
             )
         )
-        return 0x0000
+
+
+def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
+    """The C-STORE status of an instance that `take` writes to `path` and accepts; `path` is removed."""
+    try:
+        take()
+    except RefusedInstance as error:
+        log.warning("retrieved instance refused", sop_instance_uid=expected, reason=error.reason)
+        return error.status
+    except ArchiveError:
+        raise
+    except OSError as error:
+        log.error("retrieved instance not written", sop_instance_uid=expected, reason=error.strerror)
+        return OUR_OUT_OF_RESOURCES
+    except Exception as error:
+        log.error("retrieved instance not taken", sop_instance_uid=expected, reason=type(error).__name__)
+        return OUR_FAILURE
+    finally:
+        path.unlink(missing_ok=True)
+    return 0x0000
 
 
 def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectionNegotiation]]:
@@ -174,7 +181,7 @@ def get(association: Association, wanted: Iterable[Wanted], receiver: Receiver) 
         return _last(association.send_c_get(_identifier(item), GET))
 
     for item, final in _each(wanted, ask):
-        yield _logged(judge_get(item, final, receiver.status if receiver.expected == item.sop_uid else None))
+        yield logged(judge_get(item, final, receiver.status if receiver.expected == item.sop_uid else None))
 
 
 def move(association: Association, wanted: Iterable[Wanted], destination_ae: str) -> Iterator[RetrieveOutcome]:
@@ -184,7 +191,7 @@ def move(association: Association, wanted: Iterable[Wanted], destination_ae: str
         return _last(association.send_c_move(_identifier(item), destination_ae, MOVE))
 
     for item, final in _each(wanted, ask):
-        yield _logged(judge_move(item, final))
+        yield logged(judge_move(item, final))
 
 
 def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterator[tuple[Wanted, Dataset]]:
@@ -284,7 +291,8 @@ def _last(answers: Iterable[tuple[Dataset, Dataset | None]]) -> Dataset:
     return final
 
 
-def _logged(outcome: RetrieveOutcome) -> RetrieveOutcome:
+def logged(outcome: RetrieveOutcome) -> RetrieveOutcome:
+    """`outcome`, once it stands in the log."""
     level = log.info if outcome.kind is RetrieveKind.RETRIEVED else log.warning
     level("retrieve", sop_instance_uid=outcome.wanted.sop_uid, outcome=outcome.kind.value, reason=outcome.reason)
     return outcome

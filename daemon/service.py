@@ -264,9 +264,8 @@ class Service:
             associations.add(incoming.association_id)
             self._intake.accept(incoming)
 
-        own = self._settings.listener.ae_title
         try:
-            retrieval.ask_for_missing(self._ledger, self._archive, self._settings.archive, own, accept)
+            retrieval.ask_for_missing(self._ledger, self._archive, self._settings, accept)
         finally:
             for association in associations:
                 self._audit.association_ended(association, we_asked=True)
@@ -412,6 +411,10 @@ def require_archive(settings: Settings) -> None:
     if settings.archive.host is None and settings.archive.stow_url is None:
         raise ConfigurationError(
             "archive.host is not set: name the archive's host (with archive.port and archive.ae_title), or archive.stow_url"
+        )
+    if settings.archive.retrieve == "dicomweb" and not (settings.archive.dicomweb_url or settings.archive.stow_url):
+        raise ConfigurationError(
+            'archive.retrieve = "dicomweb" needs archive.dicomweb_url (or archive.stow_url): name the DICOMweb service'
         )
     if settings.archive.commitment and settings.archive.host is None:
         raise ConfigurationError(

@@ -4,71 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from pathlib import Path
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 from xml.etree import ElementTree
 
-from daemon.errors import ArchiveError
+from daemon.dicomweb import PASSING, WebService
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 
 FAULTS_IN_A_ROW = 2
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
 MAX_ANSWER = 1 << 20  # bytes; an answer names one instance
 REFERENCED, FAILED = "00081199", "00081198"
 INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197"
-# What a change of setting or a little time may cure, at either end; anything else of 4xx is about this instance.
-PASSING = frozenset({401, 403, 404, 405, 407, 408, 421, 423, 425, 429})
 
 
-def read_token(file: Path | None, url: str) -> str | None:
-    """The bearer token in `file` (RFC 6750 2.1); None without a file. No message quotes it.
-
-    Raises:
-        ArchiveError: the file cannot be read or holds no token, or `url` would carry it in clear.
-    """
-    if file is None:
-        return None
-    where = urlsplit(url)
-    if where.scheme != "https" and where.hostname not in LOOPBACK:
-        raise ArchiveError(
-            "archive.stow_token_file: a token is not sent in clear; archive.stow_url must begin with https://"
-        )
-    try:
-        token = file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"archive.stow_token_file = {str(file)!r} cannot be read: {type(error).__name__}") from error
-    if not _TOKEN.fullmatch(token):
-        raise ArchiveError(
-            f"archive.stow_token_file = {str(file)!r} holds no bearer token; expected one word (RFC 6750)"
-        )
-    return token
-
-
-def store(
-    url: str, items: Iterable[Outgoing], timeout_s: float, tls: ssl.SSLContext, token: str | None = None
-) -> Iterator[StoreOutcome]:
-    """POST each item to the DICOMweb service `url`; yield the outcome of each, in order, as soon as it is known.
+def store(service: WebService, items: Iterable[Outgoing]) -> Iterator[StoreOutcome]:
+    """POST each item to `service`; yield the outcome of each, in order, as soon as it is known.
 
     A fault of the transport makes the item one to be retried, and the next goes out on a new connection;
     `FAULTS_IN_A_ROW` of them, and the rest is to be retried.
     """
     faults = 0
     reason = ""
-    with closing(_connection(url, timeout_s, tls)) as connection:
+    with closing(service.connection()) as connection:
         for item in items:
             outcome = StoreOutcome(item.sop_instance_uid, OutcomeKind.RETRY, None, reason)
             if faults < FAULTS_IN_A_ROW:
                 try:
-                    outcome = _store_one(connection, urlsplit(url), item, token)
+                    outcome = _store_one(connection, service, item)
                     faults = 0
                 except FileNotFoundError as error:
                     outcome = replace(
@@ -79,25 +45,9 @@ def store(
                 except (OSError, HTTPException) as error:
                     connection.close()  # http.client opens it again for the next
                     faults += 1
-                    reason = f"archive at {urlsplit(url).hostname}: {type(error).__name__}; check archive.stow_url"
+                    reason = f"archive at {service.host}: {type(error).__name__}; check {service.named}"
                     outcome = replace(outcome, reason=reason)
             yield outcome
-
-
-def connect(url: str, timeout_s: float, tls: ssl.SSLContext) -> None:
-    """Open a connection to `url`, and close it.
-
-    Raises:
-        ArchiveError: nobody takes it, or TLS fails.
-    """
-    try:
-        with closing(_connection(url, timeout_s, tls)) as connection:
-            connection.connect()
-    except OSError as error:
-        host = urlsplit(url).hostname
-        raise ArchiveError(
-            f"archive at {host} cannot be reached ({error.strerror or error}); check archive.stow_url"
-        ) from error
 
 
 def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: str) -> StoreOutcome:
@@ -130,27 +80,16 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
     return outcome(OutcomeKind.RETRY, None, "not taken now")
 
 
-def _connection(url: str, timeout_s: float, tls: ssl.SSLContext) -> HTTPConnection:
-    where = urlsplit(url)
-    # http.client sets TCP_NODELAY by itself.
-    if where.scheme == "https":
-        return HTTPSConnection(where.hostname or "", where.port, timeout=timeout_s, context=tls)
-    return HTTPConnection(where.hostname or "", where.port, timeout=timeout_s)
-
-
-def _store_one(connection: HTTPConnection, where: SplitResult, item: Outgoing, token: str | None) -> StoreOutcome:
+def _store_one(connection: HTTPConnection, service: WebService, item: Outgoing) -> StoreOutcome:
     boundary = uuid4().hex
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
-    path = where.path.rstrip("/")
-    path = path if path.endswith("/studies") else f"{path}/studies"
     with item.path.open("rb") as file:
-        connection.putrequest("POST", f"{path}?{where.query}" if where.query else path)
+        connection.putrequest("POST", service.target("/studies"))
         connection.putheader("Content-Type", f'multipart/related; type="application/dicom"; boundary={boundary}')
         connection.putheader("Content-Length", str(len(head) + os.fstat(file.fileno()).st_size + len(tail)))
-        connection.putheader("Accept", "application/dicom+json")
-        if token is not None:
-            connection.putheader("Authorization", f"Bearer {token}")
+        for name, value in service.headers("application/dicom+json").items():
+            connection.putheader(name, value)
         connection.endheaders(head)
         connection.send(file)
         connection.send(tail)

@@ -1,4 +1,4 @@
-"""The password in `ledger.url` and a token in `archive.stow_url` are in no message and no representation."""
+"""The password in `ledger.url` and a token in `archive.stow_url` or `archive.dicomweb_url` are in no message and no representation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tests.service.running import write_settings
 SECRET = "hunter2-PLANTED"
 URLS = {
     "ledger": {"url": f"postgresql+psycopg://mammod:{SECRET}@127.0.0.1:1/mammod"},
-    "archive": {"stow_url": f"https://user:{SECRET}@pacs.example.org/dicom-web?token={SECRET}"},
+    "archive": {
+        "stow_url": f"https://user:{SECRET}@pacs.example.org/dicom-web?token={SECRET}",
+        "dicomweb_url": f"https://user:{SECRET}@pacs.example.org/dicom-web?token={SECRET}",
+    },
 }
 
 

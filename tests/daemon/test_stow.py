@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from daemon.errors import ArchiveError
 from daemon.outgoing import OutcomeKind
 from daemon.stow import judge
 from tests.daemon.archive_stubs import outgoing
+from tests.daemon.http_stubs import Quiet, http_server
 from tests.peers.certificates import Authority
 from tests.peers.programs import free_port
 
@@ -110,9 +110,7 @@ def server(
     left = iter(answers)
     over = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Quiet):
         def setup(self) -> None:
             connections.append(self.client_address)
             super().setup()
@@ -136,23 +134,11 @@ def server(
             self.end_headers()
             self.wfile.write(reply[1])
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    if tls:
-        httpd.socket = tls.wrap_socket(httpd.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        # The tests' certificates are for localhost.
-        scheme = "https://localhost" if tls else "http://127.0.0.1"
-        yield f"{scheme}:{httpd.server_port}/dicom-web", parts, connections
-    finally:
-        over.set()
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    with http_server(Handler, tls) as url:
+        try:
+            yield f"{url}/dicom-web", parts, connections
+        finally:
+            over.set()
 
 
 def stow_archive(url: str, folder: Path, timeout_s: float = 10) -> Archive:

@@ -17,7 +17,7 @@ from pydicom.uid import UID
 from pynetdicom import sop_class
 
 from config import settings
-from daemon import archive, query_retrieve, tls
+from daemon import archive, query_retrieve, tls, wado
 from daemon.data_set import (
     CANNOT_UNDERSTAND,
     DOES_NOT_MATCH_SOP_CLASS,
@@ -83,6 +83,7 @@ def _overview() -> list[str]:
         (_name(query_retrieve.MOVE), "yes", "no"),
         (_name(sop_class.StorageCommitmentPushModel), "yes", "no"),
         ("STOW-RS (Store Transaction, Studies Service)", "user agent", "no"),
+        ("QIDO-RS and WADO-RS (Search, Retrieve Transaction, Studies Service)", "user agent", "no"),
     ]
     return ["", "## 1 Overview", "", *_table(("Service", "SCU", "SCP"), rows)]
 
@@ -181,7 +182,13 @@ def _web() -> list[str]:
         "User agent of the Store transaction (PS3.18 10.5) where `archive.stow_url` is set: one request for each report, `multipart/related` with",
         "one part `application/dicom`; the answer is asked for in DICOM JSON and read in JSON or XML. A report counts as stored where the answer",
         "names it in Referenced SOP Sequence, with or without a warning. A bearer token (`archive.stow_token_file`) goes out by https only. Failed SOP Sequence is judged as a C-STORE status; HTTP 401, 403, 404,",
-        "408, 429 and 5xx are tried again; other 4xx are a failure for good. No QIDO-RS and no WADO-RS; mammod serves no DICOMweb itself.",
+        "408, 429 and 5xx are tried again; other 4xx are a failure for good.",
+        "",
+        'User agent of the Search transaction (PS3.18 10.6) and the Retrieve transaction (10.4) where `archive.retrieve = "dicomweb"`, at',
+        "`archive.dicomweb_url` (or `archive.stow_url`): each instance that a lesion object names and that did not come is searched by `SOPInstanceUID` in `/instances`,",
+        "then in `/studies/{study}/instances` of the lesion object's study, in DICOM JSON, and retrieved from",
+        f"`/studies/{{study}}/series/{{series}}/instances/{{instance}}` with `Accept: {wado.INSTANCE}`. It is taken by the rules of C-STORE, in every",
+        "storage class and transfer syntax of 2, up to `listener.max_instance` bytes. Whatever fails is asked for again, as with C-GET. mammod serves no DICOMweb itself.",
     ]
 
 
@@ -195,7 +202,7 @@ def _security() -> list[str]:
         "",
         *(f"- `{suite}`" for suite in tls.SUITES),
         "",
-        "STOW-RS by https compares the host name with the certificate too; without `archive.tls` it trusts the system's CAs.",
+        "DICOMweb by https compares the host name with the certificate too; without `archive.tls` it trusts the system's CAs.",
         "No de-identification. The audit trail is described in `config/mammod.toml`.",
     ]
 

@@ -184,6 +184,25 @@ def test_orthanc_takes_reports_over_stow(tmp_path: Path) -> None:
             assert dcmread(BytesIO(orthanc.instance_file(item.sop_instance_uid))) == dcmread(item.path)
 
 
+def test_orthanc_finds_and_gives_over_dicomweb(study: Study, tmp_path: Path) -> None:
+    compressed = Path(get_testdata_file("JPEG2000.dcm", download=False))
+    stored = dcmread(compressed)
+    with running_orthanc(tmp_path / "orthanc", dicomweb=True) as orthanc:
+        for file in (compressed, *(image.path for image in study.images)):
+            orthanc.upload(file.read_bytes())
+        archive = client(orthanc, tmp_path, retrieve="dicomweb", dicomweb_url=f"{orthanc.url}/dicom-web")
+        stranger = Wanted(str(study.study), str(study.series[0]), generate_uid())
+        lossy = Wanted(stored.StudyInstanceUID, stored.SeriesInstanceUID, stored.SOPInstanceUID)
+        asked = [study.wanted(3, full=False), stranger, Wanted(None, None, lossy.sop_uid)]
+        assert archive.find_instances(asked) == [study.wanted(3), lossy]
+        taken = Taken()
+        outcomes = archive.get_instances([study.wanted(3), stranger, lossy], taken)
+    kinds = [RetrieveKind.RETRIEVED, RetrieveKind.MISSING, RetrieveKind.RETRIEVED]
+    assert [outcome.kind for outcome in outcomes] == kinds
+    assert taken.datasets == {study.images[3].sop_instance_uid: dcmread(study.images[3].path), lossy.sop_uid: stored}
+    assert taken.datasets[lossy.sop_uid].file_meta.TransferSyntaxUID == stored.file_meta.TransferSyntaxUID
+
+
 def _openssl(*arguments: str) -> None:
     subprocess.run([program("openssl"), *arguments], check=True, capture_output=True, timeout=60)
 

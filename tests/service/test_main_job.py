@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 
 from tests.daemon.lesions.builders import segmentation_of
-from tests.peers.archives import Orthanc, StoreSCP, running_storescp
+from tests.peers.archives import Orthanc, StoreSCP, running_orthanc, running_storescp
 from tests.peers.programs import dciodvfy, dcmsend, dsr2html, free_port, wait_until
 from tests.service.fixtures import COLUMNS, ROWS, Case, make_case, report_on
 from tests.service.running import Service, save
@@ -80,6 +80,23 @@ def test_a_missing_image_is_asked_for_from_the_archive(
     dcmsend([case.image_path], orthanc.host, orthanc.dicom_port, orthanc.aet)
     dcmsend([case.segmentation_path], service.host, service.port, service.aet)
     service.wait_jobs("done")
+
+
+def test_a_missing_image_is_fetched_by_dicomweb(
+    new_service: Callable[..., Service], storescp: StoreSCP, case: Case, tmp_path: Path
+) -> None:
+    with running_orthanc(tmp_path / "orthanc", dicomweb=True) as orthanc:
+        web = {"retrieve": "dicomweb", "dicomweb_url": f"{orthanc.url}/dicom-web", "retrieve_after_s": 0}
+        service = new_service((storescp.aet, storescp.dicom_port), settings={"archive": web})
+        service.start()
+        dcmsend([case.segmentation_path], service.host, service.port, service.aet)
+        wait_until(lambda: "does not have 1 of its images" in str(service.jobs()), "the image missed", 60)
+        dcmsend([case.image_path], orthanc.host, orthanc.dicom_port, orthanc.aet)
+        service.wait_jobs("done")
+        image = next(row for row in service.instances() if row.sop_instance_uid == case.image.SOPInstanceUID)
+        assert dcmread(service.spool / image.path) == dcmread(case.image_path)
+        assert set(storescp.files()) == {service.outbox()[0].sop_instance_uid}
+        assert service.stop() == 0
 
 
 def test_duplicates_make_no_work_and_changed_content_makes_a_new_report(
