@@ -1,4 +1,4 @@
-"""The password in `ledger.url` and a token in `archive.stow_url` or `archive.dicomweb_url` are in no message and no representation."""
+"""The password in `ledger.url` and a token in a URL of `archive` are in no message and no representation."""
 
 from __future__ import annotations
 
