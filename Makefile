@@ -100,6 +100,7 @@ programs:
 	[ -e /usr/share/java/pixelmed.jar ] || packages="$$packages libpixelmed-java"
 	command -v java >/dev/null || packages="$$packages default-jre-headless"
 	[ -e /usr/sbin/rsyslogd ] && ls /usr/lib/*/rsyslog/lmnsd_ossl.so >/dev/null 2>&1 || packages="$$packages rsyslog rsyslog-openssl"
+	[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || packages="$$packages nginx-light"
 	command -v chromium >/dev/null || packages="$$packages chromium"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
@@ -109,18 +110,20 @@ programs:
 		exit 0
 	fi
 	echo "Installing Debian's packages for the tests:$$packages"
-	# Debian starts Orthanc with the machine; the tests start their own and need no service.
+	# Debian starts Orthanc and nginx with the machine; the tests start their own and need no service.
 	masked=""
-	if [ -d /run/systemd/system ] && [[ "$$packages" == *orthanc* ]]; then
-		$$root systemctl mask --runtime --quiet orthanc && masked=yes
-	fi
+	for service in orthanc nginx; do
+		if [ -d /run/systemd/system ] && [[ "$$packages" == *$$service* ]]; then
+			$$root systemctl mask --runtime --quiet $$service && masked="$$masked $$service"
+		fi
+	done
 	{ $$root apt-get -o Acquire::Retries=2 update -qq && $$root env DEBIAN_FRONTEND=noninteractive \
 		apt-get -o DPkg::Lock::Timeout=120 install -y -qq --no-install-recommends $$packages >/dev/null; } ||
 		echo "apt-get could not install$$packages; the tests that drive them will be skipped by name." >&2
-	if [ -n "$$masked" ]; then
-		$$root systemctl disable --quiet orthanc || true
-		$$root systemctl unmask --runtime --quiet orthanc
-	fi
+	for service in $$masked; do
+		$$root systemctl disable --quiet $$service || true
+		$$root systemctl unmask --runtime --quiet $$service
+	done
 
 # OHIF, the viewer in which a browser shows our reports: the npm package as it was looked at, by its hash (50 MB once).
 OHIF := 3.13.2

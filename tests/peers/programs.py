@@ -36,6 +36,7 @@ DEBIAN_PACKAGES = {
     "dciodvfy": "dicom3tools",
     "openssl": "openssl",
     "java": "default-jre-headless",
+    "nginx": "nginx-light",
     "rsyslogd": "rsyslog rsyslog-openssl",
 }
 PIXELMED = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
