@@ -190,7 +190,7 @@ def _do(
         classified = outcome.classified = pipeline.classify(inputs, settings.lesions, pictures=True)
         if not classified.results:
             return outcome
-        made = pipeline.write(inputs, classified, kinds, lambda *_: None)
+        made = pipeline.write(inputs, classified, kinds, lambda _: ())
         outcome.problems += [f"no report of kind {kind}: {reason}" for kind, reason in made.refused.items()]
         for item in made.written:
             name = _new_name([report["file"] for report in outcome.reports], f"{stem}-{item.kind}", ".dcm")

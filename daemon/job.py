@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class JobWorker:
             self._nothing_to_classify(job, inputs, classified)
             bound.info(NOTHING)
             return
-        made = self._pipeline.write(inputs, classified, kinds, self._predecessor_of(inputs.source_uid))
+        made = self._pipeline.write(inputs, classified, kinds, self._earlier(inputs.source_uid))
         for kind, reason in made.refused.items():
             bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
         reports = [self._place(report) for report in made.written]
@@ -116,7 +116,7 @@ class JobWorker:
                 inputs,
                 classified.digest,
                 "what is marked is no lesion",
-                self._predecessor_of(job.source_uid),
+                self._earlier(job.source_uid),
                 failed=False,
                 left_out=classified.reading.left_out,
             )
@@ -146,20 +146,23 @@ class JobWorker:
         source, path_of = _files(self._ledger, self._spool, job)
         inputs = read_what_is_here(self._spool.absolute(source.path), path_of)
         digest = hashlib.sha256(f"failed {source.digest} {reason}".encode()).hexdigest()
-        return self._pipeline.write_without_result(
-            inputs, digest, reason, self._predecessor_of(job.source_uid), failed=True
-        )
+        return self._pipeline.write_without_result(inputs, digest, reason, self._earlier(job.source_uid), failed=True)
 
-    def _predecessor_of(self, source_uid: str) -> Callable[[str, str], Predecessor | None]:
-        def find(kind: str, sop_instance_uid: str) -> Predecessor | None:
+    def _earlier(self, source_uid: str) -> Callable[[str], Sequence[Predecessor]]:
+        def find(kind: str) -> Sequence[Predecessor]:
             with self._ledger.read() as connection:
-                row = outbox.newest_of(connection, source_uid, kind, other_than=sop_instance_uid)
-            return row and (row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid)
+                rows = outbox.of_source(connection, source_uid, kind)
+            return [(row.sop_class_uid, row.sop_instance_uid, row.series_uid, row.study_uid) for row in rows]
 
         return find
 
     def _place(self, written: Written) -> outbox.Report:
+        """Make a report durable; one that the outbox knows stays as it was first written, the same UID being the same object."""
         report = written.report
+        with self._ledger.read() as connection:
+            known = outbox.by_uid(connection, written.sop_instance_uid)
+        if known is not None and self._spool.absolute(known.path).is_file():
+            return outbox.Report(**{name: getattr(known, name) for name in outbox.Report.__dataclass_fields__})
         placed = self._spool.write_report(written.sop_instance_uid, part10(report))
         return outbox.Report(
             kind=written.kind,

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -200,12 +202,12 @@ class Pipeline:
         inputs: Inputs,
         classified: Classified,
         kinds: Sequence[str],
-        predecessor_of: Callable[[str, str], Predecessor | None],
+        earlier: Callable[[str], Sequence[Predecessor]],
     ) -> Reports:
         """The reports on a classified lesion object, of each kind one or more.
 
-        `predecessor_of(kind, sop_instance_uid)` names the report that the new one replaces, if any. A kind that cannot be
-        made of this object does not keep the others from being made.
+        `earlier(kind)` gives the reports of that kind on this lesion object so far, oldest first: the newest of them is what
+        the new one replaces. A kind that cannot be made of this object does not keep the others from being made.
 
         Raises:
             ReportError: no kind could be made.
@@ -215,9 +217,8 @@ class Pipeline:
         refused: dict[str, str] = {}
         for kind in kinds:
             edition = Edition(kind, inputs.source_uid, classified.digest, self._bundle, datetime.now(UTC))
-            edition = replace(edition, predecessor=predecessor_of(kind, edition.sop_instance_uid()))
             try:
-                written += [Written(kind, made) for made in KINDS[kind](case, edition)]
+                written += _newest(edition, earlier(kind), partial(KINDS[kind], case))
             except ReportError as error:
                 refused[kind] = str(error)
         if not written:
@@ -229,7 +230,7 @@ class Pipeline:
         inputs: Inputs,
         digest: str,
         reason: str,
-        predecessor_of: Callable[[str, str], Predecessor | None],
+        earlier: Callable[[str], Sequence[Predecessor]],
         *,
         failed: bool,
         left_out: Sequence[LeftOut] = (),
@@ -243,9 +244,35 @@ class Pipeline:
         """
         kind = without_result.KIND
         edition = Edition(kind, inputs.source_uid, digest, self._bundle, datetime.now(UTC))
-        edition = replace(edition, predecessor=predecessor_of(kind, edition.sop_instance_uid()))
         case = Case(inputs.source, inputs.images, (), self._algorithm, left_out)
-        return Written(kind, without_result.build(case, edition, failed, reason))
+        (written,) = _newest(
+            edition, earlier(kind), lambda edition: [without_result.build(case, edition, failed, reason)]
+        )
+        return written
+
+
+def _newest(
+    edition: Edition, earlier: Sequence[Predecessor], build: Callable[[Edition], Sequence[Dataset]]
+) -> list[Written]:
+    """What `build` makes of `edition` as the newest of the `earlier` reports of its kind (oldest first).
+
+    A reading that was reported before, and by other reports since, is reported anew: its digest then says how often it came
+    back. What is the newest already is made once more with the same UIDs.
+    """
+    known = {uid for _, uid, _, _ in earlier}
+    digest = edition.digest
+    for returned in count(1):
+        own = {edition.sop_instance_uid()}
+        replaced = [report for report in earlier if report[1] not in own]
+        written = [
+            Written(edition.kind, made)
+            for made in build(replace(edition, predecessor=replaced[-1] if replaced else None))
+        ]
+        own = {made.sop_instance_uid for made in written}  # a kind may make one for each image
+        if not own & known or earlier[-1][1] in own:
+            return written
+        edition = replace(edition, digest=f"{digest} returned {returned}")
+    raise AssertionError("unreachable")
 
 
 def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[str, Dataset]) -> str:

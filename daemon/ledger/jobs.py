@@ -275,6 +275,16 @@ def settle(connection: Connection, job_id: int, now: float) -> None:
     )
 
 
+def handed_over(connection: Connection, job_id: int, to_job: int, now: float) -> None:
+    """A report of this job is that of a newer job too, which has it from now on; this one ends by what it has left."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED, JobState.DONE]))
+        .values(reason=f"job {to_job} came to the same report and has it now")
+    )
+    settle(connection, job_id, now)
+
+
 def retry(connection: Connection, job_id: int, now: float) -> str:
     """An operator asks for another attempt: quarantined work is read anew, a refused report is queued again.
 

@@ -27,18 +27,26 @@ class Report:
 
 
 def put(connection: Connection, job_id: int, source_uid: str, reports: Sequence[Report], now: float) -> int:
-    """Queue a job's reports; one whose SOP Instance UID is known already is the same work done twice, and is left as it is.
+    """Queue a job's reports; one whose SOP Instance UID is known already is the same work done twice, and is not sent again.
 
-    Returns how many were new. Where none was, the job is settled at once.
+    It is this job's from now on, whose end depends on what becomes of it. Returns how many were new.
     """
-    known = set(
-        connection.execute(
-            select(outbox.c.sop_instance_uid).where(
-                outbox.c.sop_instance_uid.in_([report.sop_instance_uid for report in reports])
+    rows = connection.execute(
+        select(outbox.c.sop_instance_uid, outbox.c.job_id).where(
+            outbox.c.sop_instance_uid.in_([report.sop_instance_uid for report in reports])
+        )
+    ).all()
+    job_of = {row.sop_instance_uid: row.job_id for row in rows}
+    for report in reports:
+        if report.sop_instance_uid in job_of:
+            connection.execute(
+                update(outbox)
+                .where(outbox.c.sop_instance_uid == report.sop_instance_uid)
+                .values(job_id=job_id, path=report.path, size=report.size, digest=report.digest)
             )
-        ).scalars()
-    )
-    new = [report for report in reports if report.sop_instance_uid not in known]
+    for earlier in sorted(set(job_of.values()) - {job_id}):
+        job_rows.handed_over(connection, earlier, job_id, now)
+    new = [report for report in reports if report.sop_instance_uid not in job_of]
     for report in new:
         connection.execute(
             insert(outbox).values(
@@ -200,14 +208,15 @@ def retry_at(connection: Connection, item_id: int, when: float, status: int | No
     )
 
 
-def newest_of(connection: Connection, source_uid: str, kind: str, other_than: str) -> Row | None:
-    """The newest report of this kind on this lesion object, other than `other_than`: the new report's predecessor."""
+def of_source(connection: Connection, source_uid: str, kind: str) -> Sequence[Row]:
+    """The reports of this kind on this lesion object, oldest first."""
     return connection.execute(
-        select(outbox)
-        .where(outbox.c.source_uid == source_uid, outbox.c.kind == kind, outbox.c.sop_instance_uid != other_than)
-        .order_by(outbox.c.id.desc())
-        .limit(1)
-    ).one_or_none()
+        select(outbox).where(outbox.c.source_uid == source_uid, outbox.c.kind == kind).order_by(outbox.c.id)
+    ).all()
+
+
+def by_uid(connection: Connection, sop_instance_uid: str) -> Row | None:
+    return connection.execute(select(outbox).where(outbox.c.sop_instance_uid == sop_instance_uid)).one_or_none()
 
 
 def of_job(connection: Connection, job_id: int) -> Sequence[Row]:

@@ -243,6 +243,32 @@ def test_the_same_report_twice_is_queued_once(ledger: Ledger) -> None:
         assert state_of(ledger, job) == "done"
 
 
+def test_a_job_that_comes_to_the_report_of_an_older_one_ends_by_what_becomes_of_it(ledger: Ledger) -> None:
+    arrive(ledger, stored(IMAGE))
+    old = lesion_job(ledger)
+    row = claim_one(ledger)
+    with ledger.write() as connection:
+        jobs.sending(connection, row, {}, 11.0)
+        outbox.put(connection, old, SOURCE, [report("2.25.1")], 11.0)
+        _, instance_id = instances.record(connection, stored(SOURCE, "b"))
+        new = jobs.create(connection, instance_id, SOURCE, (IMAGE,), BUNDLE, 12.0)
+    row = claim_one(ledger, 12.0)
+    with ledger.write() as connection:
+        jobs.sending(connection, row, {}, 12.0)
+        assert outbox.put(connection, new, SOURCE, [report("2.25.1")], 12.0) == 0
+        reason = connection.execute(select(job_table.c.reason).where(job_table.c.id == old)).scalar_one()
+        (item,) = outbox.due(connection, 12.0, 10)
+    assert (state_of(ledger, old), state_of(ledger, new)) == ("done", "sending")
+    assert f"job {new}" in reason
+    with ledger.write() as connection:
+        outbox.failed(connection, item.id, 0xC000, "cannot understand", 13.0)
+    assert state_of(ledger, new) == "failed"
+    with ledger.write() as connection:
+        assert jobs.retry(connection, new, 14.0) == "sending"
+        outbox.stored(connection, item.id, 0, None, 15.0)
+    assert state_of(ledger, new) == "done"
+
+
 def test_recovery_takes_up_what_ran_and_gives_up_on_what_always_dies(ledger: Ledger) -> None:
     arrive(ledger, stored(IMAGE))
     job = lesion_job(ledger)

@@ -7,14 +7,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydicom import dcmread
 from sqlalchemy import delete, select, update
 
 from daemon.deep_check import deep_check
+from daemon.job import JobWorker
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
+from daemon.pipeline import Written
 from daemon.spool import Spool
 from tests.daemon.archive_stubs import outgoing
 from tests.faults.kills import check_deep
@@ -148,6 +152,24 @@ def test_an_older_version_that_outlives_the_current_one_is_no_fault(kept: Kept) 
     kept.execute(update(JOB).values(state="quarantined", reason="cannot be used"))
     kept.execute(update(INSTANCE).where(INSTANCE.c.path == kept.source.path).values(state="superseded"))
     assert deep_check(kept.ledger, kept.spool).faults == []
+
+
+def test_work_done_again_leaves_a_report_as_it_was_first_written(kept: Kept) -> None:
+    """The same SOP Instance UID with another content would be in the archive already."""
+    path = kept.file(kept.report)
+    first = path.read_bytes()
+    again = dcmread(path)
+    again.ContentTime = "120000"
+    unused: Any = None
+    worker = JobWorker(unused, kept.ledger, kept.spool, unused)
+    assert worker._place(Written("tid1500", again)) == kept.report
+    assert path.read_bytes() == first
+    path.unlink()
+    written = worker._place(Written("tid1500", again))
+    assert path.stat().st_size == written.size != kept.report.size
+    with kept.ledger.write() as connection:
+        assert outbox.put(connection, kept.job, kept.source.sop_instance_uid, [written], 5.0) == 0
+    assert deep_check(kept.ledger, kept.spool).faults == [], "the row says what lies there"
 
 
 @pytest.mark.peers

@@ -16,7 +16,7 @@ from daemon.errors import ReportError
 from daemon.lesion import LesionReading
 from daemon.pipeline import Classified, Inputs, Pipeline
 from daemon.reports import kinds
-from daemon.reports.facts import Case, Edition
+from daemon.reports.facts import Case, Edition, Predecessor
 from tests.daemon.reports import builders as b
 
 
@@ -63,26 +63,47 @@ def test_a_kind_may_make_several_objects_each_with_uids_of_its_own(monkeypatch: 
     monkeypatch.setattr(kinds, "KINDS", {"tid1500": kinds.KINDS["tid1500"], "many": per_image})
     monkeypatch.setattr("daemon.pipeline.KINDS", kinds.KINDS)
     inputs, result = classified()
-    asked = []
-
-    def predecessor_of(kind: str, uid: str) -> None:
-        asked.append((kind, uid))
-
-    first, again = (pipeline().write(inputs, result, ["tid1500", "many"], predecessor_of) for _ in range(2))
+    first, again = (pipeline().write(inputs, result, ["tid1500", "many"], lambda _: ()) for _ in range(2))
     assert [item.kind for item in first.written] == ["tid1500", "many", "many"]
     uids = [item.sop_instance_uid for item in first.written]
     assert len(set(uids) | {str(item.report.SeriesInstanceUID) for item in first.written}) == 6
     assert uids == [item.sop_instance_uid for item in again.written], "the same work gives the same UIDs"
-    assert asked[0] == ("tid1500", uids[0])
-    other = pipeline().write(inputs, replace(result, digest="other"), ["many"], predecessor_of)
+    other = pipeline().write(inputs, replace(result, digest="other"), ["many"], lambda _: ())
     assert not set(uids) & {item.sop_instance_uid for item in other.written}
+
+
+@pytest.mark.parametrize("kind", ["tid1500", "gsps"])
+def test_a_reading_that_comes_back_is_a_new_report_on_top_of_the_newest(kind: str) -> None:
+    inputs, result = classified()
+    earlier: list[Predecessor] = []
+    told = []  # what each report names as its predecessor
+
+    def write(digest: str) -> str:
+        (made,) = pipeline().write(inputs, replace(result, digest=digest), [kind], lambda _: list(earlier)).written
+        report = made.report
+        row = (str(report.SOPClassUID), made.sop_instance_uid, str(report.SeriesInstanceUID), "1.2")
+        if row not in earlier:
+            earlier.append(row)
+        if (sequence := report.get("PredecessorDocumentsSequence")) is not None:
+            named = sequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+            told.append(str(named.ReferencedSOPInstanceUID))
+        return made.sop_instance_uid
+
+    uids = []
+    for digest in ("outline", "edited", "outline", "edited", "outline"):
+        uids.append(write(digest))
+        kept = list(told)
+        assert [write(digest), write(digest)] == [uids[-1]] * 2, "the same work gives the same report"
+        del told[len(kept) :]
+    assert len(set(uids)) == 5 and [row[1] for row in earlier] == uids
+    assert told == (uids[:-1] if kind == "tid1500" else [])
 
 
 def test_a_kind_that_cannot_be_made_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.pipeline.KINDS", {"no": impossible, "many": per_image, "neither": impossible})
     inputs, result = classified()
-    made = pipeline().write(inputs, result, ["no", "many"], lambda *_: None)
+    made = pipeline().write(inputs, result, ["no", "many"], lambda _: ())
     assert [item.kind for item in made.written] == ["many", "many"]
     assert made.refused == {"no": "no needs what the image does not say"}
     with pytest.raises(ReportError, match=r"no needs .*; neither needs"):
-        pipeline().write(inputs, result, ["no", "neither"], lambda *_: None)
+        pipeline().write(inputs, result, ["no", "neither"], lambda _: ())

@@ -147,7 +147,7 @@ def test_the_other_kinds_go_on_where_it_is_refused() -> None:
         Inputs(source, {str(image.SOPInstanceUID): image}, {}, Path("unused"), {}),
         Classified(LesionReading(str(source.SOPInstanceUID), (result.lesion,)), (result,), "digest"),
         ["mammo-cad-sr", "tid1500"],
-        lambda *_: None,
+        lambda _: (),
     )
     assert [item.kind for item in made.written] == ["tid1500"]
     assert "laterality and view" in made.refused["mammo-cad-sr"]
