@@ -54,9 +54,9 @@ class Watched:
         own = ("127.0.0.1", None)
         return [url for url in self.requests if urlsplit(url).hostname not in own and urlsplit(url).scheme != "data"]
 
-    def keep(self, name: str) -> Path:
-        """A screenshot in `test-output/`."""
+    def keep(self, name: str, whole: bool = False) -> Path:
+        """A screenshot in `test-output/`; of the `whole` page, or of what a person sees without scrolling."""
         OUTPUT.mkdir(exist_ok=True)
         path = OUTPUT / f"{name}.png"
-        self.page.screenshot(path=path)
+        self.page.screenshot(path=path, full_page=whole)
         return path

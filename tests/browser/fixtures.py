@@ -58,18 +58,19 @@ def reading_room(tmp_path_factory: pytest.TempPathFactory, untrained: Path) -> I
     folder = tmp_path_factory.mktemp("reading-room")
     study, sources = make_exam(folder / "exam")
     with running_orthanc(folder / "orthanc", dicomweb=True) as archive:
-        with service(folder / "service", untrained, (archive.aet, archive.dicom_port)) as node:
+        reports = {"reports": {"on_nothing": True}}
+        with service(folder / "service", untrained, (archive.aet, archive.dicom_port), settings=reports) as node:
             node.start()
             files = [path for source in sources.values() for path in source.files]
             for aet, port in ((archive.aet, archive.dicom_port), (node.aet, node.port)):
                 assert set(dcmsend(files, "127.0.0.1", port, aet).values()) == {0}
             node.wait_jobs(*["done"] * len(sources))
-            reports = {item.source_uid: item.sop_instance_uid for item in node.outbox()}
+            made = {item.source_uid: item.sop_instance_uid for item in node.outbox()}
         yield ReadingRoom(
             archive,
             study,
             {
-                name: Read(source, dcmread(io.BytesIO(archive.instance_file(reports[source.uid]))))
+                name: Read(source, dcmread(io.BytesIO(archive.instance_file(made[source.uid]))))
                 for name, source in sources.items()
             },
         )

@@ -15,7 +15,16 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
-from tests.daemon.lesions.builders import MarkedRegion, mammogram, measurement_report_of, segmentation_of
+from tests.daemon.lesions.builders import (
+    ABNORMAL,
+    ANATOMICAL,
+    MASS,
+    PECTORAL_MUSCLE,
+    MarkedRegion,
+    mammogram,
+    measurement_report_of,
+    segmentation_of,
+)
 from tests.service.running import save
 
 ROWS, COLUMNS = 480, 360
@@ -68,6 +77,7 @@ def make_exam(folder: Path) -> tuple[str, dict[str, Source]]:
         "CC and MLO": ("SR", [[("ELLIPSE", ELLIPSE), ("POLYLINE", BOX)], [("POLYLINE", OTHER_BOX)]], True),
         "SEG, no spacing": ("SEG", [[("POLYLINE", BOX)]], False),
         "SR, no spacing": ("SR", [[("CIRCLE", CIRCLE), ("POLYLINE", OTHER_BOX)]], False),
+        "nothing": ("SEG of a muscle", [[("POLYLINE", BOX)]], True),
     }
     return study, {name: _source(name, folder / name, study, *how) for name, how in marks.items()}
 
@@ -118,8 +128,10 @@ def _source(name: str, folder: Path, study: str, kind: str, views: Sequence[Sequ
     """`views` holds the shapes of each image: CC, then MLO."""
     images = [_image(shapes, study, view, spacing) for shapes, view in zip(views, ("CC", "MLO"), strict=False)]
     marked = [(image, *shape) for image, shapes in zip(images, views, strict=True) for shape in shapes]
-    if kind == "SEG":
-        source = segmentation_of(images[0], [mask_of(*shape) for shape in views[0]])
+    if kind.startswith("SEG"):
+        said = (MASS, ABNORMAL) if kind == "SEG" else (PECTORAL_MUSCLE, ANATOMICAL)
+        masks = [mask_of(*shape) for shape in views[0]]
+        source = segmentation_of(images[0], masks, finding=said[0], category=said[1])
     else:
         regions = [
             MarkedRegion(graphic_type, points, tracking_id=f"lesion {number}", on=image)

@@ -125,3 +125,19 @@ def test_rectangles_become_measurements_of_the_viewer_on_every_image(
         viewer.watched.keep(f"ohif-taken-over-{'CC' if lesion is boxes[0][0] else 'MLO'}")
         check_picture(viewer.outlines_only(), viewer, lesion)
     viewer.page.close()
+
+
+def test_nothing_to_classify_is_listed_and_harms_no_other_report(
+    browser: Browser, ohif_url: str, reading_room: ReadingRoom
+) -> None:
+    """OHIF has no place to open it on: its view stays black, without an error, and goes on to the next report."""
+    viewer = Viewer(browser, ohif_url, reading_room.study_uid)
+    nothing, other = reading_room.reports["nothing"], reading_room.reports["SEG"]
+    assert "RESEARCH ONLY: no result: nothing to classify" in viewer.listed()[nothing.uid]
+    viewer.show(nothing.uid)
+    viewer.watched.keep("ohif-nothing")
+    assert viewer.texts() == [] and viewer.annotations() == []
+    viewer.show(other.uid)
+    viewer.wait_drawn(other.source.lesions[0].image_uid, len(other.source.lesions))
+    assert viewer.watched.errors == []
+    viewer.page.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +18,25 @@ from daemon.demo.results import Row, read_report
 from daemon.demo.sending import prepare
 from tests.browser.chromium import Watched
 from tests.daemon.demo.builders import store_report
+from tests.training.builders import SIZE, small_crops, small_network, small_split
 from training import page
-from training.evaluate import curves
+from training.cache import Crops
+from training.crossvalidate import crossvalidate
+from training.evaluate import evaluate_run
+from training.fit import Recipe, fit
+from training.reproduce import WEIGHTS, Cell, grid, reproduce
 
 pytestmark = pytest.mark.peers
 
 TWO_LESIONS = 2  # 1-132, whose first lesion reaches to the image's edge
 STROKE = 6  # pixels of the screen that the box around an outline has for its line
+RECIPE = Recipe(init="none", epochs=2, batch=8, learning_rate=1e-4)  # too little to be right about every crop
 
 
 def opened(browser: Browser, path: Path, name: str) -> Watched:
     watched = Watched(browser)
     watched.page.goto(path.as_uri())
-    watched.keep(name)
+    watched.keep(name, whole=True)
     assert watched.errors == []
     assert {url.split(":", 1)[0] for url in watched.requests} <= {"file", "data"}
     return watched
@@ -57,24 +66,95 @@ def test_the_demo_s_page_shows_each_lesion_in_its_picture(browser: Browser, tmp_
     watched.page.close()
 
 
-def test_a_page_of_mammod_train_shows_its_tables_charts_and_crops(browser: Browser, tmp_path: Path) -> None:
-    log = [
-        {"epoch": epoch, "validation_accuracy": 0.5 + epoch / 20, "validation_loss": 1 / epoch} for epoch in (1, 2, 3)
-    ]
+def test_a_page_s_crops_and_captions_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 1, 299, dtype=np.float32), (299, 1))
-    parts = [
-        page.heading("Figures"),
-        page.table(("set", "AUC"), [("test", 0.75)]),
-        page.chart("ROC", "1 - specificity", "sensitivity", [page.Line("AUC 0.75", [(0, 0), (0.2, 0.7), (1, 1)])]),
-        page.confusion_table("Confusion matrix", [[5, 1], [2, 4]]),
-        page.roi_sheet([(ramp, "a crop & its <caption>")]),
-        curves({"a run": log}),
-    ]
-    page.write_page(tmp_path / "report.html", "Evaluation", parts)
+    page.write_page(tmp_path / "report.html", "Evaluation", [page.roi_sheet([(ramp, "a crop & its <caption>")])])
     watched = opened(browser, tmp_path / "report.html", "training-page")
-    assert "not a medical device" in watched.page.inner_text("body")
     assert "a crop & its <caption>" in watched.page.inner_text("body")
-    assert len(boxes(watched, "svg")) == 3 and len(boxes(watched, "table")) == 2
-    sizes = watched.page.evaluate("() => [...document.images].map(image => [image.complete, image.naturalWidth])")
-    assert sizes == [[True, 299]]
+    assert crops_shown(watched) == [299]
     watched.page.close()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a page of `mammod-train` must show, counted from the numbers that it lies beside."""
+
+    report: Path
+    tables: int
+    charts: int
+    lines: int
+    crops: int
+    words: Sequence[str]
+
+
+def evaluated(crops: Crops, out: Path) -> Expected:
+    fit(RECIPE, crops, small_split(crops), out / "run", build=small_network)
+    result = evaluate_run(out / "run", crops, out / "e", build=small_network)
+    predictions = json.loads((out / "e" / "predictions.json").read_text())
+    wrong = [
+        row
+        for rows in predictions.values()
+        for row in rows
+        if abs(row["probability"] - truth_of(crops, row["identity"])) > 0.5
+    ]
+    assert 0 < len(wrong) <= 24
+    sets = result["sets"]
+    words = [one["name"] for one in sets] + [row["identity"] for row in wrong] + [f"{sets[0]['auc']['value']:.3f}"]
+    # For each set ROC, reliability and a confusion matrix; once the accuracy and the loss by epoch.
+    return Expected(out / "e", 2 + len(sets), 2 * len(sets) + 2, 2 * len(sets) + 2, len(wrong), words)
+
+
+def truth_of(crops: Crops, identity: str) -> bool:
+    (found,) = (entry.malignant for entry in crops.entries if entry.identity == identity)
+    return found
+
+
+def reproduced(crops: Crops, out: Path) -> Expected:
+    cells = grid(("xception_c",))
+    weights = out / "weights"
+    weights.mkdir(parents=True)
+    for cell in cells:
+        (weights / WEIGHTS[cell.network]).touch()  # the stand-in network does not open them
+    reproduce(cells, RECIPE, weights, crops, small_split(crops), out, build=small_network)
+    # Tables 1 and 2 of the paper, its curves from two starts, its confusion matrix.
+    return Expected(out, 4, 2, 4, 0, ["Table 1", "97.46", "99.12", "Fig. 8", "imagenet", "random", "Fig. 9"])
+
+
+def crossvalidated(crops: Crops, out: Path) -> Expected:
+    cells = [Cell("xception_c", "optimised"), Cell("xception", "optimised")]
+    result = crossvalidate(cells, RECIPE, "none", crops, out, folds=2, build=small_network)
+    aucs = [f"{value:.3f}" for row in result["cells"] for value in row["auc_of_folds"]]
+    return Expected(out, 4, 1, 2, 0, ["fold 1", *(cell.name for cell in cells), *aucs])
+
+
+@pytest.mark.parametrize("made", [evaluated, reproduced, crossvalidated])
+def test_the_pages_of_mammod_train_show_their_tables_charts_and_crops(
+    made: Callable[[Crops, Path], Expected], browser: Browser, tmp_path: Path
+) -> None:
+    expected = made(small_crops(tmp_path / "crops"), tmp_path / "out")
+    watched = opened(browser, expected.report / "report.html", f"training-{made.__name__}")
+    text = watched.page.inner_text("body")
+    assert "not a medical device" in text and "too few" in text
+    assert [words for words in expected.words if words not in text] == []
+    assert len(boxes(watched, "table")) == expected.tables
+    assert len(boxes(watched, "svg")) == expected.charts
+    assert len(boxes(watched, "svg path[fill=none]:not([stroke-dasharray])")) == expected.lines
+    assert watched.page.evaluate(_TEXT_OUTSIDE_ITS_CHART) == []
+    assert crops_shown(watched) == [SIZE] * expected.crops
+    watched.page.close()
+
+
+_TEXT_OUTSIDE_ITS_CHART = """() => [...document.querySelectorAll('svg text')].filter(text => {
+    const [inner, outer] = [text.getBoundingClientRect(), text.closest('svg').getBoundingClientRect()];
+    return !inner.width || inner.left < outer.left || inner.right > outer.right
+        || inner.top < outer.top || inner.bottom > outer.bottom;
+}).map(text => text.textContent)"""
+
+
+def crops_shown(watched: Watched) -> list[int]:
+    """The width in pixels of every picture that was decoded; each must have a size on the page."""
+    sizes = watched.page.evaluate(
+        "() => [...document.images].map(image => image.complete && image.width && image.naturalWidth)"
+    )
+    assert all(sizes), sizes
+    return list(sizes)
