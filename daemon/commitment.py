@@ -16,6 +16,7 @@ from pydicom.uid import generate_uid
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
+from config.settings import Archive as ArchiveSettings
 from daemon.archive import INVALID_ARGUMENT, Archive, ContextsRefused
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.ledger import Ledger, outbox
@@ -29,8 +30,14 @@ NOT_AUTHORIZED = 0x0124
 REPORTS_AT_ONCE = 100
 # The association of the request stays open so long for an archive that answers on it.
 LINGER_S = 5.0
+LONGEST_WAITS = 16  # no wait for an answer is longer than this many archive.commitment_wait_s
 
 log = structlog.get_logger()
+
+
+def longest_wait_s(settings: ArchiveSettings) -> float:
+    """No stored report waits longer than this to be asked about."""
+    return max(settings.commitment_wait_s * LONGEST_WAITS, settings.retry_longest_s)
 
 
 class Commitment:
@@ -65,28 +72,33 @@ class Commitment:
         settings = self._archive.settings
         transaction = str(generate_uid(prefix=None))
         ids = [row.id for row in rows]
-        asked_before = min(row.commit_attempts for row in rows)
+        wait_s, now = settings.commitment_wait_s, time.time()
+        again = {row.id: now + next_attempt(row.commit_attempts, wait_s, wait_s * LONGEST_WAITS) for row in rows}
         with self._ledger.write() as connection:  # before the request: the answer may be faster than its response
-            wait = next_attempt(asked_before, settings.commitment_wait_s, settings.commitment_wait_s * 16)
-            outbox.asked(connection, ids, transaction, time.time() + wait)
+            outbox.asked(connection, transaction, again)
         answered = self._awaited.setdefault(transaction, threading.Event())
-        reason, counts, again = "the archive was asked to commit it and has not answered yet", True, None
+        reason, failure, counts = "the archive was asked to commit it and has not answered yet", None, True
         try:
             wanted = [(row.sop_class_uid, row.sop_instance_uid) for row in rows]
             self._archive.request_commitment(transaction, wanted, self.take, answered, LINGER_S)
         except ArchiveError as error:
-            reason, counts = str(error), isinstance(error, CommitmentRefused | ContextsRefused)
-            attempt = asked_before if counts else min(row.attempts for row in rows)
-            again = time.time() + next_attempt(attempt, settings.retry_first_s, settings.retry_longest_s)
+            # A refusal may pass: it counts, and is asked again as late as silence is.
+            reason = failure = str(error)
+            counts = isinstance(error, CommitmentRefused | ContextsRefused)
         finally:
             del self._awaited[transaction]
         with self._ledger.write() as connection:
-            outbox.ask_ended(connection, ids, reason, counts, again)
+            if counts:
+                outbox.ask_ended(connection, ids, reason)
+            else:
+                first_s, longest_s, now = settings.retry_first_s, settings.retry_longest_s, time.time()
+                again = {row.id: now + next_attempt(row.attempts, first_s, longest_s) for row in rows}
+                outbox.not_asked(connection, again, reason)
         log.info(
             "asked for storage commitment", transaction_uid=transaction, reports=len(rows), answered=answered.is_set()
         )
-        if again is not None:
-            log.warning("storage commitment not asked for", reason=reason)
+        if failure is not None:
+            log.warning("storage commitment not asked for", reason=failure)
 
     def _give_up(self, row: Row) -> None:
         reason = (

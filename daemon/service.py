@@ -28,7 +28,7 @@ from daemon.archive import Archive
 from daemon.audit import Audit
 from daemon.classifier import Classifier
 from daemon.clock import ClockWatch
-from daemon.commitment import Commitment
+from daemon.commitment import Commitment, longest_wait_s
 from daemon.decode import DecoderPool
 from daemon.dispatcher import Dispatcher
 from daemon.incoming import Incoming
@@ -179,7 +179,7 @@ class Service:
             again = jobs.recover(connection, bundle.digest, now)
             jobs.promote(connection, None, now)
             jobs.due_now(connection, now)
-            outbox.due_now(connection, now)
+            outbox.due_now(connection, now, longest_wait_s(self._settings.archive))
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=again)
 
     def _full(self) -> str | None:
@@ -286,7 +286,8 @@ class Service:
         try:
             with self._ledger.write() as connection:
                 now = time.time()
-                freed = jobs.due_now(connection, now) + outbox.due_now(connection, now)
+                freed = jobs.due_now(connection, now)
+                freed += outbox.due_now(connection, now, longest_wait_s(self._settings.archive))
         except SQLAlchemyError as error:
             log.error("the ledger cannot be told that the clock was set back, trying again", error=type(error).__name__)
             return False

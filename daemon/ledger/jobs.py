@@ -12,6 +12,7 @@ from daemon.ledger.schema import (
     InstanceState,
     JobState,
     OutboxState,
+    commitments,
     instances,
     jobs,
     needs,
@@ -269,7 +270,7 @@ def settle(connection: Connection, job_id: int, now: float) -> None:
         .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED]))
         .values(
             state=JobState.FAILED if refused else JobState.DONE,
-            reason=refused[0].reason if refused else jobs.c.reason,
+            reason=refused[0].reason if refused else case((jobs.c.state == JobState.FAILED, None), else_=jobs.c.reason),
             finished_at=now,
         )
     )
@@ -277,12 +278,12 @@ def settle(connection: Connection, job_id: int, now: float) -> None:
 
 def handed_over(connection: Connection, job_id: int, to_job: int, now: float) -> None:
     """A report of this job is that of a newer job too, which has it from now on; this one ends by what it has left."""
+    settle(connection, job_id, now)
     connection.execute(
         update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.SENDING, JobState.FAILED, JobState.DONE]))
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.DONE, jobs.c.reason.is_(None))
         .values(reason=f"job {to_job} came to the same report and has it now")
     )
-    settle(connection, job_id, now)
 
 
 def retry(connection: Connection, job_id: int, now: float) -> str:
@@ -311,6 +312,8 @@ def retry(connection: Connection, job_id: int, now: float) -> str:
             .where(outbox.c.id.in_(refused))
             .values(state=OutboxState.QUEUED, attempts=0, commit_attempts=0, next_attempt_at=now, reason=None)
         )
+        # A promise about the earlier copy says nothing about the one that goes out now.
+        connection.execute(delete(commitments).where(commitments.c.outbox_id.in_(refused)))
         connection.execute(
             update(jobs).where(jobs.c.id == job_id).values(state=JobState.SENDING, reason=None, finished_at=None)
         )

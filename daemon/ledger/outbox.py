@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
@@ -88,13 +88,14 @@ def stored(connection: Connection, item_id: int, status: int | None, reason: str
     _ended(connection, item_id, now, state=OutboxState.STORED, status=status, reason=reason, stored_at=now)
 
 
-def due_now(connection: Connection, now: float) -> int:
-    """The clock was set back, or the service starts: no report waits for a time that an earlier clock named."""
-    return connection.execute(
-        update(outbox)
-        .where(outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING]), outbox.c.next_attempt_at > now)
-        .values(next_attempt_at=now)
-    ).rowcount
+def due_now(connection: Connection, now: float, longest_ask_wait_s: float) -> int:
+    """The clock was set back, or the service starts: no report waits for a time that an earlier clock named.
+
+    One that waits for the archive's promise waits on, unless for longer than any does: to ask early would count.
+    """
+    queued = (outbox.c.state == OutboxState.QUEUED) & (outbox.c.next_attempt_at > now)
+    asked_for = (outbox.c.state == OutboxState.COMMITTING) & (outbox.c.next_attempt_at > now + longest_ask_wait_s)
+    return connection.execute(update(outbox).where(queued | asked_for).values(next_attempt_at=now)).rowcount
 
 
 def stored_uncommitted(
@@ -125,29 +126,36 @@ def uncommitted(connection: Connection, now: float, limit: int) -> Sequence[Row]
     ).all()
 
 
-def asked(connection: Connection, item_ids: Sequence[int], transaction_uid: str, again_at: float) -> None:
-    """A request for commitment of these goes out; without an answer they are due again at `again_at`."""
+def asked(connection: Connection, transaction_uid: str, again_at: Mapping[int, float]) -> None:
+    """A request for commitment of these goes out; without an answer each is due again at its time of `again_at`."""
     connection.execute(
-        insert(commitments), [{"transaction_uid": transaction_uid, "outbox_id": item_id} for item_id in item_ids]
+        insert(commitments), [{"transaction_uid": transaction_uid, "outbox_id": item_id} for item_id in again_at]
     )
+    for item_id, when in again_at.items():
+        connection.execute(
+            update(outbox)
+            .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
+            .values(next_attempt_at=when)
+        )
+
+
+def ask_ended(connection: Connection, item_ids: Sequence[int], reason: str) -> None:
+    """The request was made, which counts; what was answered meanwhile is left as it is."""
     connection.execute(
         update(outbox)
         .where(outbox.c.id.in_(item_ids), outbox.c.state == OutboxState.COMMITTING)
-        .values(next_attempt_at=again_at)
+        .values(reason=reason, commit_attempts=outbox.c.commit_attempts + 1)
     )
 
 
-def ask_ended(
-    connection: Connection, item_ids: Sequence[int], reason: str, counts: bool, again_at: float | None
-) -> None:
-    """The request was made (it `counts`) or could not be; what was answered meanwhile is left as it is."""
-    counter = {"commit_attempts": outbox.c.commit_attempts + 1} if counts else {"attempts": outbox.c.attempts + 1}
-    when = {} if again_at is None else {"next_attempt_at": again_at}
-    connection.execute(
-        update(outbox)
-        .where(outbox.c.id.in_(item_ids), outbox.c.state == OutboxState.COMMITTING)
-        .values(reason=reason, **counter, **when)
-    )
+def not_asked(connection: Connection, again_at: Mapping[int, float], reason: str) -> None:
+    """The request could not be made: each is due again at its time of `again_at`."""
+    for item_id, when in again_at.items():
+        connection.execute(
+            update(outbox)
+            .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
+            .values(reason=reason, attempts=outbox.c.attempts + 1, next_attempt_at=when)
+        )
 
 
 def of_transaction(connection: Connection, transaction_uid: str) -> Sequence[Row]:
@@ -160,10 +168,17 @@ def of_transaction(connection: Connection, transaction_uid: str) -> Sequence[Row
 
 
 def committed(connection: Connection, item_id: int, reason: str | None, now: float) -> None:
-    """The archive promises to keep it: only now is it stored for us. Harmless when repeated."""
+    """The archive promises to keep it: only now is it stored for us. Harmless when repeated.
+
+    A promise counts even after we gave up waiting, as long as nothing was asked anew since.
+    """
+    asked_for = outbox.c.id.in_(select(commitments.c.outbox_id))
     moved = connection.execute(
         update(outbox)
-        .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
+        .where(
+            outbox.c.id == item_id,
+            (outbox.c.state == OutboxState.COMMITTING) | ((outbox.c.state == OutboxState.FAILED) & asked_for),
+        )
         .values(state=OutboxState.STORED, reason=reason)
     ).rowcount
     if moved:

@@ -19,7 +19,7 @@ from config.settings import Settings
 from daemon.archive import Archive
 from daemon.commitment import Commitment
 from daemon.incoming import Incoming
-from daemon.ledger import Ledger, jobs, schema
+from daemon.ledger import Ledger, jobs, outbox, schema
 from daemon.listener import Listener
 from daemon.outgoing import Outgoing
 from daemon.sender import SendSummary, send_due
@@ -212,6 +212,56 @@ def test_silence_is_asked_again_with_back_off_and_then_shown(sending: Sending) -
         assert "asked 3 times" in sending.row.job_reason
         assert len(peer.requests) == 3
         assert len(peer.stored) == 1
+
+
+@pytest.mark.parametrize("status", [0x0000, 0x0110])
+def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending: Sending) -> None:
+    with committing_archive(silent, status=status) as peer:
+        sending.to(peer.port, commitment_wait_s=100)
+        sending.commitment._archive = _unlingering(sending.archive)
+        often = outgoing(sending.folder)
+        queue(sending.ledger, often, time.time())
+        sending.send()
+        with sending.ledger.write() as connection:
+            mine = BOX.c.sop_instance_uid == often.sop_instance_uid
+            connection.execute(update(BOX).where(mine).values(commit_attempts=2))
+        began = time.time()
+        assert sending.ask() == 2
+        with sending.ledger.read() as connection:
+            once, thrice = connection.execute(select(BOX).order_by(BOX.c.commit_attempts)).all()
+        assert (once.commit_attempts, thrice.commit_attempts) == (1, 3)
+        assert began + 50 <= once.next_attempt_at <= time.time() + 100
+        assert began + 200 <= thrice.next_attempt_at <= time.time() + 400
+        with sending.ledger.write() as connection:
+            assert outbox.due_now(connection, time.time(), longest_ask_wait_s=1600) == 0, (
+                "a restart is no reason to ask"
+            )
+        assert sending.commitment.ask_due() == 0
+
+
+def test_a_promise_that_comes_after_we_gave_up_counts_and_none_of_before_a_retry(
+    sending: Sending, tmp_path: Path
+) -> None:
+    with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
+        sending.to(peer.port, commitment_asks=1)
+        sending.commitment._archive = _unlingering(sending.archive)
+
+        def ask_in_vain() -> None:
+            sending.send()
+            sending.ask()
+            sending.ask()
+            assert sending.states == ("failed", "failed")
+
+        ask_in_vain()
+        with sending.ledger.write() as connection:
+            jobs.retry(connection, sending.row.job_id, time.time())
+        ask_in_vain()
+        peer.call_back(ours.port, peer.requests[0])
+        assert sending.states == ("failed", "failed"), "it was sent again since"
+        peer.call_back(ours.port, peer.requests[1])
+        assert peer.response_statuses == [0x0115, 0x0000]
+        assert sending.states == ("stored", "done")
+        assert (sending.row.reason, sending.row.job_reason) == (None, None)
 
 
 @pytest.mark.parametrize("way", ["no context", "failure status"])
