@@ -271,3 +271,14 @@ def test_the_first_part_is_found_however_its_bytes_arrive(content: bytes, before
     cut = BytesIO(body[: len(before) + 43 + len(content)])
     with pytest.raises(ArchiveError):
         list(first_part(cut.read, "b"))
+
+
+def test_a_long_excuse_for_one_instance_does_not_spoil_the_next(tmp_path: Path) -> None:
+    items = [outgoing(tmp_path) for _ in range(2)]
+    held = {
+        path_of(items[0]).removeprefix(ROOT): Answer(503, b"said " * 100_000),
+        path_of(items[1]).removeprefix(ROOT): instance(items[1].path.read_bytes()),
+    }
+    with stub(lambda path: held[path]) as (url, _):
+        outcomes = archive(url, tmp_path).get_instances(map(wanted, items), Taken())
+    assert [outcome.kind for outcome in outcomes] == [RETRY, RETRIEVED]
