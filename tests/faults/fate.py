@@ -1,4 +1,7 @@
-"""What becomes of an object, by the same steps and in the same order as in the service, without its processes and network."""
+"""What becomes of an object, by the same steps and in the same order as in the service, without its network.
+
+Images are decoded in a process of their own, as in the service: a codec may end it.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,16 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from daemon.data_set import check_data_set
+from daemon.decode import DecoderPool
 from daemon.errors import LesionError, RefusedInstance
 from daemon.intake import _read
 from daemon.lesions import read_lesions
-from model.crop import CropPolicy
-from model.cut import Cut, cut_rois
+from model.cut import Cut
 from model.errors import ImageError
-from model.normalise import NormalisationPolicy
 from tests.faults import objects
 from tests.faults.objects import Object
 
 MIDDLE = np.array([[20.0, 20.0]])
-CROP, NORMALISATION = CropPolicy(), NormalisationPolicy()
 
 
 def received(tested: Object, path: Path) -> str | None:
@@ -69,10 +70,10 @@ def lesions(tested: Object, path: Path) -> str | None:
     return f"{len(reading.lesions)} lesions"
 
 
-def pixels(path: Path) -> str:
-    """The fate of an image on which a lesion is marked. May crash the process, as its codecs may."""
+def pixels(path: Path, pool: DecoderPool) -> str:
+    """The fate of an image on which a lesion is marked."""
     try:
-        (roi,) = cut_rois(dcmread(path), [Cut(1, MIDDLE)], CROP, NORMALISATION)
+        (roi,) = pool.cut(path, [Cut(1, MIDDLE)])
     except ImageError as error:
         return f"quarantined: {error}"
     assert roi.pixels.shape == (299, 299)
@@ -80,6 +81,6 @@ def pixels(path: Path) -> str:
     return "cut"
 
 
-def fate(tested: Object, path: Path) -> str:
+def fate(tested: Object, path: Path, pool: DecoderPool) -> str:
     """A refusal "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a defect."""
-    return received(tested, path) or lesions(tested, path) or pixels(path)
+    return received(tested, path) or lesions(tested, path) or pixels(path, pool)

@@ -135,10 +135,10 @@ _LENGTHS = [0, 1, 0xFF, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFF
 
 
 def damaged(chance: random.Random) -> Object:
-    """A sound object with one to six places of its bytes changed."""
+    """A sound object with one place of its bytes changed, or up to six."""
     source = chance.choice(encoded())
     content = bytearray(source.content)
-    for _ in range(chance.randint(1, 6)):
+    for _ in range(chance.choice([1, 1, 1, 2, 3, 6])):  # whoever hits once gets further
         # Most of the bytes are pixels, most of the meaning is before them.
         most = len(content) if chance.random() < 0.3 else min(len(content), 4000)
         at = chance.randrange(max(most, 1))
@@ -355,7 +355,7 @@ def _jpeg_2000_of(width: int, height: int) -> bytes:
 _PATIENT = struct.pack("<HH2sH", 0x0010, 0x0010, b"PN", 8)
 
 # Too slow for every day: `make soak` has them.
-HEAVY = frozenset({"25,000 regions"})
+HEAVY = frozenset({"21,000 regions"})
 
 # name -> (the object, what becomes of it: a regular expression for what `tests.faults.fate` says)
 CORPUS: dict[str, tuple[Callable[[], Object], str]] = {
@@ -384,9 +384,9 @@ CORPUS: dict[str, tuple[Callable[[], Object], str]] = {
         lambda: _report(*[_shape("POINT", [(number % 40 + number / 1e5, 20)]) for number in range(2000)]),
         r"quarantined: it marks more than 250 lesions",
     ),
-    "25,000 regions": (
-        lambda: _report(*[_shape("POINT", [(number % 40 + number / 1e5, 20)]) for number in range(25_000)]),
-        r"quarantined: the report draws 25000 regions; at most 20000",
+    "21,000 regions": (
+        lambda: _report(*[_shape("POINT", [(number % 40 + number / 1e5, 20)]) for number in range(21_000)]),
+        r"quarantined: the report draws 21000 regions; at most 20000",
     ),
     "a million points": (
         lambda: _report(_shape("POLYLINE", [(number % 40, 20) for number in range(1_000_000)]), syntax=ImplicitVRLittleEndian),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from tests.daemon.scu import (
     store,
 )
 from tests.faults import pdus, wire
-from tests.faults.wire import associate, connect
+from tests.faults.wire import associate, converse
 from tests.peers.programs import wait_until
 
 UID, GOOD = mammogram().SOPInstanceUID, encode(mammogram())
@@ -44,18 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* VR UI")
 
 def say(port: int, said: bytes) -> bytes:
     """What is answered to these bytes until the connection ends; TimeoutError where it does not end."""
-    answer = b""
-    with contextlib.closing(connect(port, HOSTILE)) as connection:
-        try:
-            connection.sendall(said)
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
-                answer += part
-        except TimeoutError:
-            raise
-        except OSError:  # closed from the other side
-            pass
-    return answer
+    return converse(port, said, HOSTILE)
 
 
 @pytest.fixture

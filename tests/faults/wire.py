@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from pynetdicom.presentation import build_context
 
 from tests.daemon.scu import EXPLICIT, HOST, MAMMOGRAM
 
-ABORTED = b"\x07"  # the first byte of an A-ABORT PDU
+REQUESTED = b"\x01"  # the first byte of an A-ASSOCIATE-RQ PDU
+ABORTED = b"\x07"  # of an A-ABORT PDU
 ACCEPTED = b"\x02"
 REJECTED = b"\x03"
 ECHO = "1.2.840.10008.1.1"
+QUIET_S = 0.1  # without an answer: all that was said has been heard, most likely
 
 
 def association_request(
@@ -107,6 +110,35 @@ def associate(port: int, source: str = HOST, request: bytes | None = None) -> tu
     connection = connect(port, source)
     connection.sendall(association_request() if request is None else request)
     return connection, receive_pdu(connection)
+
+
+def converse(port: int, said: bytes, source: str = HOST, timeout: float = 20) -> bytes:
+    """What is answered to these bytes until the connection ends; what follows a request waits for its answer.
+
+    Raises:
+        TimeoutError: the connection does not end.
+    """
+    heard = b""
+    asked = 6 + int.from_bytes(said[2:6], "big") if said[:1] == REQUESTED else 0
+    with contextlib.closing(connect(port, source, timeout)) as connection:
+        try:
+            if asked < len(said):
+                connection.sendall(said[:asked])
+                heard = connection.recv(65536) if asked else b""
+                said = said[asked:]
+            connection.sendall(said)
+            while select.select([connection], [], [], QUIET_S)[0]:  # an answer is not cut short by our end
+                if not (part := connection.recv(65536)):
+                    return heard
+                heard += part
+            connection.shutdown(socket.SHUT_WR)
+            while part := connection.recv(65536):
+                heard += part
+        except TimeoutError:
+            raise
+        except OSError:  # closed from the other side
+            pass
+    return heard
 
 
 def is_closed(connection: socket.socket) -> bool:

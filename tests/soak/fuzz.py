@@ -10,39 +10,34 @@ import contextlib
 import random
 import re
 import resource
-import socket
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
 
 from config import settings
 from daemon.decode import DecoderPool
 from daemon.listener import Listener
 from model.bundle import Manifest, untrained_bundle
-from model.cut import Cut
-from model.errors import ImageError
 from tests.daemon.scu import Accepted, listener_settings, listening, request_association, store
 from tests.faults import objects, pdus
-from tests.faults.fate import fate, lesions, received
+from tests.faults.fate import fate, lesions, pixels, received
 from tests.faults.objects import CORPUS, Object
-from tests.faults.wire import connect
+from tests.faults.wire import converse
 from tests.peers.programs import wait_until
 from tests.service.fixtures import make_case
 from tests.service.running import service
 from tests.soak.bounds import Bounds
 
-DAMAGED, ALTERED, IMAGES, CONVERSATIONS, SENT = 93_000, 2_000, 2_500, 2_500, 200
+DAMAGED, ALTERED, CONVERSATIONS, IMAGES, SENT = 97_000, 2_000, 1_500, 1_500, 500
 LEAST = 100_000  # cases in all
 MEMORY = 3 << 30  # bytes that this process and the service may hold at most
 HANG_S = 60.0  # of the processor, for one object
-CUT = [Cut(1, np.array([[20.0, 20.0]]))]
 
 
 def run(bounds: Bounds) -> dict[str, Any]:
@@ -100,13 +95,30 @@ def _tried(bounds: Bounds, tested: Object, seed: object, becomes: Callable[[Obje
     return came
 
 
-def _corpus(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[str]:
+def _corpus(bounds: Bounds, bundle: Path, figures: dict[str, Any]) -> Counter[str]:
     outcomes: Counter[str] = Counter()
-    for number, (name, (build, expected)) in enumerate(CORPUS.items()):
-        came = _tried(bounds, build(), f"corpus-{number}", fate)
-        assert re.match(f"(?:{expected})", came), f"{name}: {came}"
-        outcomes[_kind(came)] += 1
+    with _decoder(bundle) as pool:
+        for number, (name, (build, expected)) in enumerate(CORPUS.items()):
+
+            def becomes(tested: Object, path: Path, name: str = name, expected: str = expected) -> str:
+                came = fate(tested, path, pool)
+                assert re.match(f"(?:{expected})", came), f"{name}: {came}"
+                return came
+
+            outcomes[_kind(_tried(bounds, build(), f"corpus-{number}", becomes))] += 1
+    figures["peak memory of a decoding process, MB"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
     return outcomes
+
+
+@contextlib.contextmanager
+def _decoder(bundle: Path) -> Iterator[DecoderPool]:
+    """One of the service's own decoding processes, which codecs may take down."""
+    workers = settings.Workers.model_validate({"decode_timeout_s": 120, "decoder_memory": "2GiB"})
+    pool = DecoderPool(1, Manifest.model_validate_json((bundle / "manifest.json").read_text()), workers)
+    try:
+        yield pool
+    finally:
+        pool.stop()
 
 
 def _objects(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[str]:
@@ -124,29 +136,20 @@ def _objects(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[str]:
 
 
 def _images(bounds: Bounds, bundle: Path, figures: dict[str, Any]) -> Counter[str]:
-    """In the service's own decoding processes, which their codecs may take down."""
-    workers = settings.Workers.model_validate({"decode_timeout_s": 120, "decoder_memory": "2GiB"})
-    pool = DecoderPool(1, Manifest.model_validate_json((bundle / "manifest.json").read_text()), workers)
-
-    def becomes(tested: Object, path: Path) -> str:
-        if refused := received(tested, path):
-            return refused
-        try:
-            pool.cut(path, CUT)
-        except ImageError as error:
-            ended = re.search("took its decoding process down|kept a decoding process|needs more memory", str(error))
-            return ended[0] if ended else "quarantined"
-        return "cut"
+    def becomes(_: Object, path: Path) -> str:
+        came = pixels(path, pool)
+        ended = re.search("took its decoding process down|kept a decoding process|needs more memory", came)
+        return ended[0] if ended else came
 
     outcomes: Counter[str] = Counter()
     number = 0
-    while outcomes.total() < IMAGES and bounds.left() > 60:
-        number += 1
-        chance = random.Random(f"{bounds.seed} image {number}")
-        tested = objects.altered(chance) if chance.random() < 0.1 else objects.damaged(chance)
-        if tested.name.startswith("image"):
-            outcomes[_kind(_tried(bounds, tested, f"image-{number}", becomes))] += 1
-    pool.stop()
+    with _decoder(bundle) as pool:
+        while outcomes.total() < IMAGES and bounds.left() > 60:
+            number += 1
+            chance = random.Random(f"{bounds.seed} image {number}")
+            tested = objects.altered(chance) if chance.random() < 0.1 else objects.damaged(chance)
+            if tested.name.startswith("image") and not received(tested, bounds.folder / "object.dcm"):
+                outcomes[_kind(_tried(bounds, tested, f"image-{number}", becomes))] += 1
     return outcomes
 
 
@@ -171,17 +174,10 @@ def _conversations(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[
 
 
 def _answer(port: int, said: bytes) -> str:
-    answer = b""
-    with contextlib.closing(connect(port, "127.0.0.2", 60)) as connection:
-        try:
-            connection.sendall(said)
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65536):
-                answer += part
-        except TimeoutError:
-            return "NEVER ENDED"
-        except OSError:  # closed from the other side
-            pass
+    try:
+        answer = converse(port, said, "127.0.0.2", 60)
+    except TimeoutError:
+        return "NEVER ENDED"
     kinds = {2: "accepted", 3: "rejected", 4: "data", 6: "released", 7: "aborted"}
     heard, at = [], 0
     while at + 6 <= len(answer):
