@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def pool(untrained: Path) -> Iterator[DecoderPool]:
-    workers = settings.Workers.model_validate({"decode_timeout_s": 120, "decoder_memory": "2GiB"})
+    workers = settings.Workers.model_validate({"decode_timeout_s": 120, "decoder_memory": "1GiB"})
     made = DecoderPool(1, Manifest.model_validate_json((untrained / "manifest.json").read_text()), workers)
     yield made
     made.stop()
