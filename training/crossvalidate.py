@@ -21,9 +21,9 @@ from training import metrics, page
 from training.cache import Crops
 from training.errors import RunError
 from training.evaluate import Figure, LesionSet, evaluate_run, measure, too_small
-from training.fit import Build, Recipe, Report, fit, part_of
+from training.fit import Build, Recipe, Report, check_same_run, fit, part_of
 from training.reproduce import Cell, recipe_of
-from training.split import split_samples
+from training.split import Split, split_samples
 
 RESULT, REPORT = "crossvalidation.json", "report.html"
 
@@ -58,30 +58,27 @@ def crossvalidate(
 ) -> dict[str, Any]:
     """Train and measure what is missing of `cells` x `folds` and write `out`/crossvalidation.json and report.html.
 
-    `weights` is as for `training.reproduce.reproduce`. With `start`, the folder of an earlier cross-validation of the
-    same patients, each run goes on from that one's final weights (another ROI size, say) instead. `report` gives what
+    `weights` is as for `training.reproduce.reproduce`. With `start`, the folder of an earlier cross-validation with the
+    same folds, each run goes on from that one's final weights (another ROI size, say) instead. `report` gives what
     hears of a run's steps. Returns what crossvalidation.json holds.
 
     Raises:
-        RunError: a weights file or a run to start from is missing, found before anything is trained; see `fit`.
+        RunError: a weights file or a run to start from is missing, or such a run tested other lesions, found before
+            anything is trained; a run in `out` is of another recipe, data or split; see `fit`.
         DataError: see `split_samples` and `evaluate_run`.
     """
+    splits = [_split(crops, folds, fold, validation, recipe.seed) for fold in range(folds)]
     of_run = {
         (cell, fold): _recipe(recipe, cell, weights, start, fold) for cell in cells for fold in range(folds)
     }  # all of them before the first is trained
-    for fold in range(folds):
-        split = split_samples(
-            crops.patients.tolist(),
-            crops.malignant.tolist(),
-            [None] * len(crops),
-            folds=folds,
-            fold=fold,
-            validation=validation,
-            seed=recipe.seed,
-        )
+    if start is not None:
+        for cell, fold in of_run:
+            _check_start(_folder(start, cell, fold), crops, splits[fold])
+    for fold, split in enumerate(splits):
         for cell in cells:
             folder = _folder(out, cell, fold)
             if _measured(folder, external):
+                check_same_run(folder, of_run[cell, fold], crops, split)
                 continue
             hears = report(cell, fold) if report else None
             fit(of_run[cell, fold], crops, split, folder, workers=workers, report=hears, build=build)
@@ -114,6 +111,24 @@ def _recipe(recipe: Recipe, cell: Cell, weights: str | Path, start: Path | None,
     if not final.is_file():
         raise RunError(f"there is no {final} to start from; finish that cross-validation first")
     return replace(recipe, network=cell.network, head=cell.head, init=str(final))
+
+
+def _split(crops: Crops, folds: int, fold: int, validation: float, seed: int) -> Split:
+    patients, malignant = crops.patients.tolist(), crops.malignant.tolist()
+    groups = [None] * len(crops)  # a test part that the data set keeps is a fold like any other
+    return split_samples(patients, malignant, groups, folds=folds, fold=fold, validation=validation, seed=seed)
+
+
+def _check_start(folder: Path, crops: Crops, split: Split) -> None:
+    """Refuse weights that may have learned from a lesion which is tested here."""
+    try:
+        tested = {row["identity"] for row in next(iter(_read(folder / "predictions.json").values()))}
+    except OSError as error:
+        raise RunError(f"{folder} was not evaluated; finish that cross-validation first") from error
+    if not {crops.entries[number].identity for number in split.test.samples} <= tested:
+        raise RunError(
+            f"{folder} tested other lesions than this fold does; start from one of the same folds and lesions"
+        )
 
 
 def _measured(folder: Path, external: Sequence[LesionSet]) -> bool:

@@ -12,7 +12,7 @@ from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
 from training.crossvalidate import RESULT
 from training.errors import RunError
-from training.fit import Build, load_run
+from training.fit import Build, load_run, read_run
 
 _METRICS = {
     "auc": "AUC",
@@ -45,8 +45,8 @@ def export_run(
     `crossvalidation` stand before those of the run, and say that they are of that recipe's networks.
 
     Raises:
-        RunError: the run did not finish, was not evaluated, or the evaluation is of another run; the cross-validation
-            holds no such network and head, or is of crops cut otherwise.
+        RunError: the run did not finish, was not evaluated, went on from one that is gone, or the evaluation is of
+            another run; the cross-validation holds no such network and head, or is of crops cut otherwise.
         BundleError: `out` exists.
     """
     model, run = load_run(folder, build)
@@ -82,16 +82,27 @@ def export_run(
 def _about(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     split, patients, recipe = result["split"], result["patients"], run["recipe"]
     sides = ", ".join(f"{split[side]} {side} lesions of {patients[side]} patients" for side in patients)
-    start = Path(recipe["init"]).name
     return {
         "split": f"{split['how']}: {sides}",
-        "start": "random weights" if start == "none" else f"ImageNet weights ({start})",
+        "start": _start(recipe["init"]),
         "recipe": {key: value for key, value in recipe.items() if key != "init"},
         "epochs": len(run["log"]),
         "calibration": "temperature and threshold chosen on the validation part alone",
         "crops": run["crops"]["digest"],
         "versions": run["versions"],
     }
+
+
+def _start(init: str) -> str:
+    """What a run began from, through the runs that it went on from."""
+    path = Path(init)
+    if init == "none":
+        return "random weights"
+    if path.suffix != ".npz":
+        return f"ImageNet weights ({path.name})"
+    earlier = read_run(path.parent)
+    size, epochs = earlier["crops"]["policy"]["crop"]["size"], len(earlier["log"])
+    return f"{_start(earlier['recipe']['init'])}, then {epochs} epochs with ROIs of {size} x {size} pixels"
 
 
 def _crossvalidated(folder: Path, recipe: dict[str, Any], policy: dict[str, Any]) -> list[Metric]:

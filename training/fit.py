@@ -368,9 +368,27 @@ def _refuse_nan(value: float, epoch: int) -> None:
         )
 
 
+def check_same_run(folder: Path, recipe: Recipe, crops: Crops, split: Split) -> None:
+    """Raises RunError where `folder` holds a run of another recipe, other crops or another split."""
+    there = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    here = _made_of(recipe, crops, split)
+    if any(_comparable(there)[key] != _comparable(here)[key] for key in ("recipe", "crops", "split")):
+        raise RunError(f"{folder} holds a run of another recipe, data or split; name another folder or remove it")
+
+
 def _claim(folder: Path, recipe: Recipe, crops: Crops, split: Split) -> Path | None:
     """Make the folder a run of this recipe and data; the state to go on from, or None for a new run."""
-    what = {
+    if (folder / "run.json").exists():
+        check_same_run(folder, recipe, crops, split)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "run.json", json.dumps(_made_of(recipe, crops, split), indent=1).encode())
+    state = folder / "state.npz"
+    return state if state.exists() else None
+
+
+def _made_of(recipe: Recipe, crops: Crops, split: Split) -> dict[str, Any]:
+    return {
         "recipe": asdict(recipe),
         "crops": {"folder": str(crops.folder), "digest": crops.digest, "policy": crops.policy},
         "split": {
@@ -391,16 +409,6 @@ def _claim(folder: Path, recipe: Recipe, crops: Crops, split: Split) -> Path | N
             "numpy": np.__version__,
         },
     }
-    if (folder / "run.json").exists():
-        there = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        same = all(_comparable(there)[key] == _comparable(what)[key] for key in ("recipe", "crops", "split"))
-        if not same:
-            raise RunError(f"{folder} holds a run of another recipe, data or split; name another folder or remove it")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "run.json", json.dumps(what, indent=1).encode())
-    state = folder / "state.npz"
-    return state if state.exists() else None
 
 
 def _comparable(run: dict[str, Any]) -> dict[str, Any]:

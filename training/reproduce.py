@@ -18,7 +18,7 @@ from training import page
 from training.cache import Crops
 from training.errors import RunError
 from training.evaluate import curves, evaluate_run
-from training.fit import Build, Recipe, Report, fit
+from training.fit import Build, Recipe, Report, check_same_run, fit
 from training.split import Split
 
 # Test accuracy in per cent with the plain and the optimised head (paper, Table 1).
@@ -90,7 +90,9 @@ def reproduce(
     results: dict[str, dict[str, Any]] = {}
     for cell, of_cell in recipes.items():
         folder = out / "runs" / cell.name
-        if not (folder / "evaluation.json").exists():
+        if (folder / "evaluation.json").exists():
+            check_same_run(folder, of_cell, crops, split)
+        else:
             fit(of_cell, crops, split, folder, workers=workers, report=report(cell) if report else None, build=build)
             evaluate_run(folder, crops, folder, build=build)
             keras.backend.clear_session()

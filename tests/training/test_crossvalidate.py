@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,27 @@ def test_going_on_from_another_cross_validation_needs_all_its_runs(crops: Crops,
     assert not (tmp_path / "out").exists()
 
 
+def test_going_on_is_refused_where_a_fold_tests_other_lesions(crops: Crops, done: Path, tmp_path: Path) -> None:
+    def started(folds: int) -> dict[str, Any]:
+        return crossvalidate(
+            CELLS[:1], RECIPE, "none", crops, tmp_path / str(folds), folds=folds, start=done, build=small_network
+        )
+
+    with pytest.raises(RunError, match="tested other lesions than this fold does"):
+        started(2)
+    assert not (tmp_path / "2").exists()
+    assert started(FOLDS)["cells"][0]["recipe"]["init"].endswith("fold2/final.npz")
+
+
+def test_figures_of_another_recipe_or_other_crops_are_not_taken_over(crops: Crops, done: Path, tmp_path: Path) -> None:
+    external = [LesionSet("the same patients", crops, part_of(crops))]
+    with pytest.raises(RunError, match="another recipe, data or split"):
+        crossvalidate(CELLS, replace(RECIPE, epochs=3), "none", crops, done, folds=FOLDS, external=external)
+    other = small_crops(tmp_path / "crops", 40)
+    with pytest.raises(RunError, match="another recipe, data or split"):
+        crossvalidate(CELLS, RECIPE, "none", other, done, folds=FOLDS, external=external)
+
+
 def test_a_run_goes_on_with_all_weights_of_a_finished_one_at_another_size(tmp_path: Path) -> None:
     first = build_network("mobilenet_v2", "plain", input_size=64)
     weights = {f"v{number}": np.asarray(variable) for number, variable in enumerate(first.weights)}
@@ -157,3 +179,9 @@ def test_a_network_of_everybody_is_exported_with_what_its_recipe_was_measured_at
     )  # fmt: skip
     assert "not this one" in first.data and "validation part" in made.manifest.metrics[3].data
     assert "0 test lesions" in made.manifest.training["split"]
+    assert made.manifest.training["start"] == "random weights"
+    second = replace(RECIPE, init=str(tmp_path / "run" / "final.npz"))
+    fit(second, crops, split, tmp_path / "second", build=small_network)
+    evaluate_run(tmp_path / "second", crops, tmp_path / "e2", build=small_network)
+    gone_on = export_run(tmp_path / "second", tmp_path / "e2", tmp_path / "b2", **words)
+    assert gone_on.manifest.training["start"] == "random weights, then 2 epochs with ROIs of 32 x 32 pixels"
