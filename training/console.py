@@ -44,7 +44,9 @@ def show_counts(reading: Reading, source: str) -> None:
 
 def figure(measured: dict[str, float]) -> str:
     """A measured value with its interval."""
-    return f"{measured['value']:.3f} ({measured['low']:.3f} to {measured['high']:.3f})"
+    from training.evaluate import Figure
+
+    return str(Figure(**measured))
 
 
 @contextmanager

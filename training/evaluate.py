@@ -36,6 +36,8 @@ class Figure:
     high: float
 
     def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.value:.3f} (too few for an interval)"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
@@ -158,9 +160,10 @@ def too_small(measured: Measured) -> str | None:
     width = measured.auc.high - measured.auc.low
     if measured.lesions >= _FEW and width <= _WIDE:
         return None
+    interval = "no interval of the AUC" if math.isnan(width) else f"an interval of the AUC {width:.2f} wide"
     return (
-        f"{measured.name}: {measured.lesions} lesions of {measured.patients} patients, and an interval of the AUC "
-        f"{width:.2f} wide: too few to tell networks apart that differ by a few points, or to claim an accuracy"
+        f"{measured.name}: {measured.lesions} lesions of {measured.patients} patients, and {interval}: too few to tell "
+        "networks apart that differ by a few points, or to claim an accuracy"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,15 @@ def _metrics(one: dict[str, Any], data: str, titles: dict[str, str] = _METRICS) 
         Metric(
             name=title,
             value=one[key]["value"],
-            low=one[key]["low"],
-            high=one[key]["high"],
+            low=_number(one[key]["low"]),
+            high=_number(one[key]["high"]),
             data=data,
             count=one["lesions"],
         )
         for key, title in titles.items()
         if both
     ]
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

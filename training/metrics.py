@@ -16,6 +16,7 @@ from model.calibration import calibrate
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
 _EPSILON = 1e-7
+FEWEST_PATIENTS = 10  # for an interval
 
 
 def auc(probability: np.ndarray, malignant: np.ndarray) -> float:
@@ -73,10 +74,12 @@ def interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """The 95 % bootstrap interval of `metric`, patients drawn with replacement; draws without both classes are left
-    out.
+    out. Of fewer than ten patients NaN: drawing two or three again and again says nothing of others.
     """
     generator = np.random.default_rng(seed)
     names, owner = np.unique(patients, return_inverse=True)
+    if len(names) < FEWEST_PATIENTS:
+        return float("nan"), float("nan")
     lesions = [np.flatnonzero(owner == number) for number in range(len(names))]
     values = []
     for _ in range(draws):

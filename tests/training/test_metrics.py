@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import metrics
+from training.evaluate import Figure
 
 scored = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_size=40)
 
@@ -65,3 +66,12 @@ def test_threshold_of_the_highest_youden_index() -> None:
 def test_reliability_bins() -> None:
     score, truth = np.array([0.05, 0.15, 0.95, 1.0]), np.array([0, 1, 1, 1], bool)
     assert metrics.reliability(score, truth) == [(0.05, 0.0, 1), (0.15, 1.0, 1), (pytest.approx(0.975), 1.0, 2)]
+
+
+def test_of_a_handful_of_patients_there_is_no_interval() -> None:
+    scores, truth = np.linspace(0, 1, 20), np.arange(20) % 2 == 0
+    of_nine = metrics.interval(metrics.auc, scores, truth, np.arange(20) % 9)
+    assert np.isnan(of_nine).all()
+    assert np.isfinite(metrics.interval(metrics.auc, scores, truth, np.arange(20) % 10)).all()
+    few = str(Figure(0.5, *of_nine))
+    assert few == "0.500 (too few for an interval)"
