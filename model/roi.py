@@ -24,7 +24,8 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Roi:
-    """One network input: `pixels` is float32 (299, 299) in 0..1, cut from `box` of the image.
+    """One network input: `pixels` is float32 (S, S) in 0..1, cut from `box` of the image; S is the crop policy's `size`, 299
+    unless it says otherwise.
 
     `mm_per_pixel` is the image's pixel spacing at the breast or film in millimetres, None where neither the image nor
     the policy knows it; `spacing_assumed` says that it comes from the policy's assumption and not from the image.
