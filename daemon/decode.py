@@ -21,6 +21,7 @@ from typing import Any
 from pydicom import dcmread
 
 from config import settings
+from daemon.errors import DecoderUnavailable
 from daemon.lesion import LesionReading
 from daemon.lesions import read_lesions
 from daemon.view import View, view_of
@@ -29,13 +30,16 @@ from model.cut import Cut, cut_rois
 from model.errors import ImageError
 from model.roi import Roi
 
-TRIES = 2
+TRIES = 3  # of an object whose process dies
+STARTS = 3  # of a process, before the object waits for a better time
 STOP_LIMIT_S = 30.0
 START_LIMIT_S = 300  # for a new process to load its modules, on a machine that is busy
 
 
 class DecoderPool:
-    """`count` processes. An object whose process dies has another try; thread-safe."""
+    """`count` processes. An object whose process dies has two more tries; thread-safe.
+
+    Every method raises DecoderUnavailable where no process can be started."""
 
     def __init__(self, count: int, manifest: Manifest, workers: settings.Workers) -> None:
         self._manifest = manifest
@@ -115,9 +119,9 @@ class _Decoder:
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         limit = self._workers.decode_timeout_s
         for _ in range(TRIES):
+            future = self._submit(function, *arguments)
             try:
-                self.start().result(START_LIMIT_S)
-                return self.executor.submit(function, *arguments).result(limit)
+                return future.result(limit)
             except BrokenProcessPool:
                 self._replace()
             except TimeoutError:
@@ -129,6 +133,16 @@ class _Decoder:
                 memory = self._workers.decoder_memory.human_readable()
                 raise ImageError(f"the object needs more memory than {memory} (workers.decoder_memory)") from None
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
+
+    def _submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Give it to a process that lives: one that died before is no fault of the object, and costs it no try."""
+        for _ in range(STARTS):
+            try:
+                self.start().result(START_LIMIT_S)
+                return self.executor.submit(function, *arguments)
+            except (BrokenProcessPool, TimeoutError):
+                self._replace()
+        raise DecoderUnavailable("no decoding process can be started; see the log and the machine's memory")
 
     def _replace(self) -> None:
         self.end(0)

@@ -38,3 +38,7 @@ class ClassifierError(MammodError):
 
 class ClassifierUnavailable(ClassifierError):
     """The classifier process or its engine cannot be started: no fault of the ROI that waits for it."""
+
+
+class DecoderUnavailable(MammodError):
+    """No decoding process can be started: no fault of the object that waits for one."""

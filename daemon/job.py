@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from config.errors import MammodError
 from config.settings import Settings
-from daemon.errors import ClassifierUnavailable, LesionError, ReportError
+from daemon.errors import ClassifierUnavailable, DecoderUnavailable, LesionError, ReportError
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.reports.facts import Predecessor
@@ -59,7 +59,7 @@ class JobWorker:
             bound.warning("job quarantined", reason=str(error))
         except OperationalError:
             raise  # the ledger cannot be read or written: the dispatcher does the job again, and this attempt does not count
-        except ClassifierUnavailable as error:
+        except (ClassifierUnavailable, DecoderUnavailable) as error:
             self._postpone(job, str(error), bound)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:

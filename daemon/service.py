@@ -304,7 +304,9 @@ class Service:
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
         self.start()
-        print("ready", flush=True)
+        # In one piece: print writes the line and its end apart, and another thread's log line may come between.
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         sd_notify("READY=1", "STATUS=ready")
         log.info("ready", port=self._settings.listener.port, ae_title=self._settings.listener.ae_title)
         watchdog = watchdog_interval_s()

@@ -19,6 +19,7 @@ from model.cut import Cut
 from model.errors import ImageError
 from tests.faults import objects
 from tests.faults.fate import received
+from tests.peers.programs import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ CUT = [Cut(1, np.array([[20.0, 20.0]]))]
 
 
 def test_process_that_dies_costs_its_object_only(pool: DecoderPool, good: Path) -> None:
-    """While one object ends its process, twice, the other process goes on undisturbed."""
+    """While one object ends its process, each time, the other process goes on undisturbed."""
     reasons: list[str] = []
 
     def deadly() -> None:
@@ -64,6 +65,27 @@ def test_process_killed_from_outside_costs_nothing(pool: DecoderPool, good: Path
         for process in decoder.executor._processes:
             os.kill(process, signal.SIGKILL)
     assert len(pool.cut(good, CUT)) == 1
+
+
+def die_twice(folder: Path) -> str:
+    """Ends its process the first two times."""
+    before = len(list(folder.iterdir()))
+    if before < 2:
+        (folder / str(before)).touch()
+        os.abort()
+    return "done"
+
+
+def test_process_that_died_idle_costs_the_next_object_no_try(pool: DecoderPool, good: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    assert len(pool.cut(good, CUT)) == 1
+    for decoder in pool._decoders:
+        for process in list(decoder.executor._processes):
+            os.kill(process, signal.SIGKILL)
+    # The pool has seen that its process is gone before the object comes.
+    wait_until(lambda: all(decoder.executor._broken for decoder in pool._decoders), "the pools broken", 30)
+    assert pool._do(die_twice, marks) == "done"
 
 
 def test_object_that_takes_too_long_is_given_up(pool: DecoderPool, good: Path) -> None:
