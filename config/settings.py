@@ -10,6 +10,7 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -210,6 +211,16 @@ class Audit(_Section):
     )
     tls: TLS | None = None
     site: str | None = None
+
+    @field_validator("syslog")
+    @classmethod
+    def _can_be_called(cls, syslog: str | None) -> str | None:
+        if syslog is not None:
+            where = urlsplit(syslog)
+            if where.port == 0:
+                raise ValueError("a port is 1 to 65535")
+            (where.hostname or "").encode("idna")  # as a name is looked up: refuses empty and overlong parts
+        return syslog
 
     @model_validator(mode="after")
     def _tls_has_files(self) -> Self:

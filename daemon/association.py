@@ -331,7 +331,8 @@ class IncomingAssociation(Association):
         finally:
             self.dul.kill_dul()
             self.disconnect()
-            self.dul.join(END_LIMIT_S)  # or it might begin another file
+            if self.dul.is_alive():  # where the system had no thread for it, it never was
+                self.dul.join(END_LIMIT_S)  # or it might begin another file
             self._connection.close()
             self.dul.wakeup.close()
             for file in list(self.files):

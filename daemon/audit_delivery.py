@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 
 class Destination(Protocol):
-    """`write` raises OSError where the message was not taken."""
+    """`write` raises OSError or UnicodeError where the message was not taken."""
 
     def write(self, message: Message) -> None: ...
     def close(self) -> None: ...
@@ -211,9 +211,9 @@ class Delivery:
                 message = self._queue[0]
             try:
                 self._destination.write(message)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter: a host name that cannot be one
                 if pause == RETRY_FIRST_S:
-                    reason = error.strerror or type(error).__name__
+                    reason = getattr(error, "strerror", None) or type(error).__name__
                     log.warning(
                         "audit message not taken, tried again", destination=str(self._destination), reason=reason
                     )
@@ -221,7 +221,11 @@ class Delivery:
                     now = self._clock()
                     if self._stopping_at is not None and now + pause > self._stopping_at:
                         return
-                    self._changed.wait(pause)
+                    # Woken by a stop, and not by every message that is put meanwhile.
+                    if self._stopping_at is None:
+                        self._changed.wait_for(lambda: self._stopping_at is not None, pause)
+                    else:
+                        self._changed.wait(pause)
                 pause = min(2 * pause, RETRY_LONGEST_S)
             else:
                 pause = RETRY_FIRST_S

@@ -272,6 +272,7 @@ class Listener:
         try:
             association.start()
         except RuntimeError:  # the system has no more threads
+            association.dul.wakeup.close()
             self._ended(association)
             raise
 

@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
@@ -292,7 +294,8 @@ class Service:
             log.error("the ledger cannot be told that the clock was set back, trying again", error=type(error).__name__)
             return False
         for job in self._scheduler.get_jobs():
-            job.modify(next_run_time=datetime.now(UTC))
+            with suppress(JobLookupError):  # "send" may have been run just now; it plans its next run itself
+                job.modify(next_run_time=datetime.now(UTC))
         self._dispatcher.wake()
         log.warning("the clock was set back: what waited for a time is due now", seconds=round(seconds), freed=freed)
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,13 +265,16 @@ def test_tls_without_files_is_a_wrong_setting() -> None:
 class Flaky:
     """A destination that takes nothing until it is `there`."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
         self.there = False
+        self.asked = 0
+        self.error = error or ConnectionRefusedError("nobody")
         self.taken: list[Message] = []
 
     def write(self, message: Message) -> None:
+        self.asked += 1
         if not self.there:
-            raise ConnectionRefusedError("nobody")
+            raise self.error
         self.taken.append(message)
 
     def close(self) -> None:
@@ -300,6 +304,38 @@ def test_what_a_receiver_does_not_take_waits_in_order_and_what_is_too_much_is_co
     assert [event["event"] for event in events if event["log_level"] == "error"] == [
         "audit messages are being lost: their receiver is away"
     ]
+
+
+def test_pauses_grow_although_more_comes_and_a_stop_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_delivery, "RETRY_FIRST_S", 60.0)
+    flaky = Flaky()
+    delivery = Delivery(flaky)
+    for _ in range(50):
+        delivery.put(activity())
+        time.sleep(0.002)  # the load: more comes while the receiver is away
+    assert flaky.asked == 1
+    flaky.there = True
+    delivery.stop()
+    assert len(flaky.taken) == 50
+
+
+def test_an_error_of_the_hosts_name_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_delivery, "RETRY_FIRST_S", 0.02)
+    flaky = Flaky(UnicodeError("label empty or too long"))
+    delivery = Delivery(flaky)
+    delivery.put(activity())
+    wait_until(lambda: flaky.asked >= 1, "an attempt")
+    flaky.there = True
+    wait_until(lambda: delivery.delivered == 1, "it is tried again")
+    delivery.stop()
+
+
+@pytest.mark.parametrize(
+    "url", ["udp://h:70000", "udp://h:0", "udp://a..b", "udp://[::1::]:514", f"udp://{'a' * 64}:514"]
+)
+def test_a_syslog_that_cannot_be_called_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(ValidationError, match="syslog"):
+        AuditSettings(syslog=url)
 
 
 RSYSLOG = """\

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import update
 
+from config.settings import Settings
 from daemon.clock import ClockWatch
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
+from daemon.service import Service as MammodService
 from tests.daemon.archive_stubs import outgoing
 from tests.daemon.test_sender import queue
 from tests.peers.archives import running_storescp
@@ -58,6 +63,26 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
         asked = jobs.waiting_for(connection, now - 60, now, 9)
         assert [item.sop_instance_uid for item in asked] == ["1.7"], "retrieval does not wait for its hour either"
     ledger.close()
+
+
+def test_what_was_just_run_does_not_keep_the_rest_from_being_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = MammodService(Settings(), None, False)
+    service._ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    service._dispatcher = Mock()
+    scheduler = service._scheduler = BackgroundScheduler(timezone=UTC)
+    scheduler.start(paused=True)
+    once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("send", "other"))
+    listed = scheduler.get_jobs()
+    monkeypatch.setattr(scheduler, "get_jobs", lambda: listed)
+    once.remove()
+    try:
+        assert service._clock_was_set_back(HOUR)
+        assert other.next_run_time <= datetime.now(UTC)
+    finally:
+        scheduler.shutdown()
+        service._ledger.close()
 
 
 @pytest.mark.peers

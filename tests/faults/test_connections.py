@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from daemon.association import IncomingAssociation
 from daemon.listener import Listener
+from daemon.upper_layer import UpperLayer
 from tests.daemon.scu import (
     EXPLICIT,
     MAMMOGRAM,
@@ -29,7 +31,7 @@ from tests.daemon.scu import (
     store,
 )
 from tests.faults import wire
-from tests.faults.wire import associate, connect, is_closed
+from tests.faults.wire import associate, connect, is_closed, receive_pdu
 from tests.peers.programs import wait_until
 
 UID = mammogram().SOPInstanceUID
@@ -118,6 +120,34 @@ def test_sender_that_asks_too_slowly_is_closed_and_holds_no_thread(tmp_path: Pat
     assert sum(event["count"] for event in told) == 50
     assert {event["reason"] for event in told} == {"no association request within 1 s"}
     assert {event["address"] for event in told} == {HOSTILE}
+
+
+def events_open() -> int:
+    """How many eventfds this process has open: each association has one."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += str(link.readlink()) == "anon_inode:[eventfd]"
+    return found
+
+
+@pytest.mark.parametrize("thread", [IncomingAssociation, UpperLayer])
+def test_association_for_which_there_is_no_thread_leaves_nothing(
+    thread: type[threading.Thread], tmp_path: Path, accepted: Accepted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with listener_of(tmp_path, accepted) as listener:
+        before = events_open()
+        with monkeypatch.context() as patched:
+            patched.setattr(thread, "start", no_thread)
+            with connect(listener.port) as connection:
+                connection.sendall(wire.association_request())
+                assert receive_pdu(connection) == b""
+        wait_until(lambda: listener._associations() == [], "the association is forgotten")
+        wait_until(lambda: events_open() == before, "its eventfd is closed")
+        assert seconds_to_serve(listener.port) < HANG_LIMIT_S
 
 
 def test_data_set_that_comes_too_slowly_ends_its_association_and_leaves_nothing(
