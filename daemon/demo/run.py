@@ -32,6 +32,7 @@ _SILENCE_LIMIT_S = 300  # without one more lesion in a report
 _POLL_S = 0.1
 _RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis, screening or treatment."
 _UNTRAINED = "The model is UNTRAINED: it has learned nothing; every probability and class here is meaningless."
+_TRAINED = "Ten lesions measure nothing. How good the model was measured to be, and on what, says `mammod bundle show`."
 _UNKNOWN = "The reports do not say whether the model was trained."
 
 
@@ -170,6 +171,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         _RESEARCH_USE,
         *([_UNTRAINED] if False in trained else []),
         *([_UNKNOWN] if None in trained else []),
+        *([_TRAINED] if True in trained else []),
     ]
 
 
