@@ -8,13 +8,16 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydicom.pixels import get_decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from sqlalchemy.engine import make_url
 
 from config.errors import MammodError
 from config.settings import TLS, Settings
+from config.settings import Archive as ArchiveSettings
 from daemon.archive import Archive
 from daemon.deep_check import deep_check
 from daemon.ledger import Ledger
@@ -46,17 +49,21 @@ def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
             "peers", True, "anyone may send here; list AE titles and networks in [[listener.peers]] to change that"
         )
     yield from _certificates(settings)
-    yield _archive(settings)
+    yield from _archive(settings)
     yield from _decoders()
 
 
 def deep_findings(settings: Settings) -> Iterator[Finding]:
-    """Ledger and spool compared, whole; nothing is made or changed."""
+    """Ledger and spool compared, whole. Nothing is made; a ledger of an earlier version is brought to this one's schema."""
     directory = settings.spool.directory
     if not directory.is_dir():
         yield Finding(
             "spool", False, f"there is no {directory}; is this the service's settings file, and did it ever start?"
         )
+        return
+    url = make_url(settings.ledger_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        yield Finding("ledger", False, f"there is no {url.database}; is this the service's settings file?")
         return
     try:
         ledger = Ledger(settings.ledger_url)
@@ -156,20 +163,29 @@ def _credentials(name: str, tls: TLS, side: Side) -> Iterator[Finding]:
         yield Finding(f"{name}.key", False, f"{tls.key} can be read by every user of this machine; chmod o-r it")
 
 
-def _archive(settings: Settings) -> Finding:
+def _archive(settings: Settings) -> Iterator[Finding]:
     try:
         require_archive(settings)
-        if settings.archive.host is None:
-            where = urlsplit(settings.archive.stow_url or "")  # the rest of the URL may hold a secret
-            return Finding("archive", True, f"reports go to {where.scheme}://{where.hostname} by STOW-RS (not tried)")
-        Archive(settings.archive, settings.listener.ae_title, settings.spool.directory / "incoming").echo()
+    except MammodError as error:
+        yield Finding("archive", False, str(error))
+        return
+    archive = settings.archive
+    if archive.stow_url is not None:
+        where = urlsplit(archive.stow_url)  # the rest of the URL may hold a secret
+        yield _tried(
+            archive, settings, f"{where.scheme}://{where.hostname} can be connected to; reports go there by STOW-RS"
+        )
+    if archive.host is not None:
+        by_dicom = archive.model_copy(update={"stow_url": None})
+        yield _tried(by_dicom, settings, f"{archive.ae_title} at {archive.host}:{archive.port} answers C-ECHO")
+
+
+def _tried(archive: ArchiveSettings, settings: Settings, good: str) -> Finding:
+    try:
+        Archive(archive, settings.listener.ae_title, settings.spool.directory / "incoming").echo()
     except MammodError as error:
         return Finding("archive", False, str(error))
-    return Finding(
-        "archive",
-        True,
-        f"{settings.archive.ae_title} at {settings.archive.host}:{settings.archive.port} answers C-ECHO",
-    )
+    return Finding("archive", True, good)
 
 
 def _decoders() -> Iterator[Finding]:
