@@ -320,9 +320,7 @@ def retry(connection: Connection, job_id: int, now: float) -> str:
     return connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
 
 
-def forget_finished(
-    connection: Connection, before: float, states: Sequence[JobState], source_uid: str | None = None
-) -> list[str]:
+def forget_finished(connection: Connection, before: float, states: Sequence[JobState]) -> list[str]:
     """Remove jobs in these finished states that ended before `before`, with their outbox rows; returns the reports' paths."""
     # A quarantined job may have a report that says so and that still waits for the archive.
     waiting = exists().where(
@@ -331,8 +329,6 @@ def forget_finished(
     chosen = select(jobs.c.id).where(
         jobs.c.state.in_([str(state) for state in states]), jobs.c.finished_at < before, ~waiting
     )
-    if source_uid is not None:
-        chosen = chosen.where(jobs.c.source_uid == source_uid)
     ids = list(connection.execute(chosen).scalars())
     reports: list[str] = []
     for start in range(0, len(ids), 500):
