@@ -57,12 +57,15 @@ def test_check_names_what_is_wrong_and_status_is_json_then(settings: Path) -> No
     checked = mammod("check", "--config", str(settings))
     assert checked.returncode == 1
     lines = checked.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines if line.startswith("BAD")] == ["BAD bundle", "BAD archive"]
+    assert [line.split(":")[0] for line in lines if line.startswith("BAD")] == ["BAD archive"]
     assert any("[[listener.peers]]" in line for line in lines)
 
     state = json.loads(mammod("status", "--json", "--config", str(settings)).stdout)
     assert state["received"] == 0
     assert state["jobs"]["waiting"] == state["reports_stored"] == state["spool_bytes"] == 0
     assert state["archive_reachable"] is False
-    assert state["bundle"] is None
+    assert state["bundle"]["trained"] is True  # the one that comes with mammod
+    gone = {"MAMMOD_MODEL__BUNDLE": str(settings.parent / "gone")}
+    assert "BAD bundle" in mammod("check", "--config", str(settings), **gone).stdout
+    assert json.loads(mammod("status", "--json", "--config", str(settings), **gone).stdout)["bundle"] is None
     assert not (settings.parent / "spool" / "untrained-bundle").exists(), "status makes no bundle"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
 import struct
@@ -89,8 +90,12 @@ def echo_command() -> bytes:
 
 
 def connect(port: int, source: str = HOST, timeout: float = 20) -> socket.socket:
-    """A connection from one of loopback's addresses."""
-    return socket.create_connection((HOST, port), timeout=timeout, source_address=(source, 0))
+    """A connection from one of loopback's addresses; its descriptor leaves those below 1,024 to senders that use select()."""
+    low = socket.create_connection((HOST, port), timeout=timeout, source_address=(source, 0))
+    with low:
+        high = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1024))
+    high.settimeout(timeout)
+    return high
 
 
 def receive_pdu(connection: socket.socket) -> bytes:

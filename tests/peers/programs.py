@@ -6,7 +6,9 @@ environment: without it DCMTK (and Orthanc, which is built on it) stalls some 40
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import socket
@@ -60,10 +62,11 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port that was free on 127.0.0.1 a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that was free on 127.0.0.1 a moment ago, below those that outgoing connections are given meanwhile."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
+            return int(probe.getsockname()[1])
 
 
 def wait_until(state: Callable[[], object], what: str, limit_s: float = READY_LIMIT_S) -> None:
