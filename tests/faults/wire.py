@@ -132,7 +132,7 @@ def converse(port: int, said: bytes, source: str = HOST, timeout: float = 20) ->
                 heard = connection.recv(65536) if asked else b""
                 said = said[asked:]
             connection.sendall(said)
-            while select.select([connection], [], [], QUIET_S)[0]:  # an answer is not cut short by our end
+            while _can_be_read(connection, QUIET_S):  # an answer is not cut short by our end
                 if not (part := connection.recv(65536)):
                     return heard
                 heard += part
@@ -144,6 +144,13 @@ def converse(port: int, said: bytes, source: str = HOST, timeout: float = 20) ->
         except OSError:  # closed from the other side
             pass
     return heard
+
+
+def _can_be_read(connection: socket.socket, limit_s: float) -> bool:
+    """By poll, which takes descriptors above 1,023."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(1000 * limit_s))
 
 
 def is_closed(connection: socket.socket) -> bool:
