@@ -64,12 +64,7 @@ def put(connection: Connection, job_id: int, source_uid: str, reports: Sequence[
 
 
 def due(connection: Connection, now: float, limit: int) -> Sequence[Row]:
-    return connection.execute(
-        select(outbox)
-        .where(outbox.c.state == OutboxState.QUEUED, outbox.c.next_attempt_at <= now)
-        .order_by(outbox.c.next_attempt_at, outbox.c.id)
-        .limit(limit)
-    ).all()
+    return _due_in(connection, OutboxState.QUEUED, now, limit)
 
 
 def next_attempt(connection: Connection) -> float | None:
@@ -118,9 +113,13 @@ def stored_uncommitted(
 
 def uncommitted(connection: Connection, now: float, limit: int) -> Sequence[Row]:
     """Reports that are stored and are to be asked about now."""
+    return _due_in(connection, OutboxState.COMMITTING, now, limit)
+
+
+def _due_in(connection: Connection, state: OutboxState, now: float, limit: int) -> Sequence[Row]:
     return connection.execute(
         select(outbox)
-        .where(outbox.c.state == OutboxState.COMMITTING, outbox.c.next_attempt_at <= now)
+        .where(outbox.c.state == state, outbox.c.next_attempt_at <= now)
         .order_by(outbox.c.next_attempt_at, outbox.c.id)
         .limit(limit)
     ).all()
