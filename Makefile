@@ -102,6 +102,7 @@ programs:
 	[ -e /usr/sbin/rsyslogd ] && ls /usr/lib/*/rsyslog/lmnsd_ossl.so >/dev/null 2>&1 || packages="$$packages rsyslog rsyslog-openssl"
 	[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || packages="$$packages nginx-light"
 	command -v chromium >/dev/null || packages="$$packages chromium"
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || packages="$$packages postgresql"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
 	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then
@@ -112,7 +113,7 @@ programs:
 	echo "Installing Debian's packages for the tests:$$packages"
 	# Debian starts Orthanc and nginx with the machine; the tests start their own and need no service.
 	masked=""
-	for service in orthanc nginx; do
+	for service in orthanc nginx postgresql; do
 		if [ -d /run/systemd/system ] && [[ "$$packages" == *$$service* ]]; then
 			$$root systemctl mask --runtime --quiet $$service && masked="$$masked $$service"
 		fi
