@@ -1,0 +1,136 @@
+"""`mammod jobs`: look at jobs and act on them."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from sqlalchemy import Row, select
+
+from config.errors import ConfigurationError
+from config.settings import load_settings
+from daemon.commands.shared import ConfigOption, console, open_ledger, when
+
+app = typer.Typer(help="Look at jobs and act on them.", no_args_is_help=True)
+
+
+@app.command("list")
+def jobs_list(
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """List jobs, newest first: one lesion object under one bundle each."""
+    from daemon.ledger.schema import JobState
+    from daemon.ledger.schema import jobs as table
+
+    if state is not None and state not in set(JobState):
+        raise ConfigurationError(f"--state {state}: there is no such state; allowed: {', '.join(JobState)}")
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
+    if state is not None:
+        query = query.where(table.c.state == state)
+    with open_ledger(load_settings(config)) as ledger, ledger.read() as connection:
+        rows = connection.execute(query).all()
+    if as_json:
+        for row in rows:
+            print(json.dumps(_job_facts(row)))
+        return
+    shown = Table("job", "state", "created", "lesion object", "reason", title=f"{len(rows)} jobs")
+    for row in rows:
+        shown.add_row(str(row.id), row.state, when(row.created_at), row.source_uid, row.reason or "")
+    console.print(shown)
+
+
+@app.command("show")
+def jobs_show(job: Annotated[int, typer.Argument(help="The job's number.")], config: ConfigOption = None) -> None:
+    """Show one job whole, as JSON: what it needs, what it came to, and its reports."""
+    from daemon.ledger import instances, jobs, outbox
+
+    with open_ledger(load_settings(config)) as ledger, ledger.read() as connection:
+        row = _job(connection, job)
+        needed = jobs.needed_by(connection, job)
+        here = instances.current(connection, needed)
+        facts = _job_facts(row) | {
+            "needs": [{"sop_instance_uid": uid, "here": uid in here} for uid in needed],
+            "result": row.result,
+            "reports": [
+                {
+                    "sop_instance_uid": report.sop_instance_uid,
+                    "kind": report.kind,
+                    "state": report.state,
+                    "attempts": report.attempts,
+                    "reason": report.reason,
+                    "next_attempt": when(report.next_attempt_at) if report.state == "queued" else None,
+                    "stored": when(report.stored_at),
+                    "file": str(load_settings(config).spool.directory / report.path),
+                }
+                for report in outbox.of_job(connection, job)
+            ],
+        }
+    print(json.dumps(facts, indent=2))
+
+
+@app.command("retry")
+def jobs_retry(
+    job: Annotated[list[int], typer.Argument(help="Numbers of quarantined or failed jobs.")],
+    config: ConfigOption = None,
+) -> None:
+    """Try again: quarantined work is read anew, a refused report is queued again."""
+    from daemon.ledger import jobs
+
+    with open_ledger(load_settings(config)) as ledger:
+        for number in job:
+            with ledger.write() as connection:
+                before = _job(connection, number).state
+                after = jobs.retry(connection, number, time.time())
+            hint = " (only quarantined and failed jobs can be retried)" if before == after else ""
+            print(f"job {number}: {before} -> {after}{hint}")
+
+
+@app.command("purge")
+def jobs_purge(
+    older_than_days: Annotated[float, typer.Option(min=0, help="Only jobs that ended longer ago than this.")] = 0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Remove finished jobs, their reports' copies and the instances that nothing needs any more. Unfinished work stays."""
+    from config.settings import Retention
+    from daemon import retention
+    from daemon.spool import Spool
+
+    settings = load_settings(config)
+    if not yes:
+        typer.confirm(f"Remove everything that ended more than {older_than_days:g} days ago?", abort=True)
+    days = max(older_than_days, 1e-9)
+    with open_ledger(settings) as ledger:
+        removed = retention.forget(
+            ledger, Spool(settings.spool.directory), Retention(finished_days=days, quarantined_days=days)
+        )
+    print(f"removed {removed} files")
+
+
+def _job(connection: Any, number: int) -> Row:
+    from daemon.ledger.schema import jobs as table
+
+    row = connection.execute(select(table).where(table.c.id == number)).one_or_none()
+    if row is None:
+        raise ConfigurationError(f"there is no job {number}; `mammod jobs list` shows them")
+    return row
+
+
+def _job_facts(row: Row) -> dict[str, Any]:
+    return {
+        "job": row.id,
+        "state": row.state,
+        "reason": row.reason,
+        "source_uid": row.source_uid,
+        "bundle": row.bundle,
+        "attempts": row.attempts,
+        "created": when(row.created_at),
+        "complete": when(row.complete_at),
+        "finished": when(row.finished_at),
+    }

@@ -1,0 +1,81 @@
+"""The service itself: `mammod serve`, `check`, `status`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from config.errors import MammodError
+from config.settings import load_settings
+from daemon.commands.shared import ConfigOption, UntrainedOption, console, open_ledger
+
+
+def serve(config: ConfigOption = None, allow_untrained: UntrainedOption = False) -> None:
+    """Run the service. Prints one line "ready" when it accepts associations; SIGTERM drains, SIGHUP reloads settings."""
+    from daemon import log
+    from daemon.service import Service
+
+    settings = load_settings(config)
+    log.configure(settings.log)
+    log.catch_unhandled()
+    Service(settings, config, allow_untrained).run()
+
+
+def check(
+    config: ConfigOption = None,
+    allow_untrained: UntrainedOption = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Instead: compare ledger and spool, hashing every file. The service may run.")
+    ] = False,
+) -> None:
+    """Tell in plain words what would keep the service from working, and what to do about it."""
+    from daemon.check import deep_findings, findings
+
+    settings = load_settings(config)
+    bad = 0
+    for finding in deep_findings(settings) if deep else findings(settings, allow_untrained):
+        bad += not finding.good
+        mark, style = ("ok ", None) if finding.good else ("BAD", "red")
+        console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if bad else 0)
+
+
+def status(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Show what was received, jobs by state, reports, and whether the archive answers."""
+    from daemon.archive import Archive
+    from daemon.service import open_bundle, untrained_path
+    from daemon.status import certificates, collect, live
+
+    settings = load_settings(config)
+    with open_ledger(settings) as ledger:
+        archive = Archive(settings.archive, settings.listener.ae_title, settings.spool.directory / "incoming")
+        try:
+            # Only one that is there: status must not make one.
+            there = settings.model.bundle is not None or untrained_path(settings).exists()
+            bundle = open_bundle(settings, allow_untrained=there)
+        except MammodError:
+            bundle = None
+        state = collect(ledger, archive, bundle, live(settings.status))
+    state["certificates"] = certificates(settings)
+    if as_json:
+        print(json.dumps(state, indent=2))
+        return
+    table = Table(title="mammod", show_header=False)
+    for key, value in _flat(state):
+        table.add_row(key, str(value))
+    console.print(table)
+
+
+def _flat(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}".replace("_", " "), value

@@ -1,0 +1,57 @@
+"""What commands share: the options that more than one has, the console, and the way into the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from sqlalchemy.engine import make_url
+
+from config.errors import ConfigurationError
+from config.settings import Settings
+
+if TYPE_CHECKING:
+    from daemon.ledger import Ledger
+
+console = Console(markup=False)  # reasons and paths may hold square brackets
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="TOML settings file; /etc/mammod/mammod.toml where it exists."),
+]
+UntrainedOption = Annotated[
+    bool,
+    typer.Option("--allow-untrained", help="Accept a bundle that was never trained. Its numbers mean nothing."),
+]
+
+
+@contextmanager
+def open_ledger(settings: Settings) -> Iterator[Ledger]:
+    from daemon.ledger import Ledger
+
+    url = make_url(settings.ledger_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        raise ConfigurationError(
+            f"there is no ledger at {url.database}; is this the service's settings file, and did the service ever start?"
+        )
+    ledger = Ledger(settings.ledger_url)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def when(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ConfigurationError(f"{text!r} is not HOST:PORT; write for example 127.0.0.1:4242")
+    return host.strip("[]"), int(port)
