@@ -64,6 +64,8 @@ class IncomingFile:
         self._data_set_at = 0
         self._size = 0
         self.failure: RefusedInstance | OSError | None = None
+        self.began = time.monotonic()
+        self.cpu_seconds = 0.0  # of the thread that read it
         self.path = association.folder / f"{secrets.token_hex(16)}{PART_SUFFIX}"
 
     @property
@@ -189,6 +191,7 @@ class _StoreProvider(DIMSEServiceProvider):
             self._check(primitive.presentation_data_value_list)
             if self.message.decode_msg(primitive, self.assoc):
                 message, self.message = self.message, None
+                message._data_set_file.cpu_seconds = time.thread_time() - self._cpu_began
                 request = message.message_to_primitive()
                 if not isinstance(request, C_CANCEL):
                     self.msg_queue.put((message.context_id, request))
@@ -200,7 +203,7 @@ class _StoreProvider(DIMSEServiceProvider):
     def _begin(self) -> None:
         self.message = DIMSEMessage()
         self.message._data_set_file = IncomingFile(self.assoc, self.message)
-        self._began = time.monotonic()
+        self._began, self._cpu_began = time.monotonic(), time.thread_time()
         self._received = self._command = 0
         self._context: int | None = None
         self._command_complete = False

@@ -26,6 +26,7 @@ import structlog
 
 from config.settings import Workers
 from daemon.errors import ClassifierError, ClassifierUnavailable
+from daemon.stages import Stage, used
 from model.bundle import Bundle, load_bundle
 from model.engine import Engine, load_engine
 from model.errors import BundleError
@@ -282,7 +283,9 @@ class _Worker:
             self._pipe.send((rois, heat_maps))
             return self._pipe.recv()
 
-        return self._within(self._hang_limit_s, ask)
+        answers, cpu_seconds = self._within(self._hang_limit_s, ask)
+        used(Stage.CLASSIFY, cpu_seconds)
+        return answers
 
     def answer(self, future: Future[Prediction], probability: float, heat_map: np.ndarray | None) -> None:
         """Settle the future of one ROI."""
@@ -348,7 +351,9 @@ def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...
     pipe.send((True, (engine.name, engine.digest, engine.threshold)))
     while (batch := _next(pipe)) is not None:
         try:
-            pipe.send((True, _answers(engine, *batch)))
+            began = time.process_time()
+            answers = _answers(engine, *batch)
+            pipe.send((True, (answers, time.process_time() - began)))
         except Exception as error:
             pipe.send((False, f"{type(error).__name__}: {error}"))
 

@@ -24,6 +24,7 @@ from config import settings
 from daemon.errors import DecoderUnavailable
 from daemon.lesion import LesionReading
 from daemon.lesions import read_lesions
+from daemon.stages import Stage, used
 from daemon.view import View, view_of
 from model.bundle import Manifest
 from model.cut import Cut, cut_rois
@@ -121,7 +122,9 @@ class _Decoder:
         for _ in range(TRIES):
             future = self._submit(function, *arguments)
             try:
-                return future.result(limit)
+                result, cpu_seconds = future.result(limit)
+                used(Stage.DECODE, cpu_seconds)
+                return result
             except BrokenProcessPool:
                 self._replace()
             except TimeoutError:
@@ -139,7 +142,7 @@ class _Decoder:
         for _ in range(STARTS):
             try:
                 self.start().result(START_LIMIT_S)
-                return self.executor.submit(function, *arguments)
+                return self.executor.submit(_timed, function, *arguments)
             except (BrokenProcessPool, TimeoutError):
                 self._replace()
         raise DecoderUnavailable("no decoding process can be started; see the log and the machine's memory")
@@ -155,6 +158,13 @@ class _Decoder:
         for process in processes:
             process.join(max(0.0, at - time.monotonic()))
             process.kill()
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What the function gives, and the CPU seconds that this process spent on it."""
+    began = time.process_time()
+    result = function(*arguments)
+    return result, time.process_time() - began
 
 
 def _cut_file(path: Path, cuts: Sequence[Cut], manifest: Manifest) -> list[Roi]:

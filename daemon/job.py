@@ -23,6 +23,7 @@ from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Writ
 from daemon.reports.facts import Predecessor
 from daemon.reports.kinds import WITH_PICTURES
 from daemon.spool import NO_ROOM, Spool
+from daemon.stages import Stage, timed
 from model.errors import ImageError
 
 RETRY_AFTER_S = 30
@@ -94,10 +95,11 @@ class JobWorker:
             self._nothing_to_classify(job, inputs, classified)
             bound.info(NOTHING)
             return
-        made = self._pipeline.write(inputs, classified, kinds, self._earlier(inputs.source_uid))
+        with timed(Stage.REPORT):
+            made = self._pipeline.write(inputs, classified, kinds, self._earlier(inputs.source_uid))
+            reports = [self._place(report) for report in made.written]
         for kind, reason in made.refused.items():
             bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
-        reports = [self._place(report) for report in made.written]
         result = _facts(classified) | ({"refused": dict(made.refused)} if made.refused else {})
         with self._ledger.write() as connection:
             now = time.time()

@@ -42,6 +42,7 @@ from daemon.peers import denied_classes, entries_for
 from daemon.rejection import Rejection, RejectionKind
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.spool import NO_ROOM
+from daemon.stages import Stage, Took, tell
 from daemon.tls import Credentials, Side
 from daemon.upper_layer import MAX_UNANSWERED
 
@@ -356,6 +357,7 @@ class Listener:
     def _store(self, association: IncomingAssociation, request: Any, context: PresentationContext) -> tuple[int, str]:
         """Receive one instance; its C-STORE response status and, for a refusal, the reason."""
         file = request._dataset_file
+        cpu = time.thread_time()
         bound = association.log.bind(
             sop_class_uid=str(request.AffectedSOPClassUID), sop_instance_uid=str(request.AffectedSOPInstanceUID)
         )
@@ -378,6 +380,8 @@ class Listener:
             return SUCCESS, ""
         finally:
             file.discard()
+            cpu_seconds = file.cpu_seconds + time.thread_time() - cpu
+            tell(Took(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
         association.refused += 1
         return status, reason
 

@@ -24,6 +24,7 @@ from daemon.lesions import lesion_references
 from daemon.reports import without_result
 from daemon.reports.facts import Algorithm, Case, Edition, Predecessor, Result
 from daemon.reports.kinds import KINDS
+from daemon.stages import Stage, timed
 from daemon.view import View
 from model.cut import Cut
 from model.errors import ImageError
@@ -159,13 +160,15 @@ class Pipeline:
             LesionError: the lesion object cannot be used.
             ImageError: an image cannot be decoded or cut, or one of the objects needs too much time or memory.
         """
-        reading = self._decoders.read(inputs.source_path, inputs.image_paths, inputs.segmentation_paths, lesions)
-        rois = self._cut(inputs.image_paths, reading.lesions)
-        futures = [self._classifier.submit(roi.pixels, heat_map=pictures) for roi in rois]
-        results = tuple(
-            Result(lesion, roi, future.result(CLASSIFY_LIMIT_S))
-            for lesion, roi, future in zip(reading.lesions, rois, futures, strict=True)
-        )
+        with timed(Stage.DECODE):
+            reading = self._decoders.read(inputs.source_path, inputs.image_paths, inputs.segmentation_paths, lesions)
+            rois = self._cut(inputs.image_paths, reading.lesions)
+        with timed(Stage.CLASSIFY):
+            futures = [self._classifier.submit(roi.pixels, heat_map=pictures) for roi in rois]
+            results = tuple(
+                Result(lesion, roi, future.result(CLASSIFY_LIMIT_S))
+                for lesion, roi, future in zip(reading.lesions, rois, futures, strict=True)
+            )
         views = self._views(inputs.image_paths, reading.lesions) if pictures else {}
         return Classified(reading, results, reading_digest(reading, rois, inputs.images), views)
 

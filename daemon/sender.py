@@ -15,6 +15,7 @@ from sqlalchemy import Row
 from config.settings import Archive as ArchiveSettings
 from daemon.ledger import Ledger, outbox
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
+from daemon.stages import Stage, Took, tell
 
 REPORTS_AT_ONCE = 100
 MOST_DOUBLINGS = 60  # 2 to this power times any wait is past every limit
@@ -81,7 +82,11 @@ def send_due(
 
 def _until(outcomes: Iterator[StoreOutcome], stopping: Callable[[], bool]) -> Iterator[StoreOutcome]:
     """What is under way is finished: its outcome is recorded before the next is begun, or not begun."""
-    while not stopping() and (outcome := next(outcomes, None)) is not None:
+    while not stopping():
+        began, cpu = time.monotonic(), time.thread_time()
+        if (outcome := next(outcomes, None)) is None:
+            return
+        tell(Took(Stage.SEND, time.monotonic() - began, time.thread_time() - cpu))
         yield outcome
 
 
