@@ -197,6 +197,8 @@ class Reports(_Section):
 class Retention(_Section):
     finished_days: float = Field(30, gt=0)
     quarantined_days: float = Field(90, gt=0)
+    max_bytes: ByteSize | None = None
+    max_share: float | None = Field(None, gt=0, le=1)
 
 
 class Status(_Section):

@@ -1,19 +1,25 @@
-"""Retention: what is finished long enough is removed from ledger and spool; what is not finished is never touched."""
+"""Retention by age and by size: what is finished leaves ledger and spool; what is not finished is never touched."""
 
 from __future__ import annotations
 
+import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from sqlalchemy import Connection
 
 from config.settings import Retention
-from daemon.ledger import Ledger, instances, jobs, outbox
+from daemon.ledger import Ledger, instances, jobs, outbox, removal
 from daemon.ledger.schema import JobState
 from daemon.spool import Spool
 
 DAY_S = 86_400
 STRAY_AFTER_S = 3600
+# An image that came less than this ago may still get its lesion object: size alone does not remove it.
+UNMARKED_KEPT_S = DAY_S
+AT_ONCE = 100  # jobs removed in one transaction, which intake waits for
 
 log = structlog.get_logger()
 
@@ -65,4 +71,81 @@ def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:
         removed = spool.remove([*reports, *files])
     if removed:
         log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
+    return removed
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What retention by size removed."""
+
+    jobs: int = 0
+    instances: int = 0
+    reports: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Removed) -> Removed:
+        return Removed(
+            self.jobs + other.jobs,
+            self.instances + other.instances,
+            self.reports + other.reports,
+            self.bytes + other.bytes,
+        )
+
+
+def size_limit(settings: Retention, directory: Path) -> int | None:
+    """Bytes that the spool may fill: `max_bytes`, `max_share` of its disk, or the smaller of both; None without a limit."""
+    limits = [] if settings.max_bytes is None else [int(settings.max_bytes)]
+    if settings.max_share is not None:
+        limits.append(int(settings.max_share * shutil.disk_usage(directory).total))
+    return min(limits, default=None)
+
+
+def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
+    """Remove what is finished, oldest first, until the spool is within its `size_limit` or only unfinished work is left.
+
+    A job goes with its reports and with what only it was about. An instance that no job is about counts as ended when it came.
+    """
+    limit = size_limit(settings, spool.directory)
+    if limit is None:
+        return Removed()
+    removed = Removed()
+    excess = 0
+    while True:
+        # Files go inside the transaction, so that intake never finds the file of a row that is being forgotten.
+        with ledger.write() as connection:
+            excess = removal.spool_bytes(connection) - limit
+            step = _shrink_by(connection, spool, excess) if excess > 0 else Removed()
+        removed += step
+        if not step.jobs + step.instances:
+            break
+    if removed != Removed():
+        log.info("retention by size", limit=limit, **vars(removed))
+    if excess > 0:
+        log.warning(
+            "the spool is larger than [retention] allows, and nothing finished is left to remove", excess=excess
+        )
+    return removed
+
+
+def _shrink_by(connection: Connection, spool: Spool, excess: int) -> Removed:
+    """One transaction's worth of removing, oldest first, until `excess` bytes are gone."""
+    finished = removal.oldest_finished(connection, AT_ONCE)
+    unmarked = removal.oldest_unmarked(connection, time.time() - UNMARKED_KEPT_S, AT_ONCE)
+    # What lies beyond the end of a full list may be older than the rest of the other one.
+    horizon = min((rows[-1].ended_at for rows in (finished, unmarked) if len(rows) == AT_ONCE), default=float("inf"))
+    candidates = sorted(
+        (row for row in (*finished, *unmarked) if row.ended_at <= horizon), key=lambda row: row.ended_at
+    )
+    removed = Removed()
+    for row in candidates:
+        if removed.bytes >= excess:
+            break
+        if hasattr(row, "path"):
+            removal.forget_instances(connection, [row.id])
+            spool.remove([row.path])
+            removed += Removed(instances=1, bytes=row.size)
+        else:
+            reports, left = removal.forget_job(connection, row.id)
+            spool.remove(item.path for item in (*reports, *left))
+            removed += Removed(1, len(left), len(reports), sum(item.size for item in (*reports, *left)))
     return removed

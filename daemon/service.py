@@ -53,6 +53,7 @@ from model.bundle import Bundle, load_bundle, untrained_bundle
 
 SEND_FALLBACK_S = 60
 HOUSEKEEPING_S = 3600
+SHRINK_S = 300
 RETRIEVAL_S = 5
 CERTIFICATES_S = 86_400
 MAIN_LOOP_S = 1.0
@@ -130,6 +131,7 @@ class Service:
         self._stop = threading.Event()
         self._reload = threading.Event()
         self._sending = threading.Lock()
+        self._removed = retention.Removed()
 
     def start(self) -> None:
         settings = self._settings
@@ -198,6 +200,7 @@ class Service:
             "rejected": self._listener.rejected,
             "certificates": certificates(self._settings),
             "audit": self._audit.state,
+            "removed_for_room": vars(self._removed),
         }
 
     def _check_certificates(self) -> None:
@@ -207,6 +210,7 @@ class Service:
         once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         self._scheduler.add_job(self._send, "interval", seconds=SEND_FALLBACK_S, id="send-fallback", **once)
         self._scheduler.add_job(self._housekeep, "interval", seconds=HOUSEKEEPING_S, id="housekeeping", **once)
+        self._scheduler.add_job(self._shrink, "interval", seconds=SHRINK_S, id="shrink", **once)
         self._scheduler.add_job(self._retrieve, "interval", seconds=RETRIEVAL_S, id="retrieval", **once)
         self._scheduler.add_job(self._check_certificates, "interval", seconds=CERTIFICATES_S, id="certificates", **once)
         self._scheduler.add_job(self._watch_bundle, "interval", seconds=BUNDLE_WATCH_S, id="bundle", **once)
@@ -282,6 +286,9 @@ class Service:
         with self._ledger.write() as connection:
             jobs.promote(connection, None, time.time())
         self._dispatcher.wake()
+
+    def _shrink(self) -> None:
+        self._removed += retention.shrink(self._ledger, self._spool, self._settings.retention)
 
     def _clock_was_set_back(self, seconds: float) -> bool:
         """What waits for a time that an earlier clock named is due now; False where the ledger could not be told."""

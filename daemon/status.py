@@ -8,15 +8,11 @@ from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from sqlalchemy import func, select
-
 from config.settings import Settings
 from config.settings import Status as StatusSettings
 from daemon.archive import Archive
 from daemon.errors import ArchiveError
-from daemon.ledger import Ledger, instances, jobs, outbox
-from daemon.ledger.schema import instances as instance_table
-from daemon.ledger.schema import outbox as outbox_table
+from daemon.ledger import Ledger, instances, jobs, outbox, removal
 from daemon.tls import expiries
 from model.bundle import Bundle
 
@@ -32,17 +28,13 @@ def collect(
     `live` is what only the running service knows (callers rejected), None where it does not run.
     """
     with ledger.read() as connection:
-        spool_bytes = sum(
-            connection.execute(select(func.coalesce(func.sum(table.c.size), 0))).scalar_one()
-            for table in (instance_table, outbox_table)
-        )
         reports = outbox.by_state(connection)
         state: dict[str, Any] = {
             "received": instances.received(connection),
             "jobs": jobs.by_state(connection),
             "reports_stored": reports["stored"],
             "reports": reports,
-            "spool_bytes": spool_bytes,
+            "spool_bytes": removal.spool_bytes(connection),
         }
     unreachable = _why_unreachable(archive)
     state["archive_reachable"] = unreachable is None
