@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help audit demo test soak lint clean lock programs viewer
+.PHONY: help audit bench demo test soak lint clean lock programs viewer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -29,13 +29,16 @@ test: programs viewer lint ## set up what the tests need, then lint and run ever
 soak: programs .venv/.ready ## long runs of faults and hostile input within SOAK_LIMIT=3600 seconds (ARGS="kill --seed 1": one run); report in soak-output/
 	@$(BIN)/python -m tests.soak --limit $(SOAK_LIMIT) $(ARGS)
 
+bench: programs .venv/.ready ## ours beside the programs one would take instead (ARGS="ingest --pairs 5", ARGS=--list); into bench-output/
+	@$(BIN)/python -m benchmarks $(ARGS)
+
 lint: .venv/.ready ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean: ## remove .venv, caches and outputs
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output test-output soak-output
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo-output test-output soak-output bench-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes the newest versions)

@@ -164,14 +164,19 @@ class StoreSCP:
 
 @contextmanager
 def running_storescp(
-    folder: Path, *, aet: str = "STORESCP", options: tuple[str, ...] = ("+B", "+xa"), port: int | None = None
+    folder: Path,
+    *,
+    aet: str = "STORESCP",
+    options: tuple[str, ...] = ("+B", "+xa"),
+    port: int | None = None,
+    no_delay: bool = True,
 ) -> Iterator[StoreSCP]:
     """storescp in an empty `folder`; by default every class and syntax is taken and written exactly as read."""
     received = folder / "received"
     received.mkdir(parents=True)
     scp = StoreSCP(aet, port or free_port(), received)
     command = [program("storescp"), "-aet", aet, "-pm", *options, "-od", str(received), str(scp.dicom_port)]
-    with running(command, folder / "storescp.log", lambda: answers_echo(scp.dicom_port, aet)):
+    with running(command, folder / "storescp.log", lambda: answers_echo(scp.dicom_port, aet), no_delay=no_delay):
         yield scp
 
 

@@ -91,10 +91,16 @@ def answers_echo(port: int, called_ae: str, calling_ae: str = "TESTS") -> bool:
 
 
 @contextmanager
-def running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server program until the block ends; the block starts when `ready()` is true. Its output goes to `log`."""
+def running(
+    command: list[str], log: Path, ready: Callable[[], bool], *, no_delay: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server program until the block ends; the block starts when `ready()` is true. Its output goes to `log`.
+
+    Without `no_delay` it runs without TCP_NODELAY in its environment, as it comes.
+    """
+    environment = _environment() if no_delay else {k: v for k, v in os.environ.items() if k != "TCP_NODELAY"}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
 
         def is_ready() -> bool:

@@ -1,0 +1,8 @@
+"""The list of cases, in the order in which they run."""
+
+from __future__ import annotations
+
+from benchmarks import growth, idle, ingest, small_objects
+from benchmarks.case import Case
+
+CASES: tuple[Case, ...] = (*ingest.CASES, small_objects.CASE, idle.CASE, growth.CASE)

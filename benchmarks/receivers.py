@@ -1,0 +1,184 @@
+"""The receivers that are measured, as real programs on loopback: `mammod serve`, Orthanc, DCMTK's storescp."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.settings import ENVIRONMENT_PREFIX
+from tests.peers.archives import running_orthanc, running_storescp
+from tests.peers.programs import free_port, wait_until
+from tests.service.running import write_settings
+
+MAMMOD, ORTHANC = "mammod", "Orthanc"
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 30.0
+SAMPLE_S = 0.05  # between two looks at memory
+_ROOT = Path(__file__).resolve().parents[1]
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Receiver:
+    """A running receiver. `clear` removes what it has received, `syntax` tells how it stored one of those instances."""
+
+    name: str
+    aet: str
+    port: int
+    pid: int
+    clear: Callable[[], None]
+    syntax: Callable[[], str]
+
+
+@contextmanager
+def mammod(folder: Path, **listener: object) -> Iterator[Receiver]:
+    """The whole service with the bundle that comes with it; `listener` adds to that section of the settings."""
+    folder.mkdir(parents=True)
+    port, spool = free_port(), folder / "spool"
+    write_settings(
+        folder / "mammod.toml",
+        {
+            "listener": {"host": "127.0.0.1", "port": port, **listener},
+            "archive": {"host": "127.0.0.1", "port": free_port()},  # nobody there, and nothing to send
+            "spool": {"directory": str(spool), "min_free": "1 MB"},
+            "status": {"port": free_port()},
+        },
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
+    log = folder / "mammod.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "daemon", "serve", "--config", str(folder / "mammod.toml"), "--allow-untrained"],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    try:
+
+        def ready() -> bool:
+            said = log.read_text(errors="replace")
+            assert process.poll() is None, f"mammod ended with {process.returncode}:\n{said[-3000:]}"
+            return "ready" in said.splitlines()
+
+        wait_until(ready, "mammod's ready line", START_LIMIT_S)
+        instances = spool / "instances"
+        yield Receiver(
+            MAMMOD, "MAMMOD", port, process.pid, lambda: _empty(instances), lambda: _stored_as(instances.rglob("*.dcm"))
+        )
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_LIMIT_S)
+
+
+@contextmanager
+def orthanc(folder: Path) -> Iterator[Receiver]:
+    """Orthanc as Debian has it, which syncs what it stores."""
+    before = set(_children(os.getpid()))
+    with running_orthanc(folder, options={"StableAge": 60}) as peer:
+
+        def clear() -> None:
+            for patient in json.loads(peer.rest("/patients")):
+                peer.rest(f"/patients/{patient}", "DELETE")
+
+        def syntax() -> str:
+            first = json.loads(peer.rest("/instances?limit=1&since=0"))[0]
+            return peer.rest(f"/instances/{first}/metadata/TransferSyntax").decode()
+
+        (pid,) = set(_children(os.getpid())) - before
+        yield Receiver(ORTHANC, peer.aet, peer.dicom_port, pid, clear, syntax)
+
+
+@contextmanager
+def storescp(folder: Path, *options: str, no_delay: bool = True) -> Iterator[Receiver]:
+    """DCMTK's storescp with these options; without `no_delay` as it comes."""
+    before = set(_children(os.getpid()))
+    with running_storescp(folder, options=options, no_delay=no_delay) as peer:
+        (pid,) = set(_children(os.getpid())) - before
+        name = " ".join(("storescp", *options))
+        yield Receiver(
+            name, peer.aet, peer.dicom_port, pid, lambda: _empty(peer.folder), lambda: _stored_as(peer.folder.iterdir())
+        )
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _stored_as(files: Iterator[Path]) -> str:
+    from pydicom import dcmread
+
+    return str(dcmread(next(files), stop_before_pixels=True).file_meta.TransferSyntaxUID)
+
+
+# --- what a process and its children cost -----------------------------------------------------------------------------
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    return [pid, *(descendant for child in _children(pid) for descendant in tree(child))]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of the process and all that descend from it, those included that have ended and were waited for."""
+    ticks = 0
+    for process in tree(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime: proc(5), from field 3
+    return ticks / _TICK
+
+
+def memory_bytes(pid: int) -> int:
+    """Proportional set size of the process and all that descend from it: what they share counts once."""
+    kilobytes = 0
+    for process in tree(pid):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    kilobytes += int(line.split()[1])
+    return kilobytes * 1024
+
+
+@contextmanager
+def peak_memory(pid: int) -> Iterator[list[int]]:
+    """Looks at the memory of a process tree until the block ends; the list then holds the peak, in bytes."""
+    peak, ended = [0], threading.Event()
+
+    def look() -> None:
+        while not ended.wait(SAMPLE_S):
+            peak[0] = max(peak[0], memory_bytes(pid))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
