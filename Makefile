@@ -47,6 +47,22 @@ lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes 
 	"$$tools/bin/pip" --quiet --disable-pip-version-check install uv
 	"$$tools/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
+	# Which of them a service needs, and what each extra of it adds: deploy/install.sh and the container take these only.
+	names() { # names ARGUMENTS OF UV
+		"$$tools/bin/uv" pip compile "$$@" --constraint requirements.lock --universal --python-version 3.11 --no-annotate \
+			--no-header --no-emit-index-url --no-emit-find-links --quiet | sed -n 's/^\([a-z0-9][a-z0-9._-]*\)==.*/\1/p' | sort -u
+	}
+	names pyproject.toml > "$$tools/service"
+	for extra in openvino postgresql s3 ray; do
+		names pyproject.toml --extra "$$extra" | comm -13 "$$tools/service" - > "$$tools/$$extra"
+	done
+	grep -oE '"hatchling[^"]*"' pyproject.toml | head -n 1 | tr -d '"' > "$$tools/hatchling.in"
+	names "$$tools/hatchling.in" > "$$tools/build"
+	{
+		echo "# Written by \`make lock\`: which packages of requirements.lock a group takes. Groups: service, what each extra adds, and"
+		echo "# build (what makes mammod's wheel)."
+		(cd "$$tools" && awk '{ of[$$1] = of[$$1] " " FILENAME } END { for (name in of) print name of[name] }' service openvino postgresql s3 ray build) | LC_ALL=C sort
+	} > deploy/packages.txt
 
 audit: ## look every package of the lock up in the list of known vulnerabilities (pip-audit; needs the way to PyPI)
 	@tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT
