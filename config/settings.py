@@ -79,6 +79,21 @@ AETitle = Annotated[str, BeforeValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+CREDENTIALS = "$CREDENTIALS_DIRECTORY/"
+UNIT_CREDENTIALS = Path("/run/credentials/mammod.service")
+
+
+def _credential(value: Any) -> Any:
+    """A path that begins with $CREDENTIALS_DIRECTORY/ is a credential of systemd's (systemd.exec(5), LoadCredential=)."""
+    if isinstance(value, str) and value.startswith(CREDENTIALS):
+        # Outside of the unit, as `mammod check` is: where the running unit has them.
+        return Path(os.environ.get("CREDENTIALS_DIRECTORY") or UNIT_CREDENTIALS) / value.removeprefix(CREDENTIALS)
+    return value
+
+
+SecretFile = Annotated[Path, BeforeValidator(_credential)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,9 +101,9 @@ class _Section(BaseModel):
 class TLS(_Section):
     """PEM files for DICOM TLS; `ca` names who may have signed the other side's certificate."""
 
-    certificate: Path
-    key: Path
-    ca: Path
+    certificate: SecretFile
+    key: SecretFile
+    ca: SecretFile
 
 
 class Peer(_Section):
@@ -136,7 +151,7 @@ class Archive(_Section):
     retrieve_after_s: float = Field(60, ge=0)
     dicomweb_url: str | None = Field(None, repr=False)  # may hold a token
     stow_url: str | None = Field(None, repr=False)  # may hold a token
-    stow_token_file: Path | None = None
+    stow_token_file: SecretFile | None = None
     timeout_s: float = Field(60, gt=0)
     retry_first_s: float = Field(10, gt=0)
     retry_longest_s: float = Field(900, gt=0)

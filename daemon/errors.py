@@ -1,6 +1,6 @@
 """Exceptions of the daemon room."""
 
-from config.errors import MammodError
+from config.errors import ConfigurationError, MammodError
 
 
 class RefusedInstance(MammodError):
@@ -29,7 +29,11 @@ class CommitmentRefused(ArchiveError):
 
 
 class LedgerError(MammodError):
-    """The ledger cannot be opened, or its schema is newer than this program."""
+    """The ledger cannot be opened."""
+
+
+class LedgerTooNew(LedgerError, ConfigurationError):
+    """The ledger's schema is that of a newer version; trying again does not help."""
 
 
 class ClassifierError(MammodError):

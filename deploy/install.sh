@@ -34,13 +34,11 @@ die() { # die MESSAGE...
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 SOURCE="$(dirname "$HERE")"
 NEEDED_MIB=3000 # the service alone takes some 2.3 GiB
-KEPT="an installation before this one is kept"
-
 action=install root="" python="" wheel="" offline="" download="" dry="" purge="" yes="" start=yes extras=()
 while [ $# -gt 0 ]; do
 	case "$1" in
 	--extra | --python | --offline | --wheel | --root | --download)
-		[ $# -gt 1 ] && [ -n "$2" ] || die "$1 needs a value; --help says what."
+		if [ $# -lt 2 ] || [ -z "$2" ]; then die "$1 needs a value; --help says what."; fi
 		;;
 	esac
 	case "$1" in
@@ -85,8 +83,9 @@ may_write() {
 # --- what can be known before anything is written --------------------------------------------------------------------
 
 find_python() {
-	local candidate
-	for candidate in ${python:-python3 python3.13 python3.12 python3.11}; do
+	local candidate candidates=(python3 python3.13 python3.12 python3.11)
+	[ -z "$python" ] || candidates=("$python")
+	for candidate in "${candidates[@]}"; do
 		if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
 			python="$(command -v "$candidate")"
 			"$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -169,7 +168,7 @@ make_wheel() { # make_wheel DIR: mammod's own, by the pinned hatchling, in an en
 	"$python" -m venv "$work/build"
 	locked build >"$work/build.txt"
 	pip "$work/build" install --require-hashes --only-binary :all: "${where[@]}" --requirement "$work/build.txt"
-	PATH="$work/build/bin:$PATH" pip "$work/build" wheel --no-deps --no-index --no-build-isolation --wheel-dir "$1" "$SOURCE"
+	pip "$work/build" wheel --no-deps --no-index --no-build-isolation --wheel-dir "$1" "$SOURCE"
 }
 
 fill() { # fill DIR: a virtual environment with the service's packages and mammod
@@ -309,18 +308,23 @@ install_it() {
 		case "$(basename "$kept")" in "$name" | "$old") ;; *) rm -rf "$kept" ;; esac
 	done
 	say "Installed: mammod $VERSION${old:+; $old is kept until the next upgrade}"
-	closing_words "$was_running"
+	closing_words "$was_running" "$old"
 }
 
-closing_words() { # closing_words WAS_RUNNING
+closing_words() { # closing_words WAS_RUNNING OLD
 	if [ -n "$1" ]; then
 		[ -n "$start" ] || say "Not restarted, as asked: systemctl restart mammod takes the new version."
 		return
 	fi
 	systemd_runs && systemctl daemon-reload
-	systemd_runs || say "Not started: ${root:+this is a trial below $root}${root:-systemd does not run here}."
-	say "Next:      1. edit $ETC/mammod.toml: [listener] ae_title and peers, [archive] host, port and ae_title" \
-		$'\n'"           2. $COMMAND check    says what is still wrong"
+	if [ -n "$root" ]; then
+		say "Not started: this is a trial below $root."
+	elif ! systemd_runs; then
+		say "Not started: systemd does not run here. The unit is at $LIB/systemd/system/mammod.service."
+	fi
+	[ -z "$2" ] || return 0
+	say "Next:      1. edit $ETC/mammod.toml: [listener] ae_title and peers, [archive] host, port and ae_title"
+	say "           2. $COMMAND check   says what is still wrong"
 	if [ -n "$root" ]; then
 		say "           3. $OPT/current/bin/mammod serve --config $ETC/mammod.toml"
 	elif systemd_runs; then
@@ -365,7 +369,7 @@ uninstall_it() {
 		if [ -z "$root" ] && id mammod >/dev/null 2>&1; then run userdel mammod; fi
 		say "Removed: the program, settings and data."
 	else
-		say "Removed: the program. Kept: $ETC, $DATA${root:+.}${root:-, the user mammod.}"
+		say "Removed: the program. Kept: $ETC, $DATA and the user mammod."
 	fi
 	if systemd_runs; then run systemctl daemon-reload; fi
 }

@@ -10,19 +10,23 @@ import typer
 from rich.table import Table
 
 from config.errors import MammodError
-from config.settings import load_settings
-from daemon.commands.shared import ConfigOption, UntrainedOption, console, open_ledger
+from config.settings import Settings, load_settings
+from daemon.commands.shared import ConfigOption, UntrainedOption, console, ending_for_good, open_ledger
 
 
 def serve(config: ConfigOption = None, allow_untrained: UntrainedOption = False) -> None:
-    """Run the service. Prints one line "ready" when it accepts associations; SIGTERM drains, SIGHUP reloads settings."""
+    """Run the service. Prints one line "ready" when it accepts associations; SIGTERM drains, SIGHUP reloads settings.
+
+    Exit status 78: a setting or the ledger is refused, and would be again.
+    """
     from daemon import log
     from daemon.service import Service
 
-    settings = load_settings(config)
-    log.configure(settings.log)
-    log.catch_unhandled()
-    Service(settings, config, allow_untrained).run()
+    with ending_for_good():
+        settings = load_settings(config)
+        log.configure(settings.log)
+        log.catch_unhandled()
+        Service(settings, config, allow_untrained).run()
 
 
 def check(
@@ -31,10 +35,22 @@ def check(
     deep: Annotated[
         bool, typer.Option("--deep", help="Instead: compare ledger and spool, hashing every file. The service may run.")
     ] = False,
+    upgrade: Annotated[
+        bool,
+        typer.Option(
+            "--upgrade",
+            help="Instead: does this version take the settings and the ledger that are here? Changes nothing; "
+            "exit status 78 if not.",
+        ),
+    ] = False,
 ) -> None:
     """Tell in plain words what would keep the service from working, and what to do about it."""
     from daemon.check import deep_findings, findings
 
+    if upgrade:
+        with ending_for_good():
+            console.print(_ledger_outlook(load_settings(config)), highlight=False, soft_wrap=True)
+        return
     settings = load_settings(config)
     bad = 0
     for finding in deep_findings(settings) if deep else findings(settings, allow_untrained):
@@ -42,6 +58,15 @@ def check(
         mark, style = ("ok ", None) if finding.good else ("BAD", "red")
         console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if bad else 0)
+
+
+def _ledger_outlook(settings: Settings) -> str:
+    from daemon.ledger import look
+
+    schema = look(settings.ledger_url)
+    if schema.present in (None, schema.newest):
+        return f"ok  settings and ledger (schema {schema.newest})"
+    return f"ok  settings; the ledger's schema {schema.present} becomes {schema.newest} at the next start, for good"
 
 
 def status(

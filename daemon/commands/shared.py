@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +30,16 @@ UntrainedOption = Annotated[
     bool,
     typer.Option("--allow-untrained", help="Accept a bundle that was never trained. Its numbers mean nothing."),
 ]
+
+
+@contextmanager
+def ending_for_good() -> Iterator[None]:
+    """A refused setting or ledger ends the command with status 78 (EX_CONFIG of sysexits.h): starting again does not help."""
+    try:
+        yield
+    except ConfigurationError as error:
+        print(f"mammod: {error}", file=sys.stderr)
+        raise typer.Exit(os.EX_CONFIG) from error
 
 
 @contextmanager

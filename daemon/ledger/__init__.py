@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from daemon.errors import LedgerError
+from daemon.errors import LedgerError, LedgerTooNew
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 SQLITE_BUSY_TIMEOUT_MS = 30_000
@@ -30,7 +31,8 @@ class Ledger:
     """An open ledger at the newest schema version. `write()` is one transaction, `read()` a consistent view.
 
     Raises:
-        LedgerError: the URL cannot be opened, or the schema is newer than this program knows.
+        LedgerError: the URL cannot be opened.
+        LedgerTooNew: the schema is one that this program does not know.
     """
 
     def __init__(self, url: str) -> None:
@@ -106,19 +108,61 @@ def _make_private(file: Path) -> None:
                 path.chmod(0o600)
 
 
+@dataclass(frozen=True)
+class Schema:
+    """Revisions of a ledger's schema: the one it has (None: no tables yet), and the newest that this program knows."""
+
+    present: str | None
+    newest: str
+
+
+def look(url: str) -> Schema:
+    """What opening the ledger at `url` would begin from; nothing is migrated, and no SQLite file is made.
+
+    Raises:
+        LedgerError: it cannot be opened.
+        LedgerTooNew: see `Ledger`.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return Schema(None, _scripts().get_current_head() or "")
+    try:
+        engine = _engine(url)
+        try:
+            with engine.connect() as connection:
+                return _schema(connection, _scripts())
+        finally:
+            engine.dispose()
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise LedgerError(f"ledger cannot be looked at ({type(error).__name__}); is ledger.url right?") from error
+
+
 def _migrate(engine: Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     with engine.execution_options(write=True).begin() as connection:
-        present = MigrationContext.configure(connection).get_current_revision()
-        if present is not None and present not in known:
-            raise LedgerError(
-                f"the ledger's schema is {present!r}, which this version of mammod does not know: it was written by a newer "
-                "version; install that version again, or point [ledger] url at another ledger"
-            )
+        config = _config()
+        _schema(connection, ScriptDirectory.from_config(config))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _schema(connection: Connection, scripts: ScriptDirectory) -> Schema:
+    present = MigrationContext.configure(connection).get_current_revision()
+    if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+        raise LedgerTooNew(
+            f"the ledger's schema is {present!r}, which this version of mammod does not know: it was written by a newer "
+            "version; install that version again, or point [ledger] url at another ledger"
+        )
+    return Schema(present, scripts.get_current_head() or "")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _cause(error: SQLAlchemyError) -> str:
