@@ -60,8 +60,12 @@ def tree(root: Path) -> set[str]:
 
 def test_a_life_of_an_installation(tmp_path: Path, release: Path, wheels: Path) -> None:
     here = of(tmp_path, release)
-    first = here.install("--offline", str(wheels))
+    first = here.install("--extra", "postgresql")  # it makes its own wheel
     assert first.returncode == 0, first.stdout + first.stderr
+    assert "with postgresql" in first.stdout
+    files = files_of(here)
+    assert {"config/mammod.toml", "daemon/ledger/migrations/env.py", "model/bundles/default/weights.npz"} <= files
+    assert not {name.partition("/")[0] for name in files} & {"tests", "deploy", "benchmarks", "docs"}
     assert here.mammod("--version").stdout == f"mammod {__version__}\n"
     (old,) = here.versions()
     assert str(here.current.readlink()) == old
@@ -120,18 +124,9 @@ def test_a_life_of_an_installation(tmp_path: Path, release: Path, wheels: Path) 
     assert not here.settings.exists() and not here.ledger.exists()
 
 
-def test_from_a_checkout_it_makes_its_own_wheel(tmp_path: Path) -> None:
-    here = of(tmp_path)
-    done = here.install("--extra", "postgresql")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "with postgresql" in done.stdout
-    files = importlib.metadata.PathDistribution(
-        next((here.current / "lib").glob("python*/site-packages/mammod-*.dist-info"))
-    ).files
-    assert files is not None
-    names = {str(file) for file in files}
-    assert {"config/mammod.toml", "daemon/ledger/migrations/env.py", "model/bundles/default/weights.npz"} <= names
-    assert not {name.partition("/")[0] for name in names} & {"tests", "deploy", "benchmarks", "docs"}
+def files_of(here: Installation) -> set[str]:
+    (metadata,) = here.current.glob("lib/python*/site-packages/mammod-*.dist-info")
+    return {str(file) for file in importlib.metadata.PathDistribution(metadata).files or []}
 
 
 def test_a_ledger_of_the_first_schema_keeps_every_row(tmp_path: Path) -> None:
