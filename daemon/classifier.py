@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 _DEATHS_TO_BLAME = 2
 _PARENT_CHECK_S = 0.5
+_ABANDONED_S = 5.0  # for a thread to find that its process was ended
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -131,10 +132,13 @@ class Classifier:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             self._abandon()
+            for thread in self._threads:
+                thread.join(_ABANDONED_S)
         self._threads = []
         atexit.unregister(self._abandon)
 
     def _abandon(self) -> None:
+        """End the processes, each of whose threads then finds it dead, and puts away what belonged to it."""
         self._open = False
         for worker in self._workers:
             worker.kill()
@@ -256,13 +260,14 @@ class _Worker:
         """
         self._pipe, theirs = _SPAWN.Pipe()
         work = (theirs, os.getpid(), self._factory, self._arguments, self._environment)
-        self._process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
-        self._process.start()
+        process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
+        process.start()
+        self._process = process  # not before it can be ended
         theirs.close()
         try:
             self._engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
         except ClassifierError as error:
-            self.kill()
+            self._end()
             raise ClassifierUnavailable(f"the classifier cannot start: {error}") from error
 
     def predict(self, rois: np.ndarray, heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
@@ -302,14 +307,17 @@ class _Worker:
             self._process.join(5)
         except OSError:
             pass  # it is gone already
-        self.kill()
+        self._end()
 
     def kill(self) -> None:
-        """End the process now."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._pipe.close()
+        """End the process now; from any thread. Its pipe is its own thread's, which may be reading from it."""
+        if (process := self._process) is not None:
+            process.kill()
+
+    def _end(self) -> None:
+        self.kill()
+        self._process.join()
+        self._pipe.close()
 
     def _within(self, limit_s: float, ask: Callable[[], Any]) -> Any:
         """Do `ask` and read its answer; ending the process is what ends a wait for one that hangs."""

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,29 @@ def test_stop_finishes_what_is_under_way_and_cancels_the_rest(start: Start) -> N
     with pytest.raises(ClassifierError, match="not running"):
         classifier.submit(_roi(0.5))
     classifier.stop()
+
+
+def test_a_stop_whose_limit_has_passed_puts_everything_away_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that reads from the pipe closes it, and nobody else: two that close it at once make each other fail."""
+    closed_by: list[str] = []
+    close = Connection._close  # type: ignore[attr-defined]
+
+    def note(connection: Connection) -> None:
+        closed_by.append(threading.current_thread().name)
+        time.sleep(0.05)  # the other one's turn
+        close(connection)
+
+    classifier = start(max_batch=1)
+    (pid,) = classifier.pids
+    under_way = classifier.submit(_roi(0.5, first=HANG))
+    _until(under_way.running)
+    monkeypatch.setattr(Connection, "_close", note)
+    classifier.stop(0)
+    assert closed_by == ["classifier-0"]
+    assert not _alive(pid)
+    with pytest.raises(ClassifierError, match="died on this ROI, 1 time"):
+        under_way.result(0)
+    assert "classifier-0" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_signals_for_the_daemon_do_not_end_the_process(start: Start) -> None:

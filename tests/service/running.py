@@ -97,10 +97,12 @@ class Service:
             self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM and wait; returns the exit status."""
+        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the failure's message."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_LIMIT_S)
+        status = self.process.wait(STOP_LIMIT_S)
+        assert status == 0, f"the stopped service ended with {status}:\n{self.log[-3000:]}"
+        return status
 
     def rows(self, table: Any) -> Sequence[Row]:
         ledger = Ledger(f"sqlite:///{self.spool / 'ledger.sqlite'}")
