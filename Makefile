@@ -122,6 +122,7 @@ programs:
 	[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || packages="$$packages nginx-light"
 	command -v chromium >/dev/null || packages="$$packages chromium"
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || packages="$$packages postgresql"
+	command -v promtool >/dev/null || packages="$$packages prometheus"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
 	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then
@@ -130,9 +131,9 @@ programs:
 		exit 0
 	fi
 	echo "Installing Debian's packages for the tests:$$packages"
-	# Debian starts Orthanc and nginx with the machine; the tests start their own and need no service.
+	# Debian starts Orthanc, nginx, PostgreSQL and Prometheus with the machine; the tests start their own and need no service.
 	masked=""
-	for service in orthanc nginx postgresql; do
+	for service in orthanc nginx postgresql prometheus; do
 		if [ -d /run/systemd/system ] && [[ "$$packages" == *$$service* ]]; then
 			$$root systemctl mask --runtime --quiet $$service && masked="$$masked $$service"
 		fi

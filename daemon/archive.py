@@ -21,7 +21,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from config.errors import ConfigurationError
 from config.settings import Archive as ArchiveSettings
-from daemon import query_retrieve, stow, tls, wado
+from daemon import events, query_retrieve, stow, tls, wado
 from daemon.dicomweb import WebService, read_token, retrieval_service
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.incoming import Incoming
@@ -72,7 +72,12 @@ class Archive:
             ArchiveError: it cannot be reached, refuses the association or answers anything but success.
         """
         if self.settings.stow_url:
-            self._web("archive.stow_url", self.settings.stow_url).connect()
+            try:
+                self._web("archive.stow_url", self.settings.stow_url).connect()
+            except ArchiveError as error:
+                events.tell(events.ArchiveSilent(str(error)))
+                raise
+            events.tell(events.ArchiveAnswered())
             return
         with self.associate([build_context(Verification)]) as association:
             status = association.send_c_echo().get("Status")
@@ -94,7 +99,10 @@ class Archive:
         except ArchiveError as error:
             yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in items)
         else:
-            yield from stow.store(service, items)
+            for outcome in stow.store(service, items):
+                silent = outcome.kind is OutcomeKind.RETRY and outcome.status is None
+                events.tell(events.ArchiveSilent(outcome.reason) if silent else events.ArchiveAnswered())
+                yield outcome
 
     def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
         """C-FIND or QIDO-RS: those of `wanted` that the archive holds, with study and series filled in.
@@ -238,6 +246,7 @@ class Archive:
             silent = monotonic() - began >= self.settings.timeout_s
             association.abort()  # pynetdicom may not have noticed yet that it is over
             what = f"gave no answer in {self.settings.timeout_s:g} s" if silent else "broke the association off"
+            events.tell(events.ArchiveSilent(f"{self} {what}"))
             return _outcome(item, OutcomeKind.RETRY, None, f"{self} {what}")
         kind, reason = judge_store_status(status)
         return _outcome(item, kind, status, reason)
@@ -286,9 +295,14 @@ class Archive:
                 evt_handlers=[(evt.EVT_CONN_OPEN, on_open), *handlers],
             )
         except OSError as error:
-            raise ArchiveError(f"{self}: {error.strerror or error}; check archive.host") from error
+            reason = f"{self}: {error.strerror or error}; check archive.host"
+            events.tell(events.ArchiveSilent(reason))
+            raise ArchiveError(reason) from error
         if not association.is_established:
-            raise self._refused(association, bool(opened))
+            refused = self._refused(association, bool(opened))
+            events.tell(events.ArchiveSilent(str(refused)))
+            raise refused
+        events.tell(events.ArchiveAnswered())
         try:
             yield association
         except GeneratorExit:  # whoever asked wants no more; nothing is under way

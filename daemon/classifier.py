@@ -25,6 +25,7 @@ import numpy as np
 import structlog
 
 from config.settings import Workers
+from daemon import events
 from daemon.errors import ClassifierError, ClassifierUnavailable
 from daemon.stages import Stage, used
 from model.bundle import Bundle, load_bundle
@@ -73,6 +74,28 @@ class Classifier:
     def pids(self) -> tuple[int, ...]:
         """The processes that are alive now."""
         return tuple(worker.pid for worker in self._workers if worker.pid is not None)
+
+    @property
+    def expected(self) -> int:
+        """How many processes there should be; one that died is started again when the next ROI comes."""
+        return len(self._workers)
+
+    @property
+    def waiting(self) -> int:
+        """ROIs that no process has taken yet."""
+        return self._queue.qsize()
+
+    @property
+    def engine(self) -> str:
+        """The name of what runs the network; "" before the start."""
+        return self._workers[0].engine
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no process can be started, where none is alive and the last attempt failed."""
+        if self.pids:
+            return None
+        return next((worker.trouble for worker in self._workers if worker.trouble), None)
 
     def start(self) -> None:
         """Start the processes and return when every engine is warm.
@@ -201,6 +224,7 @@ class Classifier:
                 for item in batch:
                     item.future.set_exception(error)
         else:
+            events.tell(events.BatchClassified(len(batch)))
             for item, (probability, heat_map) in zip(batch, answers, strict=True):
                 worker.answer(item.future, probability, heat_map)
 
@@ -245,7 +269,8 @@ class _Worker:
         self._start_limit_s, self._hang_limit_s = start_limit_s, hang_limit_s
         self._process: Any = None
         self._pipe: Connection
-        self._engine, self._digest, self._threshold = "", "", 0.5
+        self.engine, self._digest, self._threshold = "", "", 0.5
+        self.trouble: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -265,10 +290,12 @@ class _Worker:
         self._process = process  # not before it can be ended
         theirs.close()
         try:
-            self._engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
+            self.engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
         except ClassifierError as error:
             self._end()
-            raise ClassifierUnavailable(f"the classifier cannot start: {error}") from error
+            self.trouble = f"the classifier cannot start: {error}"
+            raise ClassifierUnavailable(self.trouble) from error
+        self.trouble = None
 
     def predict(self, rois: np.ndarray, heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
         """Probability and, where wanted, heat map of each of ROIs (N, size, size).
@@ -282,6 +309,7 @@ class _Worker:
         """
         if self.pid is None:
             log.warning("starting the classifier process again")
+            events.tell(events.WorkerRestarted(events.Worker.CLASSIFIER))
             self.start()
 
         def ask() -> Any:
@@ -298,7 +326,7 @@ class _Worker:
             future.set_exception(ClassifierError(f"the network gave {probability}, which is no probability"))
             return
         malignant = probability >= self._threshold
-        future.set_result(Prediction(probability, malignant, self._engine, self._digest, heat_map))
+        future.set_result(Prediction(probability, malignant, self.engine, self._digest, heat_map))
 
     def stop(self) -> None:
         """Let the process end by itself, or end it."""

@@ -21,6 +21,7 @@ from typing import Any
 from pydicom import dcmread
 
 from config import settings
+from daemon import events
 from daemon.errors import DecoderUnavailable
 from daemon.lesion import LesionReading
 from daemon.lesions import read_lesions
@@ -48,6 +49,24 @@ class DecoderPool:
         self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         for decoder in self._decoders:
             self._free.put(decoder)
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self.trouble: str | None = None  # why no process could be started for the last object
+
+    @property
+    def expected(self) -> int:
+        """How many processes there should be."""
+        return len(self._decoders)
+
+    @property
+    def alive(self) -> int:
+        """How many there are; one that died is begun anew when the next object comes."""
+        return sum(decoder.is_alive for decoder in self._decoders)
+
+    @property
+    def waiting(self) -> int:
+        """Objects that wait for a free process."""
+        return self._waiting
 
     def start(self) -> None:
         """Have the processes up and their modules loaded before the first image comes; does not wait for it."""
@@ -82,9 +101,18 @@ class DecoderPool:
         return self._do(_read_file, source, images, segmentations, lesions)
 
     def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with self._lock:
+            self._waiting += 1
         decoder = self._free.get()
+        with self._lock:
+            self._waiting -= 1
         try:
-            return decoder.do(function, *arguments)
+            result = decoder.do(function, *arguments)
+            self.trouble = None
+            return result
+        except DecoderUnavailable as error:
+            self.trouble = str(error)
+            raise
         finally:
             self._free.put(decoder)
 
@@ -110,6 +138,10 @@ class _Decoder:
             initializer=_begin,
             initargs=(int(self._workers.decoder_memory),),
         )
+
+    @property
+    def is_alive(self) -> bool:
+        return any(process.is_alive() for process in list((self.executor._processes or {}).values()))
 
     def start(self) -> Future[int]:
         """Load the process's modules, which no object is to be charged for."""
@@ -148,6 +180,7 @@ class _Decoder:
         raise DecoderUnavailable("no decoding process can be started; see the log and the machine's memory")
 
     def _replace(self) -> None:
+        events.tell(events.WorkerRestarted(events.Worker.DECODER))
         self.end(0)
         self.executor, self._started = self._new(), None
 

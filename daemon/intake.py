@@ -19,6 +19,7 @@ from pydicom.dataset import FileDataset
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
+from daemon import events
 from daemon.errors import LesionError, RefusedInstance
 from daemon.incoming import Incoming
 from daemon.ledger import Ledger, instances, jobs
@@ -67,6 +68,7 @@ class Intake:
         bound = log.bind(association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid)
         if read.is_own_report:
             bound.info("own report came back, dropped")
+            events.tell(events.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
             self._on_received(incoming, read.study_uid, Arrival.DUPLICATE)
             return
         placed = self._spool.place(incoming.path, incoming.sop_instance_uid)
@@ -95,6 +97,7 @@ class Intake:
             raise RefusedInstance(
                 OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
             ) from error
+        events.tell(events.InstanceAccepted(arrival, instance.size))
         self._say(bound, instance, arrival, read.unusable)
         self._on_received(incoming, read.study_uid, arrival)
         self._on_ready()

@@ -17,7 +17,9 @@ from sqlalchemy.exc import OperationalError
 
 from config.errors import MammodError
 from config.settings import Settings
+from daemon import events
 from daemon.errors import ClassifierUnavailable, DecoderUnavailable, LesionError, ReportError
+from daemon.events import JobWorked, Outcome
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.reports.facts import Predecessor
@@ -54,6 +56,7 @@ class JobWorker:
         except MissingInstances as error:
             with self._ledger.write() as connection:
                 jobs.needs_more(connection, job, error.uids, time.time())
+            events.tell(JobWorked(Outcome.INCOMPLETE))
             bound.info("waits for more instances", missing=error.uids)
         except (LesionError, ImageError, ReportError) as error:
             self._quarantine(job, str(error), bound)
@@ -73,11 +76,13 @@ class JobWorker:
             if job.attempts >= MAX_INTERNAL_FAILURES:
                 self._quarantine(job, reason, bound)
             else:
+                events.tell(JobWorked(Outcome.FAILED))
                 with self._ledger.write() as connection:
                     jobs.try_again(connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts)
 
     def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         bound.warning("job put off", reason=reason)
+        events.tell(JobWorked(Outcome.POSTPONED))
         with self._ledger.write() as connection:
             jobs.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
 
@@ -93,6 +98,7 @@ class JobWorker:
             bound.info("left out", what=f"{more} more")
         if not classified.results:
             self._nothing_to_classify(job, inputs, classified)
+            events.tell(JobWorked(Outcome.NOTHING))
             bound.info(NOTHING)
             return
         with timed(Stage.REPORT):
@@ -106,9 +112,12 @@ class JobWorker:
             current = jobs.sending(connection, job, result, now)
             new = outbox.put(connection, job.id, job.source_uid, reports, now) if current else 0
         if current:
+            whole_s = max(0.0, now - (job.complete_at or now))
+            events.tell(JobWorked(Outcome.CLASSIFIED, len(classified.results), whole_s))
             seconds = round(time.monotonic() - begun, 3)
             bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
         else:
+            events.tell(JobWorked(Outcome.CHANGED))
             bound.info("an input changed meanwhile: this work is dropped")
 
     def _nothing_to_classify(self, job: Row, inputs: Inputs, classified: Classified) -> None:
@@ -131,6 +140,7 @@ class JobWorker:
                 outbox.put(connection, job.id, job.source_uid, reports, now)
 
     def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+        events.tell(JobWorked(Outcome.QUARANTINED))
         reports = []
         if self._settings().reports.on_failure:
             try:

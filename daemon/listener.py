@@ -25,6 +25,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from config import settings
 from config.errors import ConfigurationError
+from daemon import events
 from daemon.archive import take_report
 from daemon.association import PART_SUFFIX, Acceptor, IncomingAssociation
 from daemon.connections import Address, Connections, Limits, allow_descriptors
@@ -213,6 +214,11 @@ class Listener:
         return self._connections.waiting if self._connections is not None else 0
 
     @property
+    def open_associations(self) -> int:
+        """Associations that were accepted and have not ended."""
+        return len(self._admitted)
+
+    @property
     def rejected(self) -> dict[str, int]:
         """Callers not let in since the start, by kind."""
         with self._lock:
@@ -291,6 +297,7 @@ class Listener:
             association.reject(*codes)
             return
         association.log.info("association accepted")
+        events.tell(events.AssociationAccepted(request.calling_ae_title, association.peer_address))
         self._deny(association, request)
         if (commitment := self._commitment) is not None:
             caller = request.calling_ae_title
@@ -349,6 +356,7 @@ class Listener:
     def _tell(self, rejection: Rejection) -> None:
         with self._lock:
             self._rejected[rejection.kind] += 1
+        events.tell(rejection)
         self._on_rejection(rejection)
 
     def _handshake_failed(self, address: str, reason: str) -> None:
@@ -358,9 +366,8 @@ class Listener:
         """Receive one instance; its C-STORE response status and, for a refusal, the reason."""
         file = request._dataset_file
         cpu = time.thread_time()
-        bound = association.log.bind(
-            sop_class_uid=str(request.AffectedSOPClassUID), sop_instance_uid=str(request.AffectedSOPInstanceUID)
-        )
+        sop_class_uid, status = str(request.AffectedSOPClassUID), SUCCESS
+        bound = association.log.bind(sop_class_uid=sop_class_uid, sop_instance_uid=str(request.AffectedSOPInstanceUID))
         try:
             if reason := self._admit():
                 raise RefusedInstance(OUT_OF_RESOURCES, reason)
@@ -380,6 +387,8 @@ class Listener:
             return SUCCESS, ""
         finally:
             file.discard()
+            caller = association.requestor.primitive.calling_ae_title
+            events.tell(events.InstanceAnswered(sop_class_uid, status, caller, association.peer_address))
             cpu_seconds = file.cpu_seconds + time.thread_time() - cpu
             tell(Took(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
         association.refused += 1

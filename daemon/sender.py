@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import Row
 
 from config.settings import Archive as ArchiveSettings
+from daemon import events
 from daemon.ledger import Ledger, outbox
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.stages import Stage, Took, tell
@@ -74,6 +75,7 @@ def send_due(
     for outcome, row in zip(_until(archive.store(items), stopping), rows, strict=False):
         counts[outcome.kind] += 1
         _record(ledger, settings, row.id, row.attempts, outcome)
+        events.tell(events.ReportSent(row.kind, outcome.kind))
         on_sent(row, outcome)
         say = log.info if outcome.kind is OutcomeKind.STORED else log.warning
         say(f"report {outcome.kind.value}", sop_instance_uid=outcome.sop_instance_uid, reason=outcome.reason)

@@ -33,12 +33,14 @@ from daemon.clock import ClockWatch
 from daemon.commitment import Commitment, longest_wait_s
 from daemon.decode import DecoderPool
 from daemon.dispatcher import Dispatcher
+from daemon.history import SAMPLE_S
 from daemon.incoming import Incoming
 from daemon.intake import Intake
 from daemon.job import JobWorker
 from daemon.kept_bundle import BundleWatch, keep_bundle
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.listener import Listener
+from daemon.observation import Observation, Parts
 from daemon.outgoing import StoreOutcome
 from daemon.pipeline import Pipeline
 from daemon.reports.facts import Algorithm, Measured
@@ -55,6 +57,8 @@ SEND_FALLBACK_S = 60
 HOUSEKEEPING_S = 3600
 SHRINK_S = 300
 RETRIEVAL_S = 5
+ASK_ARCHIVE_S = 60
+COUNT_SPOOL_S = 600
 CERTIFICATES_S = 86_400
 MAIN_LOOP_S = 1.0
 BUNDLE_WATCH_S = 60
@@ -132,6 +136,8 @@ class Service:
         self._reload = threading.Event()
         self._sending = threading.Lock()
         self._removed = retention.Removed()
+        self._phase: str | None = "starting"
+        self._beat = time.monotonic()
 
     def start(self) -> None:
         settings = self._settings
@@ -157,7 +163,6 @@ class Service:
         self._commitment = Commitment(self._ledger, self._archive)
         self._scheduler = BackgroundScheduler(timezone=UTC)
         self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake, self._audit.received)
-        self._status = StatusServer(settings, self._ledger, self._archive, bundle, self._live)
         self._listener = Listener(
             settings.listener,
             self._spool.incoming,
@@ -167,13 +172,30 @@ class Service:
             self._audit.rejected,
             self._audit.association_ended,
         )
+        self._observation = Observation(
+            Parts(
+                lambda: self._settings,
+                self._ledger,
+                self._spool,
+                self._archive,
+                bundle,
+                self._listener,
+                self._decoders,
+                self._classifier,
+                self._audit,
+                self._beats,
+                lambda: self._phase,
+            )
+        )
+        self._status = StatusServer(settings, self._ledger, self._archive, bundle, self._live, self._observation)
         self._check_certificates()
         self._audit.started()
         self._listener.start()
         self._dispatcher.start()
         self._schedule()
+        self._beat = time.monotonic()
+        self._phase = None
         self._status.start()
-        self._status.ready = True
 
     def _recover(self, bundle: Bundle) -> None:
         """Take up what an earlier run left: files without rows go, interrupted jobs are begun again."""
@@ -203,6 +225,11 @@ class Service:
             "removed_for_room": vars(self._removed),
         }
 
+    def _beats(self) -> dict[str, float]:
+        """Seconds since each loop was last alive."""
+        now = time.monotonic()
+        return {"main_loop": now - self._beat, "dispatcher": now - self._dispatcher.beat}
+
     def _check_certificates(self) -> None:
         warn_of_ends(expiries(self._settings))
 
@@ -214,6 +241,10 @@ class Service:
         self._scheduler.add_job(self._retrieve, "interval", seconds=RETRIEVAL_S, id="retrieval", **once)
         self._scheduler.add_job(self._check_certificates, "interval", seconds=CERTIFICATES_S, id="certificates", **once)
         self._scheduler.add_job(self._watch_bundle, "interval", seconds=BUNDLE_WATCH_S, id="bundle", **once)
+        observed, soon = self._observation, {**once, "next_run_time": datetime.now(UTC)}
+        self._scheduler.add_job(observed.sample, "interval", seconds=SAMPLE_S, id="sample", **soon)
+        self._scheduler.add_job(observed.ask_archive, "interval", seconds=ASK_ARCHIVE_S, id="ask-archive", **once)
+        self._scheduler.add_job(observed.count_spool, "interval", seconds=COUNT_SPOOL_S, id="count-spool", **soon)
         self._scheduler.start()
         self._plan_sending()
 
@@ -323,6 +354,7 @@ class Service:
         fed = time.monotonic()
         set_back = 0.0
         while not self._stop.wait(min(MAIN_LOOP_S, watchdog or MAIN_LOOP_S)):
+            self._beat = time.monotonic()
             if self._reload.is_set():
                 self._reload.clear()
                 self._take_over_settings()
@@ -388,7 +420,7 @@ class Service:
 
         sd_notify("STOPPING=1", "STATUS=draining")
         log.info("stopping")
-        self._status.ready = False
+        self._phase = "draining"
         self._stop.set()
         self._listener.stop(left() / 2)  # the other half is for what arrived until then
         drained = self._dispatcher.stop(left())
@@ -397,6 +429,7 @@ class Service:
         self._decoders.stop(max(left(), LAST_STEPS_S) if drained else 0)
         self._classifier.stop(max(left(), LAST_STEPS_S) if drained else 0)
         self._status.stop()
+        self._observation.close()
         self._ledger.close()
         self._audit.stopped()
         log.info("stopped", drained=drained)

@@ -6,12 +6,13 @@ costs a microsecond. A process that does work for another one takes its times th
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+
+from daemon.events import Channel
 
 
 class Stage(StrEnum):
@@ -36,37 +37,8 @@ class Took:
     cpu_seconds: float
 
 
-Hearer = Callable[[Took], None]
-
-_lock = threading.Lock()
-_hearers: tuple[Hearer, ...] = ()
-
-
-@contextmanager
-def heard_by(hearer: Hearer) -> Iterator[None]:
-    """Tell `hearer`, from any thread, of every passage until the block ends. It must not take long, nor raise."""
-    add(hearer)
-    try:
-        yield
-    finally:
-        remove(hearer)
-
-
-def add(hearer: Hearer) -> None:
-    global _hearers
-    with _lock:
-        _hearers = (*_hearers, hearer)
-
-
-def remove(hearer: Hearer) -> None:
-    global _hearers
-    with _lock:
-        _hearers = tuple(other for other in _hearers if other is not hearer)
-
-
-def tell(took: Took) -> None:
-    for hearer in _hearers:
-        hearer(took)
+_channel: Channel[Took] = Channel()
+add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell
 
 
 @contextmanager

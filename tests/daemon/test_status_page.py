@@ -17,12 +17,12 @@ from daemon.status import live
 from daemon.status_page import StatusServer
 from tests.peers.programs import free_port
 
-NOTHING: Any = None  # ledger, archive and bundle, which /live does not ask
+NOTHING: Any = None  # ledger, archive, bundle and what is observed, which /live does not ask
 
 
 @contextmanager
 def serving(status: dict[str, Any], said: dict[str, Any]) -> Iterator[None]:
-    server = StatusServer(Settings(status=status), NOTHING, NOTHING, NOTHING, lambda: said)
+    server = StatusServer(Settings(status=status), NOTHING, NOTHING, NOTHING, lambda: said, NOTHING)
     server.start()
     try:
         yield

@@ -40,6 +40,8 @@ DEBIAN_PACKAGES = {
     "java": "default-jre-headless",
     "nginx": "nginx-light",
     "rsyslogd": "rsyslog rsyslog-openssl",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
 }
 PIXELMED = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
 READY_LIMIT_S = 30.0
