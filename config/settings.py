@@ -8,6 +8,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -325,7 +327,8 @@ def _refuse_unknown_environment() -> None:
         section, delimiter, _ = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
         if name.startswith(ENVIRONMENT_PREFIX) and delimiter and section.lower() not in sections:
             raise ConfigurationError(
-                f"environment {name}: there is no section {section.lower()!r}; allowed: {', '.join(sections)}"
+                f"environment {name}: there is no section {section.lower()!r}{nearest(section, sections)}; "
+                f"allowed: {', '.join(sections)}"
             )
 
 
@@ -334,17 +337,25 @@ def _line(problem: Any, path: Path | None) -> str:
     variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
     source = f"environment {variable}" if variable in os.environ else f"{path or 'defaults'}"
     if problem["type"] == "extra_forbidden":
-        return f"{key} ({source}): there is no such setting; allowed here: {_siblings(problem['loc'])}"
+        names = _siblings(problem["loc"])
+        meant = nearest(str(problem["loc"][-1]), names)
+        return f"{key} ({source}): there is no such setting{meant}; allowed here: {', '.join(names) or 'see config/mammod.toml'}"
     is_secret = "ledger" in problem["loc"] or any("url" in str(part) for part in problem["loc"])
     value = "(not shown)" if is_secret else repr(problem["input"])
     return f"{key} = {value} ({source}): {problem['msg']}"
 
 
-def _siblings(location: tuple[Any, ...]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """, did you mean X? for the one of `names` that is most like `name`, nothing where none is."""
+    close = get_close_matches(name.lower(), list(names), 1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _siblings(location: tuple[Any, ...]) -> list[str]:
     fields: dict[str, Any] = Settings.model_fields
     for part in location[:-1]:
         annotation = getattr(fields.get(part), "annotation", None)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return "see config/mammod.toml"
+            return []
         fields = annotation.model_fields
-    return ", ".join(fields)
+    return list(fields)

@@ -322,13 +322,25 @@ class Archive:
             return ArchiveError(f"{self} cannot be reached{secure}; check archive.host, archive.port and the network")
         if association.is_rejected and answer is not None:
             return ArchiveError(
-                f"{self} refused the association ({answer.result_str}: {answer.reason_str}); "
-                f"make the AE title {self.calling_ae} known there, and check archive.ae_title"
+                f"{self} refused the association ({answer.result_str}: {answer.reason_str}); {self._advice(answer)}"
             )
         if association.rejected_contexts:
             results = {context.status for context in association.rejected_contexts}
             return ContextsRefused(f"{self} accepted no presentation context ({', '.join(sorted(results))})")
         return ArchiveError(f"{self} did not answer the association request, or broke it off")
+
+    def _advice(self, answer: Any) -> str:
+        """What to do about an A-ASSOCIATE-RJ, by its source and reason (PS3.8 table 9-21)."""
+        reason = answer.result_source, answer.diagnostic
+        if reason == (1, 3):
+            return (
+                f"it does not know us: enter the AE title {self.calling_ae} there, with this machine's address and port"
+            )
+        if reason == (1, 7):
+            return f"it has another AE title than {self.settings.ae_title}: set archive.ae_title to its own"
+        if answer.result_source == 3:
+            return "it is busy; try again later, or have it allow more associations"
+        return f"make the AE title {self.calling_ae} known there, and check archive.ae_title"
 
     def _web(self, named: str, url: str) -> WebService:
         context = self._context(Side.CALL_HOST) or tls.public_context()

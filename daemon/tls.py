@@ -107,16 +107,40 @@ def _context(tls: TLS, name: str, side: Side) -> ssl.SSLContext:
         context.load_verify_locations(tls.ca)
     except OSError as error:  # ssl.SSLError is one
         raise ConfigurationError(
-            f"{name}.ca = {str(tls.ca)!r}: {error}; name a PEM file with the CA certificates that sign the other side's"
+            f"{name}.ca = {str(tls.ca)!r}: {_plain(error, tls.ca)}; "
+            "name a PEM file with the CA certificates that sign the other side's"
         ) from error
     try:
         context.load_cert_chain(tls.certificate, tls.key, password="")  # never ask on the terminal
     except OSError as error:
         raise ConfigurationError(
-            f"{name}.certificate = {str(tls.certificate)!r}, {name}.key = {str(tls.key)!r}: {error}; "
+            f"{name}.certificate = {str(tls.certificate)!r}, {name}.key = {str(tls.key)!r}: "
+            f"{_plain(error, tls.certificate, tls.key)}; "
             "name the PEM files of a certificate and its private key without a password"
         ) from error
     return context
+
+
+_SAID = {  # by OpenSSL's reason
+    "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
+    "KEY_TYPE_MISMATCH": "the key is not that of the certificate",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "it holds no certificate",
+    "EE_KEY_TOO_SMALL": "its key is too short: RSA of 2048 bits, or ECC of 224",
+}
+
+
+def _plain(error: OSError, certificate: Path, key: Path | None = None) -> str:
+    """What is wrong with files that OpenSSL cannot use, in plain words where that is known; it often says "PEM lib" only."""
+    for file in filter(None, (certificate, key)):
+        try:
+            content = file.read_bytes()
+        except OSError as at_fault:
+            return f"{file.name}: {at_fault.strerror}"
+        if b"-----BEGIN" not in content:
+            return f"{file.name} is no PEM file"
+        if file == key and b"ENCRYPTED" in content:
+            return "the key has a password"
+    return _SAID.get(getattr(error, "reason", None) or "", str(error))
 
 
 # --- when certificates end -------------------------------------------------------------------------------------------

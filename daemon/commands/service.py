@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from config.errors import MammodError
+from config.errors import ConfigurationError, MammodError
 from config.settings import Settings, load_settings
 from daemon.commands.shared import ConfigOption, UntrainedOption, console, ending_for_good, open_ledger
 
@@ -35,6 +36,7 @@ def check(
     deep: Annotated[
         bool, typer.Option("--deep", help="Instead: compare ledger and spool, hashing every file. The service may run.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     upgrade: Annotated[
         bool,
         typer.Option(
@@ -44,20 +46,49 @@ def check(
         ),
     ] = False,
 ) -> None:
-    """Tell in plain words what would keep the service from working, and what to do about it."""
-    from daemon.check import deep_findings, findings
+    """Tell in plain words what would keep the service from working, and what to do about it.
+
+    Each line is "ok", "!!" (it works; somebody should look at it) or "BAD".
+
+    Exit status: 0 nothing is BAD, 1 something is, 2 the command line is wrong; with --upgrade 78 where not.
+
+    Examples:
+
+        mammod check --config site.toml
+
+        mammod check --json | jq '.findings[] | select(.level != "ok")'
+
+        mammod check --deep
+    """
+    from daemon.checks.finding import Finding
 
     if upgrade:
         with ending_for_good():
             console.print(_ledger_outlook(load_settings(config)), highlight=False, soft_wrap=True)
         return
-    settings = load_settings(config)
-    bad = 0
-    for finding in deep_findings(settings) if deep else findings(settings, allow_untrained):
-        bad += not finding.good
-        mark, style = ("ok ", None) if finding.good else ("BAD", "red")
-        console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)
-    raise typer.Exit(1 if bad else 0)
+    found: list[Finding] = []
+    for finding in _findings(config, allow_untrained, deep):
+        found.append(finding)
+        if not as_json:
+            mark, style = {"ok": ("ok ", None), "warning": ("!! ", "yellow"), "bad": ("BAD", "red")}[finding.level]
+            console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)
+    good = all(finding.good for finding in found)
+    if as_json:
+        lines = [{"subject": one.subject, "level": one.level, "text": one.text} for one in found]
+        print(json.dumps({"good": good, "findings": lines}, indent=2))
+    raise typer.Exit(0 if good else 1)
+
+
+def _findings(config: Path | None, allow_untrained: bool, deep: bool) -> Iterator[Any]:
+    from daemon.check import deep_findings, findings
+    from daemon.checks.finding import Finding
+
+    try:
+        settings = load_settings(config)
+    except ConfigurationError as error:
+        yield from (Finding("settings", False, line) for line in str(error).splitlines())
+        return
+    yield from deep_findings(settings) if deep else findings(settings, allow_untrained)
 
 
 def _ledger_outlook(settings: Settings) -> str:

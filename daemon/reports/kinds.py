@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    GrayscaleSoftcopyPresentationStateStorage,
+    MammographyCADSRStorage,
+    SecondaryCaptureImageStorage,
+)
 
 from daemon.reports import gsps, mammo_cad_sr, sc, tid1500
 from daemon.reports.facts import Case, Edition
@@ -21,6 +27,14 @@ KINDS: Mapping[str, Build] = {
     "gsps": gsps.build,
     "sc": sc.build,
 }
+
+KIND_CLASSES: Mapping[str, str] = {
+    "tid1500": Comprehensive3DSRStorage,
+    "mammo-cad-sr": MammographyCADSRStorage,
+    "gsps": GrayscaleSoftcopyPresentationStateStorage,
+    "sc": SecondaryCaptureImageStorage,
+}
+"""The SOP class of each kind's objects, which an archive has to take."""
 
 WITH_PICTURES = frozenset({"sc"})
 """The kinds that show pixels: they need `Case.views` and heat maps, which cost the others nothing."""

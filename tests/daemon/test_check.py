@@ -28,7 +28,7 @@ def settings(folder: Path, **archive: object) -> Settings:
 
 
 def test_where_reports_go_by_web_and_the_dicom_side_are_both_tried(tmp_path: Path) -> None:
-    with dicomweb_stubs.stub(lambda path: None) as (url, _), archive_stubs.stub() as port:
+    with dicomweb_stubs.stub(lambda path: dicomweb_stubs.Answer(204)) as (url, _), archive_stubs.stub() as port:
         both = of_archive(settings(tmp_path, host="127.0.0.1", port=port, stow_url=f"{url}/studies"))
         assert [finding.good for finding in both] == [True, True]
         assert "STOW-RS" in both[0].text and "answers C-ECHO" in both[1].text

@@ -1,0 +1,127 @@
+"""Where data lies: the spool, the ledger, how near retention by size is, and the audit file."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from config.errors import MammodError
+from config.settings import Settings
+from daemon.checks.finding import Finding
+from daemon.checks.machine import newest_is_ahead
+from daemon.ledger import Ledger, removal
+from daemon.retention import size_limit
+from daemon.spool import Spool
+
+NEAR = 0.9  # of the limit
+
+
+def storage_findings(settings: Settings) -> Iterator[Finding]:
+    spool = _spool(settings)
+    yield spool
+    if spool.good or make_url(settings.ledger_url).get_backend_name() != "sqlite":
+        yield from _ledger(settings, spool.good)
+    yield from _audit(settings)
+
+
+def _spool(settings: Settings) -> Finding:
+    directory = settings.spool.directory
+    try:
+        spool = Spool(directory, settings.spool.min_free)
+        spool.check_room()
+    except OSError as error:
+        return Finding(
+            "spool",
+            False,
+            f"{directory} cannot be used ({error.strerror}); {_whose(directory)}create it for this user, or set spool.directory",
+        )
+    except MammodError as error:
+        return Finding("spool", False, str(error))
+    for folder in (spool.incoming, directory / "instances", directory / "outbox"):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return Finding(
+                "spool",
+                False,
+                f"{folder} cannot be written by this user; {_whose(folder)}run as the service's user",
+            )
+    return Finding("spool", True, f"{directory}, {spool.free() // 2**30} GiB free")
+
+
+def _whose(path: Path) -> str:
+    """Whose the nearest directory that is there is, and who asks; for advice."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return f"{path} belongs to {_name(path.stat().st_uid)} and this is {_name(os.geteuid())}; "
+    except OSError:
+        return ""
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
+
+
+def _ledger(settings: Settings, has_spool: bool) -> Iterator[Finding]:
+    try:
+        ledger = Ledger(settings.ledger_url)
+    except MammodError as error:
+        yield Finding("ledger", False, f"{error}{_advice(settings)}")
+        return
+    try:
+        yield Finding("ledger", True, "opens, and its schema is this version's")
+        if ahead := newest_is_ahead(ledger):
+            yield ahead
+        if has_spool:
+            yield from _retention(settings, ledger)
+    finally:
+        ledger.close()
+
+
+def _advice(settings: Settings) -> str:
+    url = make_url(settings.ledger_url)
+    if url.get_backend_name() == "sqlite":
+        return f"; the file is {url.database}: run as the service's user"
+    where = f"{url.host or 'this machine'}:{url.port or 5432}"
+    return (
+        f"; is PostgreSQL running at {where}, does it let user {url.username} into database {url.database} from here?"
+    )
+
+
+def _retention(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
+    limit = size_limit(settings.retention, settings.spool.directory)
+    with ledger.read() as connection:
+        held = removal.spool_bytes(connection)
+    if limit is None:
+        yield Finding(
+            "retention",
+            True,
+            f"the spool holds {held / 2**30:.1f} GiB; nothing but age limits it ([retention] max_bytes, max_share)",
+        )
+        return
+    share = held / limit
+    text = f"the spool holds {held / 2**30:.1f} of {limit / 2**30:.1f} GiB ({100 * share:.0f} %)"
+    if share >= NEAR:
+        text += ": what ended first leaves it before its days are over; to keep it, raise [retention] max_bytes or max_share"
+    yield Finding("retention", True, text, warning=share >= NEAR)
+
+
+def _audit(settings: Settings) -> Iterator[Finding]:
+    file = settings.audit.file
+    if file is None:
+        return
+    target = file if file.exists() else file.parent
+    if not target.exists():
+        yield Finding("audit", False, f"there is no directory {file.parent}; create it, or set audit.file")
+    elif file.is_dir() or not os.access(target, os.W_OK):
+        yield Finding(
+            "audit", False, f"{file} cannot be written; {_whose(target)}run as the service's user, or set audit.file"
+        )
+    else:
+        yield Finding("audit", True, f"{file} can be written")
