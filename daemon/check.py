@@ -17,7 +17,7 @@ from daemon.checks.ports import port_findings
 from daemon.checks.storage import storage_findings
 from daemon.deep_check import deep_check
 from daemon.ledger import Ledger
-from daemon.service import open_bundle
+from daemon.opened_bundle import open_bundle
 from daemon.spool import Spool
 
 

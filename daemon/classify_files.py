@@ -25,11 +25,11 @@ from daemon.decode import DecoderPool
 from daemon.errors import LesionError, ReportError
 from daemon.job import part10
 from daemon.lesions import lesion_references
+from daemon.opened_bundle import algorithm, open_bundle
 from daemon.pipeline import Classified, MissingInstances, Pipeline, read_inputs
 from daemon.reports.facts import Result
 from daemon.reports.identity import is_own_report
 from daemon.reports.picture import pictures
-from daemon.service import algorithm, open_bundle
 from daemon.status import RESEARCH_USE
 from model.bundle import Bundle
 

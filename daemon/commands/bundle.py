@@ -36,7 +36,7 @@ def bundle_verify(
 
 
 def _bundle(path: Path | None, config: Path | None) -> Any:
-    from daemon.service import open_bundle
+    from daemon.opened_bundle import open_bundle
     from model.bundle import load_bundle
 
     return (

@@ -106,7 +106,7 @@ def status(
 ) -> None:
     """Show what was received, jobs by state, reports, and whether the archive answers."""
     from daemon.archive import Archive
-    from daemon.service import open_bundle, untrained_path
+    from daemon.opened_bundle import open_bundle, untrained_path
     from daemon.status import certificates, collect, live
 
     settings = load_settings(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
-from daemon import service
+from daemon import opened_bundle
 from daemon.ledger import Ledger
 from daemon.spool import Spool
 
@@ -58,7 +58,7 @@ def test_an_untrained_bundle_that_the_service_makes_for_itself(tmp_path: Path, m
         path.chmod(0o755)
         (path / "weights.npz").write_bytes(b"")
 
-    monkeypatch.setattr(service, "untrained_bundle", make)
-    monkeypatch.setattr(service, "default_bundle_path", lambda: tmp_path / "none")
-    service.open_bundle(Settings(spool={"directory": tmp_path / "spool"}), allow_untrained=True)
+    monkeypatch.setattr(opened_bundle, "untrained_bundle", make)
+    monkeypatch.setattr(opened_bundle, "default_bundle_path", lambda: tmp_path / "none")
+    opened_bundle.open_bundle(Settings(spool={"directory": tmp_path / "spool"}), allow_untrained=True)
     assert modes(tmp_path / "spool") == {"untrained-bundle": 0o700, "untrained-bundle/weights.npz": 0o600}

@@ -11,9 +11,9 @@ from config.settings import Workers
 from daemon import stages
 from daemon.decode import DecoderPool
 from daemon.listener import Listener
+from daemon.opened_bundle import default_bundle_path
 from daemon.outgoing import OutcomeKind, StoreOutcome
 from daemon.sender import _until
-from daemon.service import default_bundle_path
 from daemon.stages import Stage, Took, heard_by, timed
 from model.bundle import load_bundle
 from tests.daemon.scu import Accepted, encode, listener_settings, listening, mammogram, request_association, store

@@ -9,13 +9,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import update
 
 from config.settings import Settings
 from daemon.clock import ClockWatch
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
+from daemon.schedule import Schedule
 from daemon.service import Service as MammodService
 from tests.daemon.archive_stubs import outgoing
 from tests.daemon.test_sender import queue
@@ -65,24 +65,32 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
     ledger.close()
 
 
-def test_what_was_just_run_does_not_keep_the_rest_from_being_due(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = MammodService(Settings(), None, False)
-    service._ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    service._dispatcher = Mock()
-    scheduler = service._scheduler = BackgroundScheduler(timezone=UTC)
+def test_what_was_just_run_does_not_keep_the_rest_from_being_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = Schedule(*[Mock()] * 9)
+    scheduler = schedule._scheduler
     scheduler.start(paused=True)
-    once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("send", "other"))
+    once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("once", "other"))
     listed = scheduler.get_jobs()
     monkeypatch.setattr(scheduler, "get_jobs", lambda: listed)
     once.remove()
     try:
-        assert service._clock_was_set_back(HOUR)
+        schedule.all_now()
         assert other.next_run_time <= datetime.now(UTC)
     finally:
-        scheduler.shutdown()
+        schedule.stop()
+
+
+def test_the_ledger_the_jobs_and_the_reports_are_told_of_it(tmp_path: Path) -> None:
+    service = MammodService(Settings(), None, False)
+    service._ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    service._schedule, service._dispatcher, service._sending = Mock(), Mock(), Mock()
+    try:
+        assert service._clock_was_set_back(HOUR)
+    finally:
         service._ledger.close()
+    service._schedule.all_now.assert_called_once_with()
+    service._dispatcher.wake.assert_called_once_with()
+    service._sending.wake.assert_called_once_with()
 
 
 @pytest.mark.peers

@@ -42,7 +42,7 @@ def set_clock(file: Path) -> None:
     import apscheduler.triggers.date
     import apscheduler.triggers.interval
 
-    import daemon.service
+    import daemon.schedule
 
     real = time.time
 
@@ -57,7 +57,7 @@ def set_clock(file: Path) -> None:
         apscheduler.schedulers.base,
         apscheduler.triggers.date,
         apscheduler.triggers.interval,
-        daemon.service,
+        daemon.schedule,
     ):
         module.datetime = Shifted  # type: ignore[attr-defined]
 

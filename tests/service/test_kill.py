@@ -24,7 +24,7 @@ STEPS = (
     "daemon.spool:Spool.write_report:after",  # the report's file is durable, its row is not
     "daemon.ledger.jobs:sending:after",  # inside the transaction
     "daemon.dispatcher:Dispatcher._after_work:before",  # the report is queued, nobody was told
-    "daemon.service:send_due:before",  # about to send
+    "daemon.sending:send_due:before",  # about to send
     "daemon.sender:_record:before",  # the archive has it, the ledger does not know
     "daemon.ledger.outbox:stored:after",  # inside the transaction
     "daemon.sender:_record:after",  # all is done

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine
 
 import config
-from daemon.service import default_bundle_path
+from daemon.opened_bundle import default_bundle_path
 from tests.daemon.scu import EXPLICIT, MAMMOGRAM, request_association, store
 from tests.daemon.scu import mammogram as small_mammogram
 from tests.peers.archives import StoreSCP, running_storescp
