@@ -54,7 +54,7 @@ class Recipe:
     network: str = "xception_c"
     head: str = "optimised"
     init: str = "imagenet"
-    epochs: int = 6
+    epochs: int = 12
     batch: int = 16
     learning_rate: float = 1.5e-4
     momentum: float = 0.9
