@@ -1,5 +1,6 @@
-"""The status port: metrics, health, status.
+"""The status port: the status page, metrics, health.
 
+    /          the status page for a browser; it asks /overview every two seconds
     /metrics   for Prometheus
     /healthz   200 where the process lives, 503 where it should be restarted; JSON with the reasons
     /readyz    200 where it accepts work, 503 where senders should come back later; JSON with the reasons
@@ -31,7 +32,12 @@ from model.bundle import Bundle
 
 REQUEST_LIMIT_S = 10
 PAGE = Path(__file__).parent / "page"
-FILES: dict[str, tuple[str, str]] = {}
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/plots.js": ("plots.js", "text/javascript; charset=utf-8"),
+}
 HEADERS = {
     # What the page needs and no more: nothing inline, nothing of another machine, in nobody's frame.
     "Content-Security-Policy": (
@@ -80,7 +86,7 @@ class StatusServer:
                     elif path in answers:
                         answer = answers[path](self.headers.get("Accept", ""))
                     else:
-                        answer = _json(404, {"paths": [*answers]})
+                        answer = _json(404, {"paths": ["/", *answers]})
                 except Exception as error:
                     log.error("the status port cannot answer", path=path, error=type(error).__name__)
                     answer = _json(500, {"error": "see the service's log"})

@@ -188,7 +188,7 @@ def test_nothing_of_the_patient_leaves_the_spool_and_nobody_else_reads_it(
         run("jobs", service, first="list"),
     ]
     said += [run("jobs", service, str(job.id), first="show") for job in service.jobs()]
-    for path in ("healthz", "readyz", "status", "live"):
+    for path in ("healthz", "readyz", "status", "live", "metrics", "overview", ""):
         with urllib.request.urlopen(f"http://127.0.0.1:{service.status_port}/{path}", timeout=60) as answer:
             said.append(answer.read().decode())
     wrong = [path for path in (service.spool, *service.spool.rglob("*")) if path.stat().st_mode & 0o777 != wanted(path)]
