@@ -33,10 +33,10 @@ from daemon.observation import Observation, Parts
 from daemon.opened_bundle import algorithm, open_bundle
 from daemon.pipeline import Pipeline
 from daemon.schedule import Schedule
-from daemon.sd_notify import sd_notify, watchdog_interval_s
+from daemon.sd_notify import Supervised, reloading, sd_notify, stopping
 from daemon.sending import Sending
 from daemon.spool import Spool
-from daemon.status import certificates
+from daemon.status import certificates, in_short
 from daemon.status_page import StatusServer
 from model.bundle import Bundle
 
@@ -65,11 +65,13 @@ class Service:
     def start(self) -> None:
         settings = self._settings
         require_archive(settings)
+        sd_notify("STATUS=opening the ledger and the bundle")
         self._spool = Spool(settings.spool.directory, settings.spool.min_free)
         self._ledger = Ledger(settings.ledger_url)
         bundle = open_bundle(settings, self._allow_untrained)
         log.info("bundle loaded", bundle=bundle.digest[:12], name=bundle.manifest.name, trained=bundle.manifest.trained)
         opened, bundle = bundle, keep_bundle(bundle, settings.spool.directory)
+        sd_notify("STATUS=warming up the classifier")
         self._recover(bundle)
         self._archive = Archive(settings.archive, settings.listener.ae_title, self._spool.incoming)
         self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
@@ -192,12 +194,11 @@ class Service:
         # In one piece: print writes the line and its end apart, and another thread's log line may come between.
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        sd_notify("READY=1", "STATUS=ready")
+        sd_notify("READY=1")
+        supervised = Supervised(lambda: in_short(self._ledger))
         log.info("ready", port=self._settings.listener.port, ae_title=self._settings.listener.ae_title)
-        watchdog = watchdog_interval_s()
-        fed = time.monotonic()
         set_back = 0.0
-        while not self._stop.wait(min(MAIN_LOOP_S, watchdog or MAIN_LOOP_S)):
+        while not self._stop.wait(supervised.wait_s(MAIN_LOOP_S)):
             self._beat = time.monotonic()
             if self._reload.is_set():
                 self._reload.clear()
@@ -205,10 +206,7 @@ class Service:
             set_back += clock.set_back()
             if set_back and self._clock_was_set_back(set_back):
                 set_back = 0.0
-            alive = time.monotonic() - self._dispatcher.beat < DISPATCHER_SILENT_S
-            if watchdog and alive and time.monotonic() - fed >= watchdog / 2:
-                sd_notify("WATCHDOG=1")
-                fed = time.monotonic()
+            supervised.look(alive=time.monotonic() - self._dispatcher.beat < DISPATCHER_SILENT_S)
         self.stop()
         if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
             # Threads that did not end in time hold nothing that is not in the ledger, and Python would wait for them.
@@ -223,7 +221,7 @@ class Service:
         self._reload.set()
 
     def _take_over_settings(self) -> None:
-        sd_notify("RELOADING=1")
+        sd_notify(reloading())
         try:
             new = load_settings(self._settings_path)
             require_archive(new)
@@ -250,7 +248,7 @@ class Service:
             self._sending.wake()
         self._listener.reread_certificates()
         self._schedule.check_certificates()
-        sd_notify("READY=1", "STATUS=ready")
+        sd_notify("READY=1")
 
     def stop(self) -> None:
         """Accept nothing more, finish what is in flight within [service] stop_within_s, and end every process and thread.
@@ -262,7 +260,7 @@ class Service:
         def left() -> float:
             return max(0.0, end - time.monotonic())
 
-        sd_notify("STOPPING=1", "STATUS=draining")
+        sd_notify(stopping(self._settings.service.stop_within_s + 3 * LAST_STEPS_S))
         log.info("stopping")
         self._phase = "draining"
         self._stop.set()

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from config.settings import Settings
 from config.settings import Status as StatusSettings
 from daemon.archive import Archive
@@ -50,6 +52,21 @@ def collect(
     state |= live or {"rejected": None}
     state["note"] = RESEARCH_USE
     return state
+
+
+def in_short(ledger: Ledger) -> str:
+    """What is unfinished, in a line (of `systemctl status`)."""
+    try:
+        with ledger.read() as connection:
+            counted, queued = jobs.by_state(connection), outbox.by_state(connection)["queued"]
+    except SQLAlchemyError as error:
+        return f"the ledger does not answer ({type(error).__name__})"
+    at_work = counted["ready"] + counted["running"]
+    unusable = counted["quarantined"] + counted["failed"]
+    return (
+        f"jobs: {counted['waiting']} wait for images, {at_work} at work, {unusable} quarantined or failed; "
+        f"{queued} reports to send"
+    )
 
 
 def certificates(settings: Settings) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 MAMMOD_TEST_CRASH is "module:function:before" or ":after" ("Class.method" for a method): SIGKILL the first time that step is
 reached. The product has no hook for this; the step is wrapped here.
+MAMMOD_TEST_HANG names a file: while it is there, the dispatcher hangs, and is taken for hung after two seconds.
 MAMMOD_TEST_CLOCK names a file with the seconds that its wall clock is off (libfaketime breaks Python's own sleep).
 """
 
@@ -27,6 +28,8 @@ def main() -> None:
         defaults["factory"] = ENGINE
     if clock := os.environ.pop("MAMMOD_TEST_CLOCK", ""):
         set_clock(Path(clock))
+    if hang := os.environ.pop("MAMMOD_TEST_HANG", ""):
+        hang_dispatcher(Path(hang))
     crash = os.environ.pop("MAMMOD_TEST_CRASH", "")
     if crash:
         install(crash)
@@ -60,6 +63,21 @@ def set_clock(file: Path) -> None:
         daemon.schedule,
     ):
         module.datetime = Shifted  # type: ignore[attr-defined]
+
+
+def hang_dispatcher(file: Path) -> None:
+    import daemon.service
+    from daemon.dispatcher import Dispatcher
+
+    daemon.service.DISPATCHER_SILENT_S = 2
+    claim = Dispatcher._claim
+
+    def wrapped(self: Dispatcher) -> None:
+        while file.exists():
+            time.sleep(0.05)
+        claim(self)
+
+    Dispatcher._claim = wrapped  # type: ignore[method-assign]
 
 
 def install(crash: str) -> None:
