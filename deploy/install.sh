@@ -33,7 +33,7 @@ die() { # die MESSAGE...
 
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 SOURCE="$(dirname "$HERE")"
-NEEDED_MIB=3000 # the service alone takes some 2.3 GiB
+NEEDED_MIB=3500 # the service alone takes 2,523 MiB
 action=install root="" python="" wheel="" offline="" download="" dry="" purge="" yes="" start=yes extras=()
 while [ $# -gt 0 ]; do
 	case "$1" in
@@ -188,6 +188,7 @@ fill() { # fill DIR: a virtual environment with the service's packages and mammo
 	cp -r "$HERE/." "$1/share/mammod/deploy/"
 	cp "$SOURCE/config/mammod.toml" "$1/share/mammod/mammod.toml"
 	find "$SOURCE" "$SOURCE/docs" -maxdepth 1 -name '*.md' -exec cp -t "$1/share/doc/mammod" {} +
+	"$1/bin/python" -c 'import daemon.service' || die "what was installed cannot be loaded (see above)."
 	[ "$("$1/bin/mammod" --version)" = "mammod $VERSION" ] || die "what was installed does not say that it is mammod $VERSION."
 }
 
@@ -278,6 +279,9 @@ install_it() {
 	check_source
 	find_python
 	check_room
+	if systemd_runs && [ "$(systemctl --version | awk 'NR == 1 { print int($2) }')" -lt 250 ]; then
+		die "the unit needs systemd 250 or newer (credentials from a folder); this is $(systemctl --version | head -n 1)."
+	fi
 	local old="" name kept
 	[ ! -L "$OPT/current" ] || old="$(readlink "$OPT/current")"
 	KEPT_RUNNING="Nothing was changed${old:+; $old stays}."
@@ -347,7 +351,7 @@ download_it() {
 	pip "$work/environment" download --require-hashes --only-binary :all: --dest "$download" --requirement "$work/requirements.txt"
 	[ -n "$wheel" ] || make_wheel "$download"
 	[ -z "$wheel" ] || cp "$wheel" "$download"
-	say "On the other machine, with the same Python, from this same release: deploy/install.sh --offline $(basename "$download")"
+	say "On the other machine, with the same Python, from this same release: deploy/install.sh --offline FOLDER"
 }
 
 uninstall_it() {
