@@ -165,6 +165,18 @@ class Archive(_Section):
 class Spool(_Section):
     directory: Path = Path("/var/lib/mammod/spool")
     min_free: ByteSize = ByteSize(2 * 1024**3)
+    url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$")] | None = None
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/@?#\s]+/?$")] | None = None  # no user, password or token
+    ca: Path | None = None
+    credentials_file: Path | None = None
+    cache: ByteSize = ByteSize(20 * 1024**3)
+
+    @model_validator(mode="after")
+    def _are_of_the_bucket(self) -> Self:
+        alone = [name for name in ("endpoint", "ca", "credentials_file") if getattr(self, name) is not None]
+        if alone and self.url is None:
+            raise ValueError(f"{' and '.join(alone)} are of a bucket; set url to s3://bucket/prefix, or leave them out")
+        return self
 
 
 class Ledger(_Section):

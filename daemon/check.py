@@ -16,9 +16,10 @@ from daemon.checks.machine import machine_findings
 from daemon.checks.ports import port_findings
 from daemon.checks.storage import storage_findings
 from daemon.deep_check import deep_check
+from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger
 from daemon.opened_bundle import open_bundle
-from daemon.spool import Spool
+from daemon.spool import open_spool
 
 
 def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
@@ -36,7 +37,10 @@ def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
 
 
 def deep_findings(settings: Settings) -> Iterator[Finding]:
-    """Ledger and spool compared, whole. Nothing is made; a ledger of an earlier version is brought to this one's schema."""
+    """Ledger and spool compared, whole. Nothing is made; a ledger of an earlier version is brought to this one's schema.
+
+    Files of a bucket are fetched for it, all of them.
+    """
     directory = settings.spool.directory
     if not directory.is_dir():
         yield Finding(
@@ -53,7 +57,10 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("ledger", False, str(error))
         return
     try:
-        found = deep_check(ledger, Spool(directory))
+        found = deep_check(ledger, open_spool(settings.spool))
+    except SpoolUnavailable as error:
+        yield Finding("spool", False, str(error))
+        return
     finally:
         ledger.close()
     for fault in found.faults:

@@ -37,7 +37,7 @@ class DeepCheck:
 def deep_check(ledger: Ledger, spool: Spool) -> DeepCheck:
     """Walk ledger and spool, both ways. May run beside the service: what changes meanwhile is looked at again."""
     began = time.time()
-    files = spool.files()
+    entries = spool.entries()
     with ledger.read() as connection:
         found = DeepCheck(faults=list(_database_faults(connection)))
         instances = connection.execute(select(instance_table)).all()
@@ -52,10 +52,15 @@ def deep_check(ledger: Ledger, spool: Spool) -> DeepCheck:
         if faults and _still_there(ledger, row):
             found.faults += faults
     known = {row.path for row in (*instances, *reports)}
-    for path in files:
-        relative = str(path.relative_to(spool.directory))
-        if relative not in known and path.exists() and began - path.stat().st_mtime > SETTLED_S:
-            found.faults.append(f"file {relative}: no row knows it; restart the service, which removes such files")
+    for entry in entries:
+        if entry.path in known or began - entry.modified <= SETTLED_S:
+            continue
+        modified = spool.modified(entry.path)
+        if modified is not None and began - modified > SETTLED_S:
+            remedy = "restart the service, which removes such files"
+            if spool.store is not None:
+                remedy = "a running service removes such files within two hours"
+            found.faults.append(f"file {entry.path}: no row knows it; {remedy}")
     found.faults += _instance_faults(instances)
     found.faults += _job_faults(job_rows, instances, reports, complete)
     return found
@@ -73,7 +78,11 @@ def _database_faults(connection: Connection) -> Iterator[str]:
 
 def _file_faults(spool: Spool, row: Row) -> tuple[int, list[str]]:
     """Bytes read, and what is wrong with the file of an instance's or report's row."""
-    path = spool.absolute(row.path)
+    with spool.as_stored(row.path) as path:
+        return _path_faults(path, row)
+
+
+def _path_faults(path: Path, row: Row) -> tuple[int, list[str]]:
     is_report = hasattr(row, "job_id")
     name = f"{'report' if is_report else 'instance'} {row.sop_instance_uid} (row {row.id})"
     again = "run its job again with `mammod jobs retry`" if is_report else "have its sender send it again"

@@ -28,6 +28,10 @@ class CommitmentRefused(ArchiveError):
     """The archive answered a request for storage commitment with a failure."""
 
 
+class SpoolUnavailable(MammodError):
+    """The bucket of a shared spool cannot be used now: no fault of what is to be written or read."""
+
+
 class LedgerError(MammodError):
     """The ledger cannot be opened."""
 

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from daemon import events
-from daemon.errors import LesionError, RefusedInstance
+from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
 from daemon.ledger import Ledger, instances, jobs
 from daemon.ledger.instances import Arrival, StoredInstance
@@ -59,9 +59,16 @@ class Intake:
         """Make an instance durable and pair it. Our own reports are recognised and dropped (invariant 3).
 
         Raises:
-            RefusedInstance: the data set cannot be understood, there is no room, or the ledger is full or locked.
+            RefusedInstance: the data set cannot be understood, there is no room, the spool's bucket does not take it, or the
+                ledger is full or locked.
             OSError: the spool cannot be written (disk full).
         """
+        try:
+            self._accept(incoming)
+        except SpoolUnavailable as error:
+            raise RefusedInstance(OUT_OF_RESOURCES, f"{error}; the instance may be sent again") from error
+
+    def _accept(self, incoming: Incoming) -> None:
         self._spool.check_room()
         with self._large if incoming.is_large else contextlib.nullcontext():
             read = _read(incoming.path)
@@ -89,7 +96,7 @@ class Intake:
                 # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
                 instance = replace(instance, received_at=time.time())
                 arrival, instance_id = instances.record(connection, instance)
-                if not self._spool.absolute(placed.path).exists():  # retention removed the old row and file just now
+                if not self._spool.has(placed.path):  # retention removed the old row and file just now
                     self._spool.place(incoming.path, incoming.sop_instance_uid)
                 if arrival is not Arrival.DUPLICATE:
                     self._pair(connection, instance, instance_id, read.references, read.unusable, arrival)

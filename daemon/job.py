@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from config.errors import MammodError
 from config.settings import Settings
 from daemon import events
-from daemon.errors import ClassifierUnavailable, DecoderUnavailable, LesionError, ReportError
+from daemon.errors import ClassifierUnavailable, DecoderUnavailable, LesionError, ReportError, SpoolUnavailable
 from daemon.events import JobWorked, Outcome
 from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
@@ -63,7 +63,7 @@ class JobWorker:
             bound.warning("job quarantined", reason=str(error))
         except OperationalError:
             raise  # the ledger cannot be read or written: the dispatcher does the job again, and this attempt does not count
-        except (ClassifierUnavailable, DecoderUnavailable) as error:
+        except (ClassifierUnavailable, DecoderUnavailable, SpoolUnavailable) as error:
             self._postpone(job, str(error), bound)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
@@ -87,8 +87,11 @@ class JobWorker:
             jobs.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
 
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
+        with self._spool.reading() as file_of:
+            self._work(job, load_inputs(self._ledger, file_of, job), bound)
+
+    def _work(self, job: Row, inputs: Inputs, bound: structlog.stdlib.BoundLogger) -> None:
         begun = time.monotonic()
-        inputs = load_inputs(self._ledger, self._spool, job)
         settings = self._settings()
         kinds = settings.reports.kinds
         classified = self._pipeline.classify(inputs, settings.lesions, pictures=not WITH_PICTURES.isdisjoint(kinds))
@@ -155,8 +158,9 @@ class JobWorker:
 
     def _failure(self, job: Row, reason: str) -> Written:
         """The report that a job failed; the same failure over the same content is the same report."""
-        source, path_of = _files(self._ledger, self._spool, job)
-        inputs = read_what_is_here(self._spool.absolute(source.path), path_of)
+        with self._spool.reading() as file_of:
+            source, path_of = _files(self._ledger, file_of, job)
+            inputs = read_what_is_here(file_of(source.path), path_of)
         digest = hashlib.sha256(f"failed {source.digest} {reason}".encode()).hexdigest()
         return self._pipeline.write_without_result(inputs, digest, reason, self._earlier(job.source_uid), failed=True)
 
@@ -173,7 +177,7 @@ class JobWorker:
         report = written.report
         with self._ledger.read() as connection:
             known = outbox.by_uid(connection, written.sop_instance_uid)
-        if known is not None and self._spool.absolute(known.path).is_file():
+        if known is not None and self._spool.has(known.path):
             return outbox.Report(**{name: getattr(known, name) for name in outbox.Report.__dataclass_fields__})
         placed = self._spool.write_report(written.sop_instance_uid, part10(report))
         return outbox.Report(
@@ -189,17 +193,18 @@ class JobWorker:
         )
 
 
-def load_inputs(ledger: Ledger, spool: Spool, job: Row) -> Inputs:
-    """Read what the job needs from the spool, each instance in its current version.
+def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> Inputs:
+    """Read what the job needs, each instance in its current version; `file_of` is that of `Spool.reading`.
 
     Raises:
         MissingInstances, LesionError: see `daemon.pipeline.read_inputs`.
+        SpoolUnavailable: a file is not here and cannot be fetched.
     """
-    source, path_of = _files(ledger, spool, job)
-    return read_inputs(spool.absolute(source.path), path_of)
+    source, path_of = _files(ledger, file_of, job)
+    return read_inputs(file_of(source.path), path_of)
 
 
-def _files(ledger: Ledger, spool: Spool, job: Row) -> tuple[Row, Callable[[str], Path | None]]:
+def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> tuple[Row, Callable[[str], Path | None]]:
     """The row of the job's lesion object, and the file of each instance in its current version."""
     with ledger.read() as connection:
         source = instances.by_id(connection, job.instance_id)
@@ -207,7 +212,7 @@ def _files(ledger: Ledger, spool: Spool, job: Row) -> tuple[Row, Callable[[str],
     def path_of(uid: str) -> Path | None:
         with ledger.read() as connection:
             row = instances.current(connection, [uid]).get(uid)
-        return spool.absolute(row.path) if row else None
+        return file_of(row.path) if row else None
 
     return source, path_of
 

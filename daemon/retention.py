@@ -30,7 +30,7 @@ def remove_strays(ledger: Ledger, spool: Spool) -> int:
     They are left where the ledger could not be written after the file was (disk full, ledger locked), which the sender was told.
     """
     before = time.time() - STRAY_AFTER_S
-    old = [path for path in spool.files() if _is_older(path, before)]
+    old = spool.strays(before)
     if not old:
         return 0
     removed = 0
@@ -38,21 +38,15 @@ def remove_strays(ledger: Ledger, spool: Spool) -> int:
     with ledger.write() as connection:
         known = instances.paths(connection) | outbox.paths(connection)
         for path in old:
+            if path in known:
+                continue
             # Looked at again: with PostgreSQL an intake may be placing the same content, which touches the file.
-            if str(path.relative_to(spool.directory)) not in known and _is_older(path, before):
-                path.unlink(missing_ok=True)
-                removed += 1
+            modified = spool.modified(path)
+            if modified is not None and modified < before:
+                removed += spool.remove([path])
     if removed:
         log.warning("files without a row removed", files=removed)
     return removed
-
-
-def _is_older(path: Path, before: float) -> bool:
-    """Whether the file is there and was last touched before; one being written is renamed at any time."""
-    try:
-        return path.stat().st_mtime < before
-    except FileNotFoundError:
-        return False
 
 
 def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:
@@ -92,10 +86,13 @@ class Removed:
         )
 
 
-def size_limit(settings: Retention, directory: Path) -> int | None:
-    """Bytes that the spool may fill: `max_bytes`, `max_share` of its disk, or the smaller of both; None without a limit."""
+def size_limit(settings: Retention, directory: Path | None) -> int | None:
+    """Bytes that the spool may fill: `max_bytes`, `max_share` of its disk, or the smaller of both; None without a limit.
+
+    Without a directory the spool is a bucket, of which there is no share.
+    """
     limits = [] if settings.max_bytes is None else [int(settings.max_bytes)]
-    if settings.max_share is not None:
+    if settings.max_share is not None and directory is not None:
         limits.append(int(settings.max_share * shutil.disk_usage(directory).total))
     return min(limits, default=None)
 
@@ -105,7 +102,7 @@ def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
 
     A job goes with its reports and with what only it was about. An instance that no job is about counts as ended when it came.
     """
-    limit = size_limit(settings, spool.directory)
+    limit = size_limit(settings, None if spool.store is not None else spool.directory)
     if limit is None:
         return Removed()
     removed = Removed()

@@ -14,6 +14,7 @@ from sqlalchemy import Row
 
 from config.settings import Archive as ArchiveSettings
 from daemon import events
+from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger, outbox
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.stages import Stage, Took, tell
@@ -52,27 +53,37 @@ def send_due(
     ledger: Ledger,
     archive: Store,
     settings: ArchiveSettings,
-    spool: Path,
+    file_of: Callable[[str], Path],
     on_sent: Callable[[Row, StoreOutcome], None] = lambda *_: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> SendSummary:
     """Send what is due, at most `REPORTS_AT_ONCE`; each outcome is in the ledger before the next report leaves.
 
     Those tried least often go first, so that one that breaks associations never stands in front of the others.
-    `spool` is the directory that the outbox's paths are relative to. `on_sent` is told of each report and its outcome. Once
-    `stopping` says so, no further report is sent.
+    `file_of` gives the file of an outbox's path, as `Spool.reading` does; a report whose file cannot be had now is put off.
+    `on_sent` is told of each report and its outcome. Once `stopping` says so, no further report is sent.
     """
     with ledger.read() as connection:
         rows = outbox.due(connection, time.time(), REPORTS_AT_ONCE)
     if not rows:
         return SendSummary()
-    rows = sorted(rows, key=lambda row: row.attempts)
-    items = [
-        Outgoing(spool / row.path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid) for row in rows
-    ]
     counts = dict.fromkeys(OutcomeKind, 0)
+    here, items = [], []
+    for row in sorted(rows, key=lambda row: row.attempts):
+        try:
+            path = file_of(row.path)
+        except SpoolUnavailable as error:
+            outcome = StoreOutcome(row.sop_instance_uid, OutcomeKind.RETRY, None, str(error))
+            counts[outcome.kind] += 1
+            _record(ledger, settings, row.id, row.attempts, outcome)
+            log.warning("report put off", sop_instance_uid=row.sop_instance_uid, reason=outcome.reason)
+        else:
+            here.append(row)
+            items.append(Outgoing(path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid))
+    if not items:
+        return SendSummary(retried=counts[OutcomeKind.RETRY])
     # Outcomes first: asked for one more than there are, the archive ends its association in good order.
-    for outcome, row in zip(_until(archive.store(items), stopping), rows, strict=False):
+    for outcome, row in zip(_until(archive.store(items), stopping), here, strict=False):
         counts[outcome.kind] += 1
         _record(ledger, settings, row.id, row.attempts, outcome)
         events.tell(events.ReportSent(row.kind, outcome.kind))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 from sqlalchemy import Row
@@ -18,6 +17,7 @@ from daemon.commitment import Commitment
 from daemon.ledger import Ledger, outbox
 from daemon.outgoing import StoreOutcome
 from daemon.sender import SendSummary, send_due
+from daemon.spool import Spool
 
 # The ledger is looked at this often even when nobody calls `wake`: an operator's retry is written there by another process.
 LOOK_S = 60.0
@@ -37,7 +37,7 @@ class Sending:
         self,
         ledger: Ledger,
         archive: Archive,
-        spool: Path,
+        spool: Spool,
         settings: Callable[[], Settings],
         commitment: Commitment,
         audit: Audit,
@@ -82,14 +82,15 @@ class Sending:
     def _send(self, archive: ArchiveSettings, stopping: Callable[[], bool]) -> SendSummary:
         told: list[tuple[Row, StoreOutcome]] = []
         try:
-            return send_due(
-                self._ledger,
-                self._archive,
-                archive,
-                self._spool,
-                lambda row, outcome: told.append((row, outcome)),
-                stopping,
-            )
+            with self._spool.reading() as file_of:
+                return send_due(
+                    self._ledger,
+                    self._archive,
+                    archive,
+                    file_of,
+                    lambda row, outcome: told.append((row, outcome)),
+                    stopping,
+                )
         finally:
             self._audit.sent(told, self._settings())
 

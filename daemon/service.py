@@ -35,7 +35,7 @@ from daemon.pipeline import Pipeline
 from daemon.schedule import Schedule
 from daemon.sd_notify import Supervised, reloading, sd_notify, stopping
 from daemon.sending import Sending
-from daemon.spool import Spool
+from daemon.spool import open_spool
 from daemon.status import certificates, in_short
 from daemon.status_page import StatusServer
 from model.bundle import Bundle
@@ -66,7 +66,7 @@ class Service:
         settings = self._settings
         require_archive(settings)
         sd_notify("STATUS=opening the ledger and the bundle")
-        self._spool = Spool(settings.spool.directory, settings.spool.min_free)
+        self._spool = open_spool(settings.spool)
         self._ledger = Ledger(settings.ledger_url)
         bundle = open_bundle(settings, self._allow_untrained)
         log.info("bundle loaded", bundle=bundle.digest[:12], name=bundle.manifest.name, trained=bundle.manifest.trained)
@@ -85,7 +85,7 @@ class Service:
         self._audit = Audit(settings)
         self._commitment = Commitment(self._ledger, self._archive)
         self._sending = Sending(
-            self._ledger, self._archive, self._spool.directory, lambda: self._settings, self._commitment, self._audit
+            self._ledger, self._archive, self._spool, lambda: self._settings, self._commitment, self._audit
         )
         self._dispatcher = Dispatcher(self._ledger, worker.do, after=self._sending.wake)
         self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake, self._audit.received)

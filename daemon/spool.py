@@ -4,6 +4,9 @@ Layout, all of it derived from digests, never from a UID off the wire:
     incoming/                    being received; swept at start
     instances/ab/<digest>.dcm    accepted, named by SOP Instance UID and content
     outbox/ab/<digest>.dcm       our reports, named by SOP Instance UID
+
+The place is a directory, or a bucket under the same paths (`ObjectStore`). Then a file is in the spool once the bucket has
+it, and the directory holds copies: any of them may go and is fetched again when it is read.
 """
 
 from __future__ import annotations
@@ -13,16 +16,27 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from daemon.errors import RefusedInstance
+from config import settings
+from daemon.errors import RefusedInstance, SpoolUnavailable
+
+if TYPE_CHECKING:
+    from daemon.object_store import ObjectStore
 
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # passes when space is made
 READ_SIZE = 1 << 20  # bytes
 FILE_META_START = 128 + 4 + 8 + 4  # bytes
+FOLDERS = ("instances", "outbox")
+CACHE_SLACK = 0.1  # of the cache: how far it may run over before it is looked at, and how much goes then
 
 
 @dataclass(frozen=True)
@@ -34,23 +48,57 @@ class Placed:
     size: int
 
 
-class Spool:
-    """The spool directory. Directories are 0700 and files 0600, whatever the umask."""
+@dataclass(frozen=True)
+class Entry:
+    """A file of the spool: its path, bytes, and when it was last written (seconds since the epoch)."""
 
-    def __init__(self, directory: Path, min_free: int = 0) -> None:
+    path: str
+    size: int
+    modified: float
+
+
+def open_spool(chosen: settings.Spool) -> Spool:
+    """The spool of the settings.
+
+    Raises:
+        OSError: the directory cannot be made.
+        ConfigurationError: see `ObjectStore`.
+    """
+    if chosen.url is None:
+        return Spool(chosen.directory, chosen.min_free)
+    from daemon.object_store import ObjectStore
+
+    return Spool(chosen.directory, chosen.min_free, ObjectStore(chosen), chosen.cache)
+
+
+class Spool:
+    """The spool directory, with `store` that of a bucket. Directories are 0700 and files 0600, whatever the umask.
+
+    Copies of what the bucket has take about `cache` bytes of the directory; what is being read is not counted. Where the
+    bucket does not do its part, every method raises SpoolUnavailable.
+    """
+
+    def __init__(self, directory: Path, min_free: int = 0, store: ObjectStore | None = None, cache: int = 0) -> None:
         self.directory = directory.absolute()
         self.min_free = min_free
+        self.store = store
         self.incoming = self.directory / "incoming"
-        for folder in (self.directory, self.incoming, self.directory / "instances", self.directory / "outbox"):
+        for folder in (self.directory, self.incoming, *(self.directory / name for name in FOLDERS)):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
+        self._cache = cache
+        self._unseen = float("inf")  # bytes that came since the copies were last looked at
+        self._held: Counter[str] = Counter()
+        self._gate = threading.Lock()
+        self._evicting = threading.Lock()
 
     def free(self) -> int:
         """Bytes that the service may still fill."""
         return shutil.disk_usage(self.directory).free
 
     def check_room(self) -> None:
-        """Refuse with A700 while less than `min_free` is left, so that finishing what is here stays possible.
+        """Refuse with A700 while less than `min_free` is left, so that finishing what is here stays possible, or while the
+        bucket is away.
 
         Raises:
             RefusedInstance: status A700.
@@ -62,11 +110,17 @@ class Spool:
                 f"the spool has {free // 2**20} MiB free and [spool] min_free asks for {self.min_free // 2**20} MiB; "
                 "make room or lower it",
             )
+        if self.store is not None:
+            try:
+                self.store.check()
+            except SpoolUnavailable as error:
+                raise RefusedInstance(OUT_OF_RESOURCES, str(error)) from error
 
     def place(self, received: Path, sop_instance_uid: str) -> Placed:
         """Make a received file durable under its final name; `received` (in the same file system) stays for its owner.
 
-        The same content under the same UID has the same name, so placing it twice is harmless.
+        The same content under the same UID has the same name, so placing it twice is harmless. A bucket is given it even
+        where it has it: so it is young there, too.
         """
         digest, size = content_digest(received)
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
@@ -74,10 +128,12 @@ class Spool:
         _make_parent(final)
         received.chmod(0o600)
         _sync(received)
-        with contextlib.suppress(FileExistsError):
-            os.link(received, final)
-        os.utime(final)  # retention takes an old file without a row away, which this one may have been
-        _sync(final.parent)
+        with self._hold(relative):
+            with contextlib.suppress(FileExistsError):
+                os.link(received, final)
+            os.utime(final)  # retention takes an old file without a row away, which this one may have been
+            _sync(final.parent)
+            self._share(relative, size)
         return Placed(relative, digest, size)
 
     def write_report(self, sop_instance_uid: str, content: bytes) -> Placed:
@@ -96,36 +152,157 @@ class Spool:
             temporary.unlink(missing_ok=True)
             raise
         _sync(final.parent)
+        with self._hold(relative):
+            self._share(relative, len(content))
         return Placed(relative, hashlib.sha256(content).hexdigest(), len(content))
 
+    def _share(self, relative: str, size: int) -> None:
+        if self.store is not None:
+            self.store.put(relative, self.absolute(relative))
+            self._make_room(size)
+
     def absolute(self, relative: str) -> Path:
+        """Where the directory has it, or its copy if there is one."""
         return self.directory / relative
 
+    def has(self, relative: str) -> bool:
+        if self.store is None:
+            return self.absolute(relative).is_file()
+        return self.store.modified(relative) is not None
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[str], Path]]:
+        """Gives `file_of(relative)`, the file to read, which is there until the block ends; fetched where it is not here.
+
+        A file that the spool does not have has a path nevertheless, where nothing is.
+        """
+        if self.store is None:
+            yield self.absolute
+            return
+        with contextlib.ExitStack() as held:
+
+            def file_of(relative: str) -> Path:
+                held.enter_context(self._hold(relative))
+                final = self.absolute(relative)
+                try:
+                    os.utime(final)  # the last to go
+                except FileNotFoundError:
+                    self._fetch(relative, final)
+                return final
+
+            yield file_of
+
+    @contextmanager
+    def as_stored(self, relative: str) -> Iterator[Path]:
+        """The file as it lies in the place itself: never a copy that was here already."""
+        if self.store is None:
+            yield self.absolute(relative)
+            return
+        with tempfile.TemporaryDirectory(dir=self.incoming) as folder:
+            path = Path(folder) / "object.dcm"
+            if not self.store.get(relative, path):
+                path.unlink()
+            yield path
+
+    def _fetch(self, relative: str, final: Path) -> None:
+        assert self.store is not None
+        _make_parent(final)
+        descriptor, name = tempfile.mkstemp(suffix=".tmp", dir=final.parent)
+        os.close(descriptor)
+        try:
+            if self.store.get(relative, Path(name)):
+                _sync(Path(name))  # or a power cut might leave half a copy under its name
+                Path(name).rename(final)
+                self._make_room(final.stat().st_size)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _hold(self, relative: str) -> Iterator[None]:
+        with self._gate:
+            self._held[relative] += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._held[relative] -= 1
+                self._held += Counter()  # those above zero
+
+    def _make_room(self, size: int) -> None:
+        """So many bytes came: where copies take more than the cache, those go that were not read for longest."""
+        with self._gate:
+            self._unseen += size
+            enough = self._unseen <= CACHE_SLACK * self._cache
+        if enough or not self._evicting.acquire(blocking=False):
+            return
+        try:
+            with self._gate:
+                self._unseen = 0
+            copies = sorted(self._files(), key=lambda entry: entry.modified)
+            over = sum(entry.size for entry in copies) - (1 - CACHE_SLACK) * self._cache
+            for entry in copies:
+                if over <= 0:
+                    break
+                with self._gate:
+                    if self._held[entry.path]:
+                        continue
+                    self.absolute(entry.path).unlink(missing_ok=True)
+                over -= entry.size
+        finally:
+            self._evicting.release()
+
     def remove(self, relative_paths: Iterable[str]) -> int:
-        """Remove files of forgotten rows; returns how many were there."""
+        """Remove files of forgotten rows; returns how many were there (in a bucket: how many were to go)."""
+        paths = list(relative_paths)
         removed = 0
-        for relative in relative_paths:
+        for relative in paths:
             path = self.directory / relative
             removed += path.exists()
             path.unlink(missing_ok=True)
-        return removed
+        if self.store is not None:
+            self.store.remove(paths)
+        return len(paths) if self.store is not None else removed
 
     def sweep(self, known: set[str]) -> int:
         """At start: remove half-received files and files that no row of the ledger knows; returns how many.
 
-        A file without a row was never answered with success, so its sender sends it again.
+        A file without a row was never answered with success, so its sender sends it again. In a bucket they stay: another
+        node may be about to write the row. `daemon.retention.remove_strays` removes them when they are old.
         """
-        orphans = [path for path in self.incoming.iterdir() if path.is_file()]
-        orphans += [path for path in self.files() if str(path.relative_to(self.directory)) not in known]
+        orphans = [path for path in self.incoming.rglob("*") if path.is_file()]
+        if self.store is None:
+            orphans += [self.absolute(entry.path) for entry in self._files() if entry.path not in known]
         for path in orphans:
             path.unlink(missing_ok=True)
         return len(orphans)
 
-    def files(self) -> list[Path]:
+    def entries(self) -> list[Entry]:
         """Every file of an instance or report, whether a row knows it or not."""
-        return [
-            path for name in ("instances", "outbox") for path in (self.directory / name).rglob("*") if path.is_file()
-        ]
+        if self.store is None:
+            return self._files()
+        return [entry for name in FOLDERS for entry in self.store.entries(name)]
+
+    def strays(self, before: float) -> list[str]:
+        """What was last written before that time, copies included: all that an interrupted arrival may have left."""
+        copies = [] if self.store is None else self._files()
+        return list(dict.fromkeys(entry.path for entry in [*self.entries(), *copies] if entry.modified < before))
+
+    def modified(self, relative: str) -> float | None:
+        """When a file was last written or a copy of it read, in seconds since the epoch; None where there is none."""
+        times = [] if self.store is None else [self.store.modified(relative)]
+        with contextlib.suppress(FileNotFoundError):  # one that is being written is renamed at any time
+            times.append(self.absolute(relative).stat().st_mtime)
+        return max((time for time in times if time is not None), default=None)
+
+    def _files(self) -> list[Entry]:
+        found = []
+        for name in FOLDERS:
+            for path in (self.directory / name).rglob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file():
+                        stat = path.stat()
+                        found.append(Entry(str(path.relative_to(self.directory)), stat.st_size, stat.st_mtime))
+        return found
 
 
 def _relative(folder: str, identity: str) -> str:

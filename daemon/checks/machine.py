@@ -87,6 +87,7 @@ def _extras(settings: Settings) -> Iterator[Finding]:
     wanted = [
         ("ledger.url", "postgresql" in url.drivername, "psycopg", "postgresql"),
         ("model.engine", str(settings.model.engine) == "openvino", "openvino", "openvino"),
+        ("spool.url", settings.spool.url is not None, "s3fs", "s3"),
         ("workers.backend", str(settings.workers.backend) == "ray", "ray", "ray"),
     ]
     for setting, asked, package, extra in wanted:

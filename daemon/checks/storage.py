@@ -15,7 +15,7 @@ from daemon.checks.finding import Finding
 from daemon.checks.machine import newest_is_ahead
 from daemon.ledger import Ledger, removal
 from daemon.retention import size_limit
-from daemon.spool import Spool
+from daemon.spool import Spool, open_spool
 
 NEAR = 0.9  # of the limit
 
@@ -31,7 +31,7 @@ def storage_findings(settings: Settings) -> Iterator[Finding]:
 def _spool(settings: Settings) -> Finding:
     directory = settings.spool.directory
     try:
-        spool = Spool(directory, settings.spool.min_free)
+        spool = open_spool(settings.spool)
         spool.check_room()
     except OSError as error:
         return Finding(
@@ -48,7 +48,21 @@ def _spool(settings: Settings) -> Finding:
                 False,
                 f"{folder} cannot be written by this user; {_whose(folder)}run as the service's user",
             )
-    return Finding("spool", True, f"{directory}, {spool.free() // 2**30} GiB free")
+    free = f"{directory}, {spool.free() // 2**30} GiB free"
+    return Finding("spool", True, free) if spool.store is None else _bucket(spool, settings, free)
+
+
+def _bucket(spool: Spool, settings: Settings, free: str) -> Finding:
+    store = spool.store
+    assert store is not None
+    try:
+        store.probe(spool.incoming)
+    except MammodError as error:
+        return Finding("spool", False, str(error))
+    plain = (settings.spool.endpoint or "").startswith("http://")
+    unsafe = "; it is http: images travel unencrypted, so only where nobody else can read" if plain else ""
+    text = f"{store} takes, gives and removes objects{unsafe}; copies in {free}"
+    return Finding("spool", True, text, warning=plain)
 
 
 def _whose(path: Path) -> str:
@@ -95,7 +109,7 @@ def _advice(settings: Settings) -> str:
 
 
 def _retention(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
-    limit = size_limit(settings.retention, settings.spool.directory)
+    limit = size_limit(settings.retention, None if settings.spool.url else settings.spool.directory)
     with ledger.read() as connection:
         held = removal.spool_bytes(connection)
     if limit is None:

@@ -100,7 +100,7 @@ def jobs_purge(
     """Remove finished jobs, their reports' copies and the instances that nothing needs any more. Unfinished work stays."""
     from config.settings import Retention
     from daemon import retention
-    from daemon.spool import Spool
+    from daemon.spool import open_spool
 
     settings = load_settings(config)
     if not yes:
@@ -108,7 +108,7 @@ def jobs_purge(
     days = max(older_than_days, 1e-9)
     with open_ledger(settings) as ledger:
         removed = retention.forget(
-            ledger, Spool(settings.spool.directory), Retention(finished_days=days, quarantined_days=days)
+            ledger, open_spool(settings.spool), Retention(finished_days=days, quarantined_days=days)
         )
     print(f"removed {removed} files")
 

@@ -58,8 +58,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def fill(ledger: Ledger, spool: Spool, instance_list: list[dict[str, Any]], job_list: list[dict[str, Any]]) -> None:
     """Rows and files as drawn, in place of what was there; a job names instances by their place in the list."""
     now = time.time()
-    for path in spool.files():
-        path.unlink()
+    spool.remove(entry.path for entry in spool.entries())
     with ledger.write() as connection:
         for table in (outbox, needs, jobs, instances):
             connection.execute(delete(table))
@@ -150,7 +149,7 @@ def test_what_is_not_finished_stays_and_the_oldest_finished_goes_first(
         assert {number for number, row in before.reports.items() if row.job_id == job} <= set(after.reports)
     # Every row that is left has its file, and no other file is left.
     left = {row.path for row in (*after.instances.values(), *after.reports.values())}
-    assert {str(path.relative_to(spool.directory)) for path in spool.files()} == left
+    assert {entry.path for entry in spool.entries()} == left
     assert before.bytes - after.bytes == removed.bytes
 
     gone = [before.jobs[job].finished_at for job in set(before.jobs) - set(after.jobs)]

@@ -51,7 +51,7 @@ class Sending:
 
     def send(self) -> SendSummary:
         self._due()
-        return send_due(self.ledger, self.archive, self.archive.settings, self.folder)
+        return send_due(self.ledger, self.archive, self.archive.settings, self.folder.joinpath)
 
     def ask(self) -> int:
         self._due()
