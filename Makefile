@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help audit bench demo test soak lint clean lock programs viewer
+.PHONY: help audit bench demo deploy-lint install-check test soak lint clean lock programs viewer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 

@@ -1,0 +1,93 @@
+"""Every relative link in every document leads to a file and, with #, to a heading there; every document is in docs/README.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Folders of tools and outputs.
+LEFT_OUT = {"build", "dist", "demo-output", "test-output", "soak-output", "bench-output", "node_modules"}
+
+
+def documents() -> list[Path]:
+    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
+    return sorted(
+        path
+        for path in found
+        if not any((part.startswith(".") and part != ".github") or part in LEFT_OUT for part in path.parts[:-1])
+    )
+
+
+def without_code(text: str) -> str:
+    """Markdown without fenced and inline code, in which a link is none."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", text)
+
+
+def links(text: str) -> Iterator[str]:
+    """Targets of inline links, pictures and definitions."""
+    text = without_code(text)
+    for found in re.finditer(
+        r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)|^\s*\[[^\]]+\]:\s*<?(\S+?)>?(?:\s|$)", text, re.MULTILINE
+    ):
+        yield found[1] or found[2]
+
+
+def anchors(text: str) -> set[str]:
+    """The ids that GitHub gives to headings: lower case, punctuation gone, spaces to hyphens, a number where one comes again."""
+    found: set[str] = set()
+    for heading in re.findall(
+        r"^#{1,6} +(.*?) *#*$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    ):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        plain = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        name, again = plain, 0
+        while name in found:
+            again += 1
+            name = f"{plain}-{again}"
+        found.add(name)
+    return found
+
+
+def broken(document: Path, root: Path = ROOT) -> list[str]:
+    wrong = []
+    for target in links((root / document).read_text(encoding="utf-8")):
+        parts = urlsplit(target)
+        if parts.scheme or parts.netloc:
+            continue
+        file = (root / document).parent / unquote(parts.path) if parts.path else root / document
+        if not file.exists() or not file.resolve().is_relative_to(root):
+            wrong.append(f"{target}: there is no such file")
+        elif parts.fragment and parts.fragment not in anchors(file.read_text(encoding="utf-8")):
+            wrong.append(f"{target}: there is no such heading")
+    return wrong
+
+
+@pytest.mark.parametrize("document", documents(), ids=str)
+def test_links_lead_somewhere(document: Path) -> None:
+    assert broken(document) == []
+
+
+def test_what_is_broken_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(
+        "# One, two!\n\n[x](b.md) [y](#one-two) `[no](link.md)` ![p](gone.png)\n\n[z]: b.md#there\n"
+    )
+    (tmp_path / "b.md").write_text(
+        "# Here\n## Here\n[web](https://example.org/) [up](../../etc/passwd) [self](#here-1)\n"
+    )
+    assert broken(Path("a.md"), tmp_path) == ["gone.png: there is no such file", "b.md#there: there is no such heading"]
+    assert broken(Path("b.md"), tmp_path) == ["../../etc/passwd: there is no such file"]
+
+
+def test_every_document_is_in_the_index() -> None:
+    named = set(links((ROOT / "docs/README.md").read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= named
+
+
+def test_the_readme_leads_to_the_index_and_the_guide() -> None:
+    assert {"docs/README.md", "docs/install.md", "CHANGELOG.md"} <= set(links((ROOT / "README.md").read_text()))
