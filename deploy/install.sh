@@ -184,10 +184,11 @@ fill() { # fill DIR: a virtual environment with the service's packages and mammo
 		wheel="$(find "$work" -maxdepth 1 -name "mammod-$VERSION-*.whl" -print -quit)"
 	fi
 	pip "$1" install --no-deps --no-index --force-reinstall "$wheel"
-	mkdir -p "$1/share/mammod/deploy" "$1/share/doc/mammod"
+	mkdir -p "$1/share/mammod/deploy" "$1/share/doc/mammod/docs"
 	cp -r "$HERE/." "$1/share/mammod/deploy/"
 	cp "$SOURCE/config/mammod.toml" "$1/share/mammod/mammod.toml"
-	find "$SOURCE" "$SOURCE/docs" -maxdepth 1 -name '*.md' -exec cp -t "$1/share/doc/mammod" {} +
+	cp "$SOURCE"/*.md "$1/share/doc/mammod/"
+	cp "$SOURCE"/docs/*.md "$1/share/doc/mammod/docs/"
 	"$1/bin/python" -c 'import daemon.service' || die "what was installed cannot be loaded (see above)."
 	[ "$("$1/bin/mammod" --version)" = "mammod $VERSION" ] || die "what was installed does not say that it is mammod $VERSION."
 }
@@ -326,7 +327,10 @@ closing_words() { # closing_words WAS_RUNNING OLD
 	elif ! systemd_runs; then
 		say "Not started: systemd does not run here. The unit is at $LIB/systemd/system/mammod.service."
 	fi
-	[ -z "$2" ] || return 0
+	if [ -n "$2" ]; then # it was stopped, and stays so
+		if systemd_runs; then say "Not running before, so not started: systemctl start mammod"; fi
+		return
+	fi
 	say "Next:      1. edit $ETC/mammod.toml: [listener] ae_title and peers, [archive] host, port and ae_title"
 	say "           2. $COMMAND check   says what is still wrong"
 	if [ -n "$root" ]; then

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
+LIMIT_S = 300
 
 PYTHON = """#!/bin/bash
 # {python}, whose virtual environments see {packages}. BREAK_PIP=1: their pip does not work.
