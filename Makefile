@@ -92,17 +92,25 @@ deploy-lint: ## what linters of others say of deploy/: hadolint, yamllint, the s
 	"$$tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec deploy/container/compose.yaml
 	"$$tools/bin/kubernetes-validate" --quiet deploy/kubernetes/mammod.yaml
 
-install-check: ## the real deploy/install.sh into a temporary root with packages from PyPI, `check`, `serve`, upgrade, uninstall (3 GB, minutes)
-	@folder="$$(mktemp -d)"; trap 'rm -rf "$$folder"' EXIT
+install-check: ## the real deploy/install.sh below a temporary root, packages from PyPI: install, serve, upgrade, uninstall (6 GB, minutes)
+	@folder="$$(mktemp -d)"; trap 'kill "$${service:-}" 2>/dev/null || true; rm -rf "$$folder"' EXIT
+	export HOME="$$folder"
 	deploy/install.sh --python "$(PYTHON)" --download "$$folder/wheels"
-	HOME="$$folder" deploy/install.sh --root "$$folder/root" --python "$(PYTHON)" --offline "$$folder/wheels"
+	install=(deploy/install.sh --root "$$folder/root" --python "$(PYTHON)" --offline "$$folder/wheels")
+	"$${install[@]}"
+	mammod="$$folder/root/usr/local/bin/mammod"
 	settings="$$folder/root/etc/mammod/mammod.toml"
-	sed -i 's/^# host = "pacs.example.org"/host = "127.0.0.1"/' "$$settings"
-	"$$folder/root/usr/local/bin/mammod" check --config "$$settings" || true
-	mkfifo "$$folder/said"
-	HOME="$$folder" "$$folder/root/usr/local/bin/mammod" serve --config "$$settings" > "$$folder/said" & service=$$!
-	timeout 300 grep --max-count 1 --line-buffered '^ready$$' "$$folder/said"; cat "$$folder/said" >/dev/null &
-	HOME="$$folder" deploy/install.sh --root "$$folder/root" --python "$(PYTHON)" --offline "$$folder/wheels"
+	sed -i 's/^# host = "pacs.example.org"/host = "127.0.0.1"/; s/^port = 111/port = 211/' "$$settings"
+	"$$mammod" check --config "$$settings" || echo "(an archive is not there, as is to be expected)"
+	"$$mammod" serve --config "$$settings" > "$$folder/said" 2>&1 & service=$$!
+	for _ in $$(seq 600); do
+		! grep -q '^ready$$' "$$folder/said" || break
+		kill -0 "$$service" || { cat "$$folder/said"; exit 1; }
+		sleep 1
+	done
+	grep '^ready$$' "$$folder/said"
+	"$${install[@]}"
+	"$$mammod" status --config "$$settings"
 	kill "$$service"; wait "$$service"
 	deploy/install.sh --root "$$folder/root" --uninstall --purge --yes
 
