@@ -180,7 +180,9 @@ class Spool(_Section):
 
 
 class Ledger(_Section):
-    url: str | None = Field(None, repr=False)  # holds a password
+    url: str | None = Field(None, repr=False)  # may hold a password
+    password_file: Path | None = None
+    lease_s: float = Field(30, ge=2, le=3600)
 
 
 class Model(_Section):

@@ -52,7 +52,7 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("ledger", False, f"there is no {url.database}; is this the service's settings file?")
         return
     try:
-        ledger = Ledger(settings.ledger_url)
+        ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
     except MammodError as error:
         yield Finding("ledger", False, str(error))
         return

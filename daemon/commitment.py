@@ -13,13 +13,14 @@ from collections.abc import Sequence
 import structlog
 from pydicom import Dataset
 from pydicom.uid import generate_uid
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.settings import Archive as ArchiveSettings
 from daemon.archive import INVALID_ARGUMENT, Archive, ContextsRefused
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.ledger import Ledger, outbox
+from daemon.node import Hold
 from daemon.sender import next_attempt
 
 # N-EVENT-REPORT response statuses (PS3.7 10.1.1.1.8).
@@ -48,34 +49,40 @@ class Commitment:
         self._archive = archive
         self._awaited: dict[str, threading.Event] = {}
 
-    def ask_due(self) -> int:
-        """Ask for what is due, in one request; returns for how many reports. What was asked too often fails, visibly."""
+    def ask_due(self, hold: Hold) -> int:
+        """Ask for what is due and no other node has, in one request; returns for how many reports.
+
+        What was asked too often fails, visibly.
+        """
         settings = self._archive.settings
         with self._ledger.read() as connection:
-            rows = outbox.uncommitted(connection, time.time(), REPORTS_AT_ONCE)
+            due = outbox.next_attempt(connection, hold.id)
+        if due is None or due > time.time():
+            return 0
+        rows = self._ledger.change(
+            lambda connection: outbox.claim_uncommitted(connection, hold.id, time.time(), REPORTS_AT_ONCE)
+        )
         if not rows:
             return 0
         if not settings.commitment:
-            with self._ledger.write() as connection:
-                for row in rows:
-                    outbox.committed(connection, row.id, "stored; [archive] commitment was turned off", time.time())
+            self._ledger.change(lambda connection: _not_asked_for(connection, rows))
             return 0
         for row in rows:
             if row.commit_attempts >= settings.commitment_asks:
-                self._give_up(row)
+                self._give_up(row, hold.id)
         rows = [row for row in rows if row.commit_attempts < settings.commitment_asks]
         if rows:
-            self._ask(rows)
+            self._ask(rows, hold.id)
         return len(rows)
 
-    def _ask(self, rows: Sequence[Row]) -> None:
+    def _ask(self, rows: Sequence[Row], owner: str) -> None:
         settings = self._archive.settings
         transaction = str(generate_uid(prefix=None))
         ids = [row.id for row in rows]
         wait_s, now = settings.commitment_wait_s, time.time()
         again = {row.id: now + next_attempt(row.commit_attempts, wait_s, wait_s * LONGEST_WAITS) for row in rows}
-        with self._ledger.write() as connection:  # before the request: the answer may be faster than its response
-            outbox.asked(connection, transaction, again)
+        # Before the request: the answer may be faster than its response.
+        self._ledger.change(lambda connection: outbox.asked(connection, owner, transaction, again))
         answered = self._awaited.setdefault(transaction, threading.Event())
         reason, failure, counts = "the archive was asked to commit it and has not answered yet", None, True
         try:
@@ -87,26 +94,26 @@ class Commitment:
             counts = isinstance(error, CommitmentRefused | ContextsRefused)
         finally:
             del self._awaited[transaction]
-        with self._ledger.write() as connection:
-            if counts:
-                outbox.ask_ended(connection, ids, reason)
-            else:
-                first_s, longest_s, now = settings.retry_first_s, settings.retry_longest_s, time.time()
-                again = {row.id: now + next_attempt(row.attempts, first_s, longest_s) for row in rows}
-                outbox.not_asked(connection, again, reason)
+        if counts:
+            self._ledger.change(lambda connection: outbox.ask_ended(connection, owner, ids, reason))
+        else:
+            first_s, longest_s, now = settings.retry_first_s, settings.retry_longest_s, time.time()
+            later = {row.id: now + next_attempt(row.attempts, first_s, longest_s) for row in rows}
+            self._ledger.change(lambda connection: outbox.not_asked(connection, owner, later, reason))
         log.info(
             "asked for storage commitment", transaction_uid=transaction, reports=len(rows), answered=answered.is_set()
         )
         if failure is not None:
             log.warning("storage commitment not asked for", reason=failure)
 
-    def _give_up(self, row: Row) -> None:
+    def _give_up(self, row: Row, owner: str) -> None:
         reason = (
             f"stored, but not committed: the archive was asked {row.commit_attempts} times ({row.reason}); "
             "look there, then `mammod jobs retry`, or set [archive] commitment = false"
         )
-        with self._ledger.write() as connection:
-            outbox.failed(connection, row.id, row.status, reason, time.time())
+        self._ledger.change(
+            lambda connection: outbox.failed(connection, row.id, row.status, reason, time.time(), owner)
+        )
         log.warning("report not committed", sop_instance_uid=row.sop_instance_uid, reason=reason)
 
     def take_from(self, calling_ae: str, information: Dataset) -> int:
@@ -129,7 +136,7 @@ class Commitment:
             log.warning("storage commitment result cannot be read")
             return INVALID_ARGUMENT
         try:
-            known = self._record(transaction, committed, refused)
+            known = self._ledger.change(lambda connection: self._record(connection, transaction, committed, refused))
         except SQLAlchemyError as error:
             log.error("storage commitment result cannot be recorded", error=type(error).__name__)
             return PROCESSING_FAILURE
@@ -141,23 +148,29 @@ class Commitment:
             waiting.set()
         return SUCCESS
 
-    def _record(self, transaction: str, committed: Sequence[str], refused: dict[str, int]) -> bool:
+    def _record(
+        self, connection: Connection, transaction: str, committed: Sequence[str], refused: dict[str, int]
+    ) -> bool:
         settings = self._archive.settings
-        with self._ledger.write() as connection:
-            rows = {row.sop_instance_uid: row for row in outbox.of_transaction(connection, transaction)}
-            now = time.time()
-            for uid in committed:
-                if uid in rows:
-                    outbox.committed(connection, rows[uid].id, None, now)
-            for uid, status in refused.items():
-                row = rows.get(uid)
-                if row is None:
-                    continue
-                reason = f"the archive does not commit it (0x{status:04X})"
-                if row.commit_attempts + 1 >= settings.commitment_asks:
-                    reason += f", sent and asked for {row.commit_attempts + 1} times"
-                    outbox.commitment_refused(connection, row.id, None, status, reason, now)
-                else:
-                    again = now + next_attempt(row.commit_attempts, settings.retry_first_s, settings.retry_longest_s)
-                    outbox.commitment_refused(connection, row.id, again, status, f"{reason}; it is sent again", now)
-            return bool(rows)
+        rows = {row.sop_instance_uid: row for row in outbox.of_transaction(connection, transaction)}
+        now = time.time()
+        for uid in committed:
+            if uid in rows:
+                outbox.committed(connection, rows[uid].id, None, now)
+        for uid, status in refused.items():
+            row = rows.get(uid)
+            if row is None:
+                continue
+            reason = f"the archive does not commit it (0x{status:04X})"
+            if row.commit_attempts + 1 >= settings.commitment_asks:
+                reason += f", sent and asked for {row.commit_attempts + 1} times"
+                outbox.commitment_refused(connection, row.id, None, status, reason, now)
+            else:
+                again = now + next_attempt(row.commit_attempts, settings.retry_first_s, settings.retry_longest_s)
+                outbox.commitment_refused(connection, row.id, again, status, f"{reason}; it is sent again", now)
+        return bool(rows)
+
+
+def _not_asked_for(connection: Connection, rows: Sequence[Row]) -> None:
+    for row in rows:
+        outbox.committed(connection, row.id, "stored; [archive] commitment was turned off", time.time())

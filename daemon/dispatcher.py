@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import structlog
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
-from daemon.ledger import Ledger, jobs
+from daemon.ledger import Ledger, work
+from daemon.node import Hold
 
 # Threads only wait for decoders and classifier; this many keep both busy.
 JOBS_AT_ONCE = 8
-# The ledger is looked at this often even when nobody calls `wake`: jobs become due again by time, too.
+# The ledger is looked at this often even when nobody calls `wake`: jobs become due by time, and by what other nodes do.
 POLL_S = 1.0
 
 log = structlog.get_logger()
 
 
 class Dispatcher:
-    """One thread that claims, and a pool that works. `work(job)` must bring the job to its next state."""
+    """One thread that claims for the node of `hold`, and a pool that works. `do(job)` must bring the job to its next state."""
 
-    def __init__(self, ledger: Ledger, work: Callable[[Row], None], after: Callable[[], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, hold: Callable[[], Hold], do: Callable[[Row], None], after: Callable[[], None]
+    ) -> None:
         self._ledger = ledger
-        self._work = work
+        self._hold = hold
+        self._work = do
         self._after = after
         self._pool = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="job")
         self._in_flight: dict[int, Future[None]] = {}
@@ -53,16 +57,19 @@ class Dispatcher:
             self._wake.clear()
 
     def _claim(self) -> None:
-        # Jobs that run in the ledger but not here lost their last transition (disk full): they are taken up again.
+        # Jobs that run in the ledger, under this node, but not here lost their last transition (disk full).
         self._in_flight = {job_id: future for job_id, future in self._in_flight.items() if not future.done()}
         free = JOBS_AT_ONCE - len(self._in_flight)
+        owner, in_flight = self._hold().id, list(self._in_flight)
         with self._ledger.read() as connection:
-            if not jobs.claimable(connection, time.time(), list(self._in_flight)):
+            if not work.claimable(connection, owner, time.time(), in_flight):
                 return
-        with self._ledger.write() as connection:
-            jobs.release(connection, list(self._in_flight), time.time())
-            claimed = jobs.claim(connection, free, time.time()) if free else []
-        for job in claimed:
+
+        def transition(connection: Connection) -> Sequence[Row]:
+            work.release(connection, owner, in_flight, time.time())
+            return work.claim(connection, owner, free, time.time()) if free else []
+
+        for job in self._ledger.change(transition):
             self._in_flight[job.id] = self._pool.submit(self._do, job)
 
     def _do(self, job: Row) -> None:
@@ -90,7 +97,7 @@ class Dispatcher:
         self._pool.shutdown(wait=False, cancel_futures=True)
         if unfinished:
             late = [job_id for job_id, future in self._in_flight.items() if future in unfinished]
-            with self._ledger.write() as connection:
-                jobs.put_back(connection, late, time.time())
+            owner = self._hold().id
+            self._ledger.change(lambda connection: work.put_back(connection, owner, late, time.time()))
             log.warning("jobs do not end in time, they are begun again at the next start", jobs=late)
         return not unfinished

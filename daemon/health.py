@@ -67,8 +67,8 @@ class LedgerProbe:
     def _try(self) -> None:
         began = time.monotonic()
         try:
-            with self._ledger.write() as connection:
-                connection.execute(update(jobs).where(jobs.c.id == -1).values(revision=jobs.c.revision))
+            nothing = update(jobs).where(jobs.c.id == -1).values(revision=jobs.c.revision)
+            self._ledger.change(lambda connection: connection.execute(nothing))
         except SQLAlchemyError as error:
             self._problem = (
                 f"the ledger cannot be written ({type(error).__name__}, after {time.monotonic() - began:.1f} s)"

@@ -17,12 +17,12 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import events
 from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
-from daemon.ledger import Ledger, instances, jobs
+from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import Arrival, StoredInstance
 from daemon.lesions import References, lesion_references
 from daemon.reports.identity import is_own_report
@@ -91,16 +91,21 @@ class Intake:
             calling_ae=incoming.calling_ae,
             received_at=time.time(),
         )
+
+        def transition(connection: Connection) -> Arrival:
+            recording_a_file(connection)
+            # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
+            recorded = replace(instance, received_at=time.time())
+            arrival, instance_id = instances.record(connection, recorded)
+            if not self._spool.has(placed.path):  # retention removed the old row and file just now
+                self._spool.place(incoming.path, incoming.sop_instance_uid)
+            if arrival is not Arrival.DUPLICATE:
+                self._pair(connection, recorded, instance_id, read.references, read.unusable, arrival)
+            return arrival
+
         try:
-            with self._ledger.write() as connection:
-                # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
-                instance = replace(instance, received_at=time.time())
-                arrival, instance_id = instances.record(connection, instance)
-                if not self._spool.has(placed.path):  # retention removed the old row and file just now
-                    self._spool.place(incoming.path, incoming.sop_instance_uid)
-                if arrival is not Arrival.DUPLICATE:
-                    self._pair(connection, instance, instance_id, read.references, read.unusable, arrival)
-        except OperationalError as error:
+            arrival = self._ledger.change(transition)
+        except UNAVAILABLE as error:
             raise RefusedInstance(
                 OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
             ) from error
@@ -142,9 +147,10 @@ class Intake:
             bound.info("instance accepted", arrival=arrival.value, size=instance.size)
 
 
-def _kind(error: OperationalError) -> str:
+def _kind(error: SQLAlchemyError) -> str:
     """What the database says, which quotes no value; SQLAlchemy's own message would quote the statement's."""
-    return str(error.orig).splitlines()[0] if error.orig else "no reason given"
+    said = str(getattr(error, "orig", None) or "").splitlines()
+    return said[0] if said else type(error).__name__
 
 
 @dataclass(frozen=True)

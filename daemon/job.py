@@ -12,15 +12,14 @@ from typing import Any
 import structlog
 from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
-from sqlalchemy import Row
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, Row
 
 from config.errors import MammodError
 from config.settings import Settings
 from daemon import events
 from daemon.errors import ClassifierUnavailable, DecoderUnavailable, LesionError, ReportError, SpoolUnavailable
 from daemon.events import JobWorked, Outcome
-from daemon.ledger import Ledger, instances, jobs, outbox
+from daemon.ledger import UNAVAILABLE, Ledger, instances, outbox, recording_a_file, work
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.reports.facts import Predecessor
 from daemon.reports.kinds import WITH_PICTURES
@@ -54,14 +53,14 @@ class JobWorker:
         try:
             self._do(job, bound)
         except MissingInstances as error:
-            with self._ledger.write() as connection:
-                jobs.needs_more(connection, job, error.uids, time.time())
+            uids = error.uids
+            self._ledger.change(lambda connection: work.needs_more(connection, job, uids, time.time()))
             events.tell(JobWorked(Outcome.INCOMPLETE))
             bound.info("waits for more instances", missing=error.uids)
         except (LesionError, ImageError, ReportError) as error:
             self._quarantine(job, str(error), bound)
             bound.warning("job quarantined", reason=str(error))
-        except OperationalError:
+        except UNAVAILABLE:
             raise  # the ledger cannot be read or written: the dispatcher does the job again, and this attempt does not count
         except (ClassifierUnavailable, DecoderUnavailable, SpoolUnavailable) as error:
             self._postpone(job, str(error), bound)
@@ -77,14 +76,16 @@ class JobWorker:
                 self._quarantine(job, reason, bound)
             else:
                 events.tell(JobWorked(Outcome.FAILED))
-                with self._ledger.write() as connection:
-                    jobs.try_again(connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts)
+                self._ledger.change(
+                    lambda connection: work.try_again(
+                        connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts
+                    )
+                )
 
     def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         bound.warning("job put off", reason=reason)
         events.tell(JobWorked(Outcome.POSTPONED))
-        with self._ledger.write() as connection:
-            jobs.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
+        self._ledger.change(lambda connection: work.postpone(connection, job, reason, time.time() + RETRY_AFTER_S))
 
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
         with self._spool.reading() as file_of:
@@ -110,18 +111,22 @@ class JobWorker:
         for kind, reason in made.refused.items():
             bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
         result = _facts(classified) | ({"refused": dict(made.refused)} if made.refused else {})
-        with self._ledger.write() as connection:
+
+        def transition(connection: Connection) -> int | None:
+            recording_a_file(connection)
             now = time.time()
-            current = jobs.sending(connection, job, result, now)
-            new = outbox.put(connection, job.id, job.source_uid, reports, now) if current else 0
-        if current:
-            whole_s = max(0.0, now - (job.complete_at or now))
+            current = work.sending(connection, job, result, now)
+            return outbox.put(connection, job.id, job.source_uid, reports, now) if current else None
+
+        new = self._ledger.change(transition)
+        if new is not None:
+            whole_s = max(0.0, time.time() - (job.complete_at or time.time()))
             events.tell(JobWorked(Outcome.CLASSIFIED, len(classified.results), whole_s))
             seconds = round(time.monotonic() - begun, 3)
             bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
         else:
             events.tell(JobWorked(Outcome.CHANGED))
-            bound.info("an input changed meanwhile: this work is dropped")
+            bound.info("an input changed meanwhile, or another node has the job: this work is dropped")
 
     def _nothing_to_classify(self, job: Row, inputs: Inputs, classified: Classified) -> None:
         reports = []
@@ -135,12 +140,16 @@ class JobWorker:
                 left_out=classified.reading.left_out,
             )
             reports = [self._place(written)]
-        with self._ledger.write() as connection:
+
+        def transition(connection: Connection) -> None:
+            recording_a_file(connection)
             now = time.time()
             if not reports:
-                jobs.done(connection, job, NOTHING, _facts(classified), now)
-            elif jobs.sending(connection, job, _facts(classified), now, reason=NOTHING):
+                work.done(connection, job, NOTHING, _facts(classified), now)
+            elif work.sending(connection, job, _facts(classified), now, reason=NOTHING):
                 outbox.put(connection, job.id, job.source_uid, reports, now)
+
+        self._ledger.change(transition)
 
     def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         events.tell(JobWorked(Outcome.QUARANTINED))
@@ -151,10 +160,14 @@ class JobWorker:
             except Exception as error:  # what failed may be too broken even to be referred to
                 said = str(error) if isinstance(error, MammodError) else f"{type(error).__name__} at {_place(error)}"
                 bound.warning("no report of the failure", reason=said)
-        with self._ledger.write() as connection:
+
+        def transition(connection: Connection) -> None:
+            recording_a_file(connection)
             now = time.time()
-            if jobs.quarantine(connection, job, reason, now) and reports:
+            if work.quarantine(connection, job, reason, now) and reports:
                 outbox.put(connection, job.id, job.source_uid, reports, now)
+
+        self._ledger.change(transition)
 
     def _failure(self, job: Row, reason: str) -> Written:
         """The report that a job failed; the same failure over the same content is the same report."""

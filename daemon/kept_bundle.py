@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from uuid import uuid4
 
 import structlog
 
@@ -13,8 +15,10 @@ from model.errors import BundleError
 log = structlog.get_logger()
 
 
-def keep_bundle(bundle: Bundle, spool: Path) -> Bundle:
-    """The same bundle as a copy in `spool`/bundle/<digest>, made where it is not there whole; copies of others are removed.
+def keep_bundle(bundle: Bundle, spool: Path, in_use: Collection[str] = ()) -> Bundle:
+    """The same bundle as a copy in `spool`/bundle/<digest>, made where it is not there whole.
+
+    Copies of others are removed, but for those that nodes beside this one run (`in_use`, by their digests).
 
     Raises:
         BundleError: the bundle was changed while it was copied.
@@ -24,23 +28,34 @@ def keep_bundle(bundle: Bundle, spool: Path) -> Bundle:
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / bundle.digest
     for other in folder.iterdir():
-        if other != target:
+        if other != target and not any(other.name.startswith(digest) for digest in in_use):
             shutil.rmtree(other, ignore_errors=True)
-    try:
-        kept = load_bundle(target, allow_untrained=True)
-        if kept.digest == bundle.digest:
-            return kept
-    except BundleError:
-        pass  # there is none, or it is half a copy of a service that was killed
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(bundle.path, target, copy_function=shutil.copyfile)
-    target.chmod(0o700)
-    for file in target.iterdir():
+    if _is_whole(target, bundle.digest):
+        return load_bundle(target, allow_untrained=True)
+    # Another node may be doing the same: each has a folder of its own, which then takes the name at once.
+    new = folder / f"{bundle.digest}.{uuid4().hex}"
+    shutil.copytree(bundle.path, new, copy_function=shutil.copyfile)
+    new.chmod(0o700)
+    for file in new.iterdir():
         file.chmod(0o600)
-    kept = load_bundle(target, allow_untrained=True)
-    if kept.digest != bundle.digest:
+    if load_bundle(new, allow_untrained=True).digest != bundle.digest:
+        shutil.rmtree(new, ignore_errors=True)
         raise BundleError(f"the bundle in {bundle.path} was changed while it was loaded; start again")
-    return kept
+    try:
+        new.rename(target)
+    except OSError:  # there is one: another node's by now, or one that is damaged
+        if not _is_whole(target, bundle.digest):
+            shutil.rmtree(target, ignore_errors=True)
+            new.rename(target)
+        shutil.rmtree(new, ignore_errors=True)
+    return load_bundle(target, allow_untrained=True)
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        return load_bundle(folder, allow_untrained=True).digest == digest
+    except BundleError:
+        return False
 
 
 class BundleWatch:

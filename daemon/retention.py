@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -12,6 +14,7 @@ from sqlalchemy import Connection
 
 from config.settings import Retention
 from daemon.ledger import Ledger, instances, jobs, outbox, removal
+from daemon.ledger.database import IDLE_IN_TRANSACTION_S
 from daemon.ledger.schema import JobState
 from daemon.spool import Spool
 
@@ -20,6 +23,7 @@ STRAY_AFTER_S = 3600
 # An image that came less than this ago may still get its lesion object: size alone does not remove it.
 UNMARKED_KEPT_S = DAY_S
 AT_ONCE = 100  # jobs removed in one transaction, which intake waits for
+FILES_AT_ONCE = 100  # removed while intake waits
 
 log = structlog.get_logger()
 
@@ -34,15 +38,16 @@ def remove_strays(ledger: Ledger, spool: Spool) -> int:
     if not old:
         return 0
     removed = 0
-    # Inside a transaction, so that intake never finds the file of a row gone that it is about to record.
-    with ledger.write() as connection:
+    # Alone, so that intake never finds the file of a row gone that it is about to record.
+    with ledger.alone_with_spool() as connection:
+        end = _end()
         known = instances.paths(connection) | outbox.paths(connection)
         for path in old:
             if path in known:
                 continue
-            # Looked at again: with PostgreSQL an intake may be placing the same content, which touches the file.
+            # Looked at again: an intake may be placing the same content, which touches the file.
             modified = spool.modified(path)
-            if modified is not None and modified < before:
+            if modified is not None and modified < before and time.monotonic() < end:
                 removed += spool.remove([path])
     if removed:
         log.warning("files without a row removed", files=removed)
@@ -57,15 +62,39 @@ def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:
     now = time.time()
     finished = now - settings.finished_days * DAY_S
     quarantined = now - settings.quarantined_days * DAY_S
-    # Files go inside the transaction, so that intake never finds the file of a row that is being forgotten.
-    with ledger.write() as connection:
+
+    def transition(connection: Connection) -> tuple[list[str], list[str]]:
         reports = jobs.forget_finished(connection, finished, [JobState.DONE, JobState.SUPERSEDED])
         reports += jobs.forget_finished(connection, quarantined, [JobState.QUARANTINED, JobState.FAILED])
-        files = instances.forget_older_than(connection, finished)
-        removed = spool.remove([*reports, *files])
+        return reports, instances.forget_older_than(connection, finished)
+
+    reports, files = ledger.change(transition)
+    removed = remove_files(ledger, spool, [*reports, *files])
     if removed:
         log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
     return removed
+
+
+def remove_files(ledger: Ledger, spool: Spool, paths: Sequence[str]) -> int:
+    """Remove files whose rows were forgotten, but for those that were received or written again since; returns how many.
+
+    One that is left here by a crash has no row, and goes as a stray.
+    """
+    removed = 0
+    for start in range(0, len(paths), FILES_AT_ONCE):
+        some = paths[start : start + FILES_AT_ONCE]
+        with ledger.alone_with_spool() as connection:
+            end = _end()
+            known = instances.known_paths(connection, some) | outbox.known_paths(connection, some)
+            gone = [path for path in some if path not in known]
+            if time.monotonic() < end:
+                removed += spool.remove(gone)
+    return removed
+
+
+def _end() -> float:
+    """Until when this node surely has the spool alone: one that is frozen in between loses that, and removes nothing more."""
+    return time.monotonic() + IDLE_IN_TRANSACTION_S / 2
 
 
 @dataclass(frozen=True)
@@ -108,10 +137,8 @@ def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
     removed = Removed()
     excess = 0
     while True:
-        # Files go inside the transaction, so that intake never finds the file of a row that is being forgotten.
-        with ledger.write() as connection:
-            excess = removal.spool_bytes(connection) - limit
-            step = _shrink_by(connection, spool, excess) if excess > 0 else Removed()
+        excess, step, paths = ledger.change(partial(_shrink_to, limit))
+        remove_files(ledger, spool, paths)
         removed += step
         if not step.jobs + step.instances:
             break
@@ -124,8 +151,11 @@ def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
     return removed
 
 
-def _shrink_by(connection: Connection, spool: Spool, excess: int) -> Removed:
-    """One transaction's worth of removing, oldest first, until `excess` bytes are gone."""
+def _shrink_to(limit: int, connection: Connection) -> tuple[int, Removed, list[str]]:
+    """One transaction's worth of removing, oldest first, until `limit` is kept: bytes in excess before, and files to remove."""
+    excess = removal.spool_bytes(connection) - limit
+    if excess <= 0:
+        return excess, Removed(), []
     finished = removal.oldest_finished(connection, AT_ONCE)
     unmarked = removal.oldest_unmarked(connection, time.time() - UNMARKED_KEPT_S, AT_ONCE)
     # What lies beyond the end of a full list may be older than the rest of the other one.
@@ -133,16 +163,16 @@ def _shrink_by(connection: Connection, spool: Spool, excess: int) -> Removed:
     candidates = sorted(
         (row for row in (*finished, *unmarked) if row.ended_at <= horizon), key=lambda row: row.ended_at
     )
-    removed = Removed()
+    removed, paths = Removed(), []
     for row in candidates:
         if removed.bytes >= excess:
             break
         if hasattr(row, "path"):
             removal.forget_instances(connection, [row.id])
-            spool.remove([row.path])
+            paths.append(row.path)
             removed += Removed(instances=1, bytes=row.size)
         else:
             reports, left = removal.forget_job(connection, row.id)
-            spool.remove(item.path for item in (*reports, *left))
+            paths += [item.path for item in (*reports, *left)]
             removed += Removed(1, len(left), len(reports), sum(item.size for item in (*reports, *left)))
-    return removed
+    return excess, removed, paths

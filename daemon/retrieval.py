@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import structlog
+from sqlalchemy import Connection
 
 from config.settings import Settings
 from daemon.archive import Archive
@@ -61,11 +62,14 @@ def ask_for_missing(
             missing[row.job_id].append(row.sop_instance_uid)
         elif row.sop_instance_uid in why:
             not_given.setdefault(row.job_id, why[row.sop_instance_uid])
-    with ledger.write() as connection:
+
+    def transition(connection: Connection) -> None:
         for job_id, attempt in attempts.items():
             lacking = missing[job_id]
             again = time.time() + next_attempt(attempt, chosen.retry_first_s, chosen.retry_longest_s)
             jobs.asked(connection, job_id, again, reason or _reason(lacking, not_given.get(job_id)))
+
+    ledger.change(transition)
     log.info("asked the archive for missing images", wanted=len(wanted), found=len(found), reason=reason)
     return len(wanted)
 

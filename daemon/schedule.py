@@ -20,6 +20,7 @@ from daemon.incoming import Incoming
 from daemon.intake import Intake
 from daemon.kept_bundle import BundleWatch
 from daemon.ledger import Ledger, jobs
+from daemon.node import Node
 from daemon.observation import Observation
 from daemon.spool import Spool
 from daemon.tls import expiries, warn_of_ends
@@ -36,7 +37,7 @@ log = structlog.get_logger()
 
 
 class Schedule:
-    """A thread that starts each of these when it is time, one of a kind at once.
+    """A thread that starts each of these when it is time, one of a kind at once; what is for all nodes, on one at a time.
 
     `settings` is asked anew each time, since they can be reloaded. `on_ready` is called when jobs may have become ready.
     """
@@ -44,6 +45,7 @@ class Schedule:
     def __init__(
         self,
         ledger: Ledger,
+        node: Node,
         spool: Spool,
         archive: Archive,
         settings: Callable[[], Settings],
@@ -54,6 +56,7 @@ class Schedule:
         on_ready: Callable[[], None],
     ) -> None:
         self._ledger = ledger
+        self._node = node
         self._spool = spool
         self._archive = archive
         self._settings = settings
@@ -98,6 +101,11 @@ class Schedule:
         settings = self._settings()
         if settings.archive.retrieve == "off":
             return
+        with self._node.duty("retrieval") as mine:
+            if mine:
+                self._ask_for_missing(settings)
+
+    def _ask_for_missing(self, settings: Settings) -> None:
         associations: set[str] = set()
 
         def accept(incoming: Incoming) -> None:
@@ -115,11 +123,14 @@ class Schedule:
             log.warning("the bundle's folder was changed; the service keeps the one it verified", found=found)
 
     def _housekeep(self) -> None:
-        retention.remove_strays(self._ledger, self._spool)
-        retention.forget(self._ledger, self._spool, self._settings().retention)
-        with self._ledger.write() as connection:
-            jobs.promote(connection, None, time.time())
+        with self._node.duty("housekeeping") as mine:
+            if mine:
+                retention.remove_strays(self._ledger, self._spool)
+                retention.forget(self._ledger, self._spool, self._settings().retention)
+                self._ledger.change(lambda connection: jobs.promote(connection, None, time.time()))
         self._on_ready()
 
     def _shrink(self) -> None:
-        self.removed += retention.shrink(self._ledger, self._spool, self._settings().retention)
+        with self._node.duty("shrink") as mine:
+            if mine:
+                self.removed += retention.shrink(self._ledger, self._spool, self._settings().retention)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
 from config.settings import Archive as ArchiveSettings
 from daemon import events
 from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger, outbox
+from daemon.node import Hold
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.stages import Stage, Took, tell
 
@@ -51,20 +52,25 @@ def next_attempt(attempts: int, first_s: float, longest_s: float, jitter: Callab
 
 def send_due(
     ledger: Ledger,
+    hold: Hold,
     archive: Store,
     settings: ArchiveSettings,
     file_of: Callable[[str], Path],
     on_sent: Callable[[Row, StoreOutcome], None] = lambda *_: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> SendSummary:
-    """Send what is due, at most `REPORTS_AT_ONCE`; each outcome is in the ledger before the next report leaves.
+    """Send what is due and no other node has, at most `REPORTS_AT_ONCE`; each outcome is in the ledger before the next leaves.
 
     Those tried least often go first, so that one that breaks associations never stands in front of the others.
     `file_of` gives the file of an outbox's path, as `Spool.reading` does; a report whose file cannot be had now is put off.
-    `on_sent` is told of each report and its outcome. Once `stopping` says so, no further report is sent.
+    `on_sent` is told of each report and its outcome. Once `stopping` says so, or the node has lost its `hold`, no
+    further report is sent.
     """
     with ledger.read() as connection:
-        rows = outbox.due(connection, time.time(), REPORTS_AT_ONCE)
+        due = outbox.next_attempt(connection, hold.id)
+    if due is None or due > time.time():
+        return SendSummary()
+    rows = ledger.change(lambda connection: outbox.claim(connection, hold.id, time.time(), REPORTS_AT_ONCE))
     if not rows:
         return SendSummary()
     counts = dict.fromkeys(OutcomeKind, 0)
@@ -75,7 +81,7 @@ def send_due(
         except SpoolUnavailable as error:
             outcome = StoreOutcome(row.sop_instance_uid, OutcomeKind.RETRY, None, str(error))
             counts[outcome.kind] += 1
-            _record(ledger, settings, row.id, row.attempts, outcome)
+            _record(ledger, hold.id, settings, row.id, row.attempts, outcome)
             log.warning("report put off", sop_instance_uid=row.sop_instance_uid, reason=outcome.reason)
         else:
             here.append(row)
@@ -83,9 +89,9 @@ def send_due(
     if not items:
         return SendSummary(retried=counts[OutcomeKind.RETRY])
     # Outcomes first: asked for one more than there are, the archive ends its association in good order.
-    for outcome, row in zip(_until(archive.store(items), stopping), here, strict=False):
+    for outcome, row in zip(_until(archive.store(items), lambda: stopping() or hold.lost()), here, strict=False):
         counts[outcome.kind] += 1
-        _record(ledger, settings, row.id, row.attempts, outcome)
+        _record(ledger, hold.id, settings, row.id, row.attempts, outcome)
         events.tell(events.ReportSent(row.kind, outcome.kind))
         on_sent(row, outcome)
         say = log.info if outcome.kind is OutcomeKind.STORED else log.warning
@@ -103,15 +109,21 @@ def _until(outcomes: Iterator[StoreOutcome], stopping: Callable[[], bool]) -> It
         yield outcome
 
 
-def _record(ledger: Ledger, settings: ArchiveSettings, item_id: int, attempts: int, outcome: StoreOutcome) -> None:
-    with ledger.write() as connection:
+def _record(
+    ledger: Ledger, owner: str, settings: ArchiveSettings, item_id: int, attempts: int, outcome: StoreOutcome
+) -> None:
+    status, reason = outcome.status, outcome.reason
+
+    def transition(connection: Connection) -> None:
         now = time.time()
         if outcome.kind is OutcomeKind.STORED and settings.commitment:
-            outbox.stored_uncommitted(connection, item_id, outcome.status, outcome.reason, now)
+            outbox.stored_uncommitted(connection, item_id, status, reason, now, owner)
         elif outcome.kind is OutcomeKind.STORED:
-            outbox.stored(connection, item_id, outcome.status, outcome.reason, now)
+            outbox.stored(connection, item_id, status, reason, now, owner)
         elif outcome.kind is OutcomeKind.FAILED:
-            outbox.failed(connection, item_id, outcome.status, outcome.reason, now)
+            outbox.failed(connection, item_id, status, reason, now, owner)
         else:
             when = now + next_attempt(attempts, settings.retry_first_s, settings.retry_longest_s)
-            outbox.retry_at(connection, item_id, when, outcome.status, outcome.reason)
+            outbox.retry_at(connection, item_id, when, status, reason, owner)
+
+    ledger.change(transition)

@@ -15,6 +15,7 @@ from daemon.archive import Archive
 from daemon.audit import Audit
 from daemon.commitment import Commitment
 from daemon.ledger import Ledger, outbox
+from daemon.node import Hold
 from daemon.outgoing import StoreOutcome
 from daemon.sender import SendSummary, send_due
 from daemon.spool import Spool
@@ -28,7 +29,7 @@ log = structlog.get_logger()
 
 
 class Sending:
-    """One thread, so one sender at a time; while it sends, the reports gather that the next association takes together.
+    """One thread, so one sender at a time on each node; while it sends, the reports gather that the next one takes together.
 
     `settings` is asked anew for each association, since they can be reloaded.
     """
@@ -36,6 +37,7 @@ class Sending:
     def __init__(
         self,
         ledger: Ledger,
+        hold: Callable[[], Hold],
         archive: Archive,
         spool: Spool,
         settings: Callable[[], Settings],
@@ -43,6 +45,7 @@ class Sending:
         audit: Audit,
     ) -> None:
         self._ledger = ledger
+        self._hold = hold
         self._archive = archive
         self._spool = spool
         self._settings = settings
@@ -64,7 +67,7 @@ class Sending:
             self._wake.clear()  # before the look: what is said during it leads to another one
             try:
                 did = self._send(self._settings().archive, self._stopping.is_set) != SendSummary()
-                did |= not self._stopping.is_set() and self._commitment.ask_due() > 0
+                did |= not self._stopping.is_set() and self._commitment.ask_due(self._hold()) > 0
                 wait_s = self._until_due(0 if did else AGAIN_S)
             except Exception as error:  # the loop must not end
                 log.error("reports cannot be sent, trying again", error=type(error).__name__)
@@ -73,7 +76,7 @@ class Sending:
 
     def _until_due(self, least_s: float) -> float:
         with self._ledger.read() as connection:
-            due = outbox.next_attempt(connection)
+            due = outbox.next_attempt(connection, self._hold().id)
         if due is None:
             return LOOK_S
         overdue = due <= time.time()
@@ -85,6 +88,7 @@ class Sending:
             with self._spool.reading() as file_of:
                 return send_due(
                     self._ledger,
+                    self._hold(),
                     self._archive,
                     archive,
                     file_of,

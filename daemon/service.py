@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import structlog
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.errors import ConfigurationError, MammodError
@@ -27,8 +28,9 @@ from daemon.dispatcher import Dispatcher
 from daemon.intake import Intake
 from daemon.job import JobWorker
 from daemon.kept_bundle import BundleWatch, keep_bundle
-from daemon.ledger import Ledger, instances, jobs, outbox
+from daemon.ledger import Ledger, instances, jobs, nodes, outbox, work
 from daemon.listener import Listener
+from daemon.node import Node, node_facts
 from daemon.observation import Observation, Parts
 from daemon.opened_bundle import algorithm, open_bundle
 from daemon.pipeline import Pipeline
@@ -67,13 +69,17 @@ class Service:
         require_archive(settings)
         sd_notify("STATUS=opening the ledger and the bundle")
         self._spool = open_spool(settings.spool)
-        self._ledger = Ledger(settings.ledger_url)
+        self._ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
         bundle = open_bundle(settings, self._allow_untrained)
         log.info("bundle loaded", bundle=bundle.digest[:12], name=bundle.manifest.name, trained=bundle.manifest.trained)
-        opened, bundle = bundle, keep_bundle(bundle, settings.spool.directory)
-        sd_notify("STATUS=warming up the classifier")
+        self._node = Node(self._ledger, self._spool, node_facts(settings, bundle))
         self._recover(bundle)
-        self._archive = Archive(settings.archive, settings.listener.ae_title, self._spool.incoming)
+        self._node.start()
+        with self._ledger.read() as connection:
+            in_use = {row.bundle for row in nodes.all(connection)}
+        opened, bundle = bundle, keep_bundle(bundle, settings.spool.directory, in_use)
+        sd_notify("STATUS=warming up the classifier")
+        self._archive = Archive(settings.archive, settings.listener.ae_title, self._node.incoming)
         self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
         self._decoders = DecoderPool(
             settings.workers.decoders or os.cpu_count() or 1, bundle.manifest, settings.workers
@@ -85,13 +91,19 @@ class Service:
         self._audit = Audit(settings)
         self._commitment = Commitment(self._ledger, self._archive)
         self._sending = Sending(
-            self._ledger, self._archive, self._spool, lambda: self._settings, self._commitment, self._audit
+            self._ledger,
+            self._node.hold,
+            self._archive,
+            self._spool,
+            lambda: self._settings,
+            self._commitment,
+            self._audit,
         )
-        self._dispatcher = Dispatcher(self._ledger, worker.do, after=self._sending.wake)
+        self._dispatcher = Dispatcher(self._ledger, self._node.hold, worker.do, after=self._sending.wake)
         self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake, self._audit.received)
         self._listener = Listener(
             settings.listener,
-            self._spool.incoming,
+            self._node.incoming,
             self._intake.accept,
             self._full,
             self._commitment.take_from,
@@ -115,6 +127,7 @@ class Service:
         )
         self._schedule = Schedule(
             self._ledger,
+            self._node,
             self._spool,
             self._archive,
             lambda: self._settings,
@@ -131,20 +144,37 @@ class Service:
         self._dispatcher.start()
         self._sending.start()
         self._schedule.start()
+        self._node.on_freed = self._take_freed
         self._beat = time.monotonic()
         self._phase = None
         self._status.start()
 
     def _recover(self, bundle: Bundle) -> None:
-        """Take up what an earlier run left: files without rows go, interrupted jobs are begun again."""
-        now = time.time()
-        with self._ledger.write() as connection:
-            orphans = self._spool.sweep(instances.paths(connection) | outbox.paths(connection))
-            again = jobs.recover(connection, bundle.digest, now)
-            jobs.promote(connection, None, now)
-            jobs.due_now(connection, now)
-            outbox.due_now(connection, now, longest_wait_s(self._settings.archive))
-        log.info("recovered", orphans_removed=orphans, jobs_taken_up=again)
+        """Become a node, and take up what dead ones left: files without rows go, interrupted jobs are begun again.
+
+        Where no other node is alive, that is all that is unfinished.
+        """
+        taken = self._node.join()
+        orphans = self._node.sweep_incoming()
+        begun = self._node.incoming.stat().st_mtime
+        alone = self._node.is_alone()
+
+        def transition(connection: Connection) -> None:
+            work.move_to_bundle(connection, bundle.digest)
+            jobs.promote(connection, None, time.time())
+            if alone:
+                self._all_due_now(connection)
+
+        self._ledger.change(transition)
+        if alone:
+            with self._ledger.alone_with_spool() as connection:
+                orphans += self._spool.sweep(instances.paths(connection) | outbox.paths(connection), begun)
+        log.info("recovered", orphans_removed=orphans, jobs_taken_up=taken.jobs, node=self._node.id, alone=alone)
+
+    def _take_freed(self) -> None:
+        """Work of a dead node was given back."""
+        self._dispatcher.wake()
+        self._sending.wake()
 
     def _full(self) -> str | None:
         """Why new associations are refused, if they are."""
@@ -171,10 +201,7 @@ class Service:
     def _clock_was_set_back(self, seconds: float) -> bool:
         """What waits for a time that an earlier clock named is due now; False where the ledger could not be told."""
         try:
-            with self._ledger.write() as connection:
-                now = time.time()
-                freed = jobs.due_now(connection, now)
-                freed += outbox.due_now(connection, now, longest_wait_s(self._settings.archive))
+            freed = self._ledger.change(self._all_due_now)
         except SQLAlchemyError as error:
             log.error("the ledger cannot be told that the clock was set back, trying again", error=type(error).__name__)
             return False
@@ -183,6 +210,11 @@ class Service:
         self._sending.wake()
         log.warning("the clock was set back: what waited for a time is due now", seconds=round(seconds), freed=freed)
         return True
+
+    def _all_due_now(self, connection: Connection) -> int:
+        now = time.time()
+        freed = jobs.due_now(connection, now)
+        return freed + outbox.due_now(connection, now, longest_wait_s(self._settings.archive))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain: exit is clean when this returns."""
@@ -273,6 +305,7 @@ class Service:
         self._classifier.stop(max(left(), LAST_STEPS_S) if drained else 0)
         self._status.stop()
         self._observation.close()
+        self._node.leave()
         self._ledger.close()
         self._audit.stopped()
         log.info("stopped", drained=drained)

@@ -1,7 +1,7 @@
 """The spool: accepted instances and written reports as Part 10 files, each written once and durable before anyone is told.
 
 Layout, all of it derived from digests, never from a UID off the wire:
-    incoming/                    being received; swept at start
+    incoming/<process>/          being received by that process; swept when it is gone
     instances/ab/<digest>.dcm    accepted, named by SOP Instance UID and content
     outbox/ab/<digest>.dcm       our reports, named by SOP Instance UID
 
@@ -35,6 +35,7 @@ OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # passes when space is made
 READ_SIZE = 1 << 20  # bytes
 FILE_META_START = 128 + 4 + 8 + 4  # bytes
+LOOKED_AT = "look-"  # begins the name of what is fetched only to be looked at
 FOLDERS = ("instances", "outbox")
 CACHE_SLACK = 0.1  # of the cache: how far it may run over before it is looked at, and how much goes then
 
@@ -198,7 +199,7 @@ class Spool:
         if self.store is None:
             yield self.absolute(relative)
             return
-        with tempfile.TemporaryDirectory(dir=self.incoming) as folder:
+        with tempfile.TemporaryDirectory(prefix=LOOKED_AT, dir=self.incoming) as folder:
             path = Path(folder) / "object.dcm"
             if not self.store.get(relative, path):
                 path.unlink()
@@ -263,18 +264,39 @@ class Spool:
             self.store.remove(paths)
         return len(paths) if self.store is not None else removed
 
-    def sweep(self, known: set[str]) -> int:
-        """At start: remove half-received files and files that no row of the ledger knows; returns how many.
+    def receive_in(self, process: str) -> Path:
+        """The folder of what a process is receiving, made where it is not there; `process` is a name without a slash."""
+        folder = self.incoming / process
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
 
-        A file without a row was never answered with success, so its sender sends it again. In a bucket they stay: another
-        node may be about to write the row. `daemon.retention.remove_strays` removes them when they are old.
+    def receiving(self) -> set[str]:
+        """The names of what lies in `incoming`: processes, and files of an earlier version."""
+        return {path.name for path in self.incoming.iterdir() if not path.name.startswith(LOOKED_AT)}
+
+    def sweep_receiving(self, names: Iterable[str]) -> int:
+        """Remove these of `receiving`: their processes are gone, and nobody was told success; returns how many files."""
+        removed = 0
+        for name in names:
+            path = self.incoming / name
+            removed += sum(file.is_file() for file in path.rglob("*")) if path.is_dir() else path.exists()
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return removed
+
+    def sweep(self, known: set[str], begun: float) -> int:
+        """At start, with no other node: remove files that no row of the ledger knows, older than `begun`; returns how many.
+
+        A file without a row was never answered with success, so its sender sends it again. `begun` is a time of this file
+        system (a modification time), after which another node may have started. In a bucket they stay:
+        `daemon.retention.remove_strays` removes them when they are old.
         """
-        orphans = [path for path in self.incoming.rglob("*") if path.is_file()]
-        if self.store is None:
-            orphans += [self.absolute(entry.path) for entry in self._files() if entry.path not in known]
-        for path in orphans:
-            path.unlink(missing_ok=True)
-        return len(orphans)
+        if self.store is not None:
+            return 0
+        orphans = [entry.path for entry in self._files() if entry.path not in known and entry.modified < begun]
+        return self.remove(orphans)
 
     def entries(self) -> list[Entry]:
         """Every file of an instance or report, whether a row knows it or not."""

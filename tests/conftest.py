@@ -4,6 +4,7 @@ from __future__ import annotations
 
 pytest_plugins = [
     "tests.peers.fixtures",
+    "tests.peers.postgresql",
     "tests.service.fixtures",
     "tests.faults.certificates",
     "tests.browser.fixtures",

@@ -84,7 +84,7 @@ def _name(user: int) -> str:
 
 def _ledger(settings: Settings, has_spool: bool) -> Iterator[Finding]:
     try:
-        ledger = Ledger(settings.ledger_url)
+        ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
     except MammodError as error:
         yield Finding("ledger", False, f"{error}{_advice(settings)}")
         return

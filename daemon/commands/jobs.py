@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -80,13 +81,9 @@ def jobs_retry(
     config: ConfigOption = None,
 ) -> None:
     """Try again: quarantined work is read anew, a refused report is queued again."""
-    from daemon.ledger import jobs
-
     with open_ledger(load_settings(config)) as ledger:
         for number in job:
-            with ledger.write() as connection:
-                before = _job(connection, number).state
-                after = jobs.retry(connection, number, time.time())
+            before, after = ledger.change(partial(_retried, number))
             hint = " (only quarantined and failed jobs can be retried)" if before == after else ""
             print(f"job {number}: {before} -> {after}{hint}")
 
@@ -111,6 +108,13 @@ def jobs_purge(
             ledger, open_spool(settings.spool), Retention(finished_days=days, quarantined_days=days)
         )
     print(f"removed {removed} files")
+
+
+def _retried(number: int, connection: Any) -> tuple[str, str]:
+    """The job's state before and after."""
+    from daemon.ledger import jobs
+
+    return _job(connection, number).state, jobs.retry(connection, number, time.time())
 
 
 def _job(connection: Any, number: int) -> Row:

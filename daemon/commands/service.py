@@ -94,7 +94,7 @@ def _findings(config: Path | None, allow_untrained: bool, deep: bool) -> Iterato
 def _ledger_outlook(settings: Settings) -> str:
     from daemon.ledger import look
 
-    schema = look(settings.ledger_url)
+    schema = look(settings.ledger_url, settings.ledger.password_file)
     if schema.present in (None, schema.newest):
         return f"ok  settings and ledger (schema {schema.newest})"
     return f"ok  settings; the ledger's schema {schema.present} becomes {schema.newest} at the next start, for good"

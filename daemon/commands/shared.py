@@ -51,7 +51,7 @@ def open_ledger(settings: Settings) -> Iterator[Ledger]:
         raise ConfigurationError(
             f"there is no ledger at {url.database}; is this the service's settings file, and did the service ever start?"
         )
-    ledger = Ledger(settings.ledger_url)
+    ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
     try:
         yield ledger
     finally:

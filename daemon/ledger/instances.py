@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -84,6 +84,11 @@ def by_id(connection: Connection, instance_id: int) -> Row:
 def paths(connection: Connection) -> set[str]:
     """The spool paths that rows refer to; any other file in the spool is an orphan of an interrupted arrival."""
     return set(connection.execute(select(instances.c.path)).scalars())
+
+
+def known_paths(connection: Connection, some: Sequence[str]) -> set[str]:
+    """Those of these spool paths that rows refer to."""
+    return set(connection.execute(select(instances.c.path).where(instances.c.path.in_(some))).scalars())
 
 
 def received(connection: Connection) -> int:

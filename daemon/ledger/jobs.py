@@ -1,9 +1,11 @@
-"""Jobs in the ledger: one lesion object under one bundle, from waiting for its images to its report being stored."""
+"""Jobs in the ledger: one lesion object under one bundle, from waiting for its images to its report being stored.
+
+Here is how a job is paired, and how it ends by what becomes of its reports; the work on it in between is in `work`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, case, delete, exists, func, insert, select, update
 
@@ -19,8 +21,6 @@ from daemon.ledger.schema import (
     outbox,
 )
 
-# A job whose work was begun this often without an end (the service died over it) is not begun again by itself.
-MAX_ATTEMPTS = 5
 REPLACED = "the lesion object was sent again with other content"
 
 
@@ -59,6 +59,7 @@ def supersede(connection: Connection, source_uid: str, keep_instance: int, now: 
         )
         .values(
             state=JobState.SUPERSEDED,
+            owner=None,
             revision=jobs.c.revision + 1,
             reason=REPLACED,
             finished_at=now,
@@ -125,100 +126,6 @@ def _of_current() -> ColumnElement[bool]:
     return jobs.c.instance_id.in_(select(instances.c.id).where(instances.c.state == InstanceState.CURRENT))
 
 
-def claim(connection: Connection, limit: int, now: float) -> Sequence[Row]:
-    """Take up to `limit` ready jobs, oldest first; they are running from here on."""
-    due = (
-        select(jobs.c.id)
-        .where(jobs.c.state == JobState.READY, jobs.c.not_before <= now)
-        .order_by(jobs.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ids = list(connection.execute(due).scalars())
-    if not ids:
-        return []
-    connection.execute(
-        update(jobs).where(jobs.c.id.in_(ids)).values(state=JobState.RUNNING, attempts=jobs.c.attempts + 1)
-    )
-    return connection.execute(select(jobs).where(jobs.c.id.in_(ids)).order_by(jobs.c.id)).all()
-
-
-def recover(connection: Connection, bundle: str, now: float) -> int:
-    """At start: what was running when the service ended is begun again, unfinished work under the loaded bundle.
-
-    Returns how many jobs were taken up again.
-    """
-    unbegun = [JobState.WAITING, JobState.READY, JobState.RUNNING]
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.state == JobState.RUNNING, jobs.c.attempts >= MAX_ATTEMPTS)
-        .values(
-            state=JobState.QUARANTINED,
-            finished_at=now,
-            reason=f"the service ended {MAX_ATTEMPTS} times while it worked on this; see the log, then `mammod jobs retry`",
-        )
-    )
-    taken_up = connection.execute(
-        update(jobs).where(jobs.c.state == JobState.RUNNING).values(state=JobState.READY, not_before=now)
-    ).rowcount
-    other = jobs.alias("other")
-    under_it = exists().where(other.c.instance_id == jobs.c.instance_id, other.c.bundle == bundle)
-    connection.execute(update(jobs).where(jobs.c.state.in_(unbegun), ~under_it).values(bundle=bundle))
-    return taken_up
-
-
-def _finish(connection: Connection, job: Row, now: float, **values: Any) -> bool:
-    """Move a running job on if its inputs are still those it read; otherwise it becomes ready again (or stays superseded)."""
-    moved = connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job.id, jobs.c.state == JobState.RUNNING, jobs.c.revision == job.revision)
-        .values(**values)
-    ).rowcount
-    if not moved:
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job.id, jobs.c.state == JobState.RUNNING)
-            .values(state=JobState.READY, not_before=now)
-        )
-    return bool(moved)
-
-
-def sending(connection: Connection, job: Row, result: Any, now: float, reason: str | None = None) -> bool:
-    """The job's reports are made; call `outbox.put` in the same transaction. False: its inputs changed meanwhile."""
-    return _finish(connection, job, now, state=JobState.SENDING, result=result, reason=reason)
-
-
-def done(connection: Connection, job: Row, reason: str, result: Any, now: float) -> bool:
-    """The job ends without a report (nothing to classify)."""
-    return _finish(connection, job, now, state=JobState.DONE, reason=reason, result=result, finished_at=now)
-
-
-def quarantine(connection: Connection, job: Row, reason: str, now: float) -> bool:
-    """The input cannot be used; it stays in the spool with this reason."""
-    return _finish(connection, job, now, state=JobState.QUARANTINED, reason=reason, finished_at=now)
-
-
-def try_again(connection: Connection, job: Row, reason: str, when: float) -> bool:
-    """Something of ours failed over this job: another attempt at `when`."""
-    return _finish(connection, job, when, state=JobState.READY, reason=reason, not_before=when)
-
-
-def postpone(connection: Connection, job: Row, reason: str, when: float) -> bool:
-    """Nothing of the job's own is in its way (disk full, no classifier): this attempt does not count, another comes at `when`."""
-    return _finish(
-        connection, job, when, state=JobState.READY, reason=reason, not_before=when, attempts=job.attempts - 1
-    )
-
-
-def put_back(connection: Connection, job_ids: Sequence[int], now: float) -> int:
-    """The service ends while it works on these: they wait for the next start, and the attempt does not count."""
-    return connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(list(job_ids)), jobs.c.state == JobState.RUNNING)
-        .values(state=JobState.READY, not_before=now, attempts=_one_less())
-    ).rowcount
-
-
 def due_now(connection: Connection, now: float) -> int:
     """The clock was set back, or the service starts: no job waits for a time that an earlier clock named."""
     return connection.execute(
@@ -226,10 +133,6 @@ def due_now(connection: Connection, now: float) -> int:
         .where(jobs.c.state.in_([JobState.READY, JobState.WAITING]), jobs.c.not_before > now)
         .values(not_before=now)
     ).rowcount
-
-
-def _one_less() -> Any:
-    return case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
 
 
 def newest_reports(items: Iterable[Row]) -> list[Row]:
@@ -244,16 +147,6 @@ def newest_reports(items: Iterable[Row]) -> list[Row]:
 
 def _newest_reports(connection: Connection, job_id: int) -> list[Row]:
     return newest_reports(connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all())
-
-
-def needs_more(connection: Connection, job: Row, uids: Sequence[str], now: float) -> None:
-    """A running job turned out to need these instances as well: it waits for them."""
-    known = set(needed_by(connection, job.id))
-    new = [{"job_id": job.id, "sop_instance_uid": uid} for uid in uids if uid not in known]
-    if new:
-        connection.execute(insert(needs), new)
-    _finish(connection, job, now, state=JobState.WAITING, attempts=0, not_before=now)
-    promote(connection, [job.id], now)
 
 
 def settle(connection: Connection, job_id: int, now: float) -> None:
@@ -390,19 +283,3 @@ def unfinished(connection: Connection) -> int:
     return connection.execute(
         select(func.count()).select_from(jobs).where(jobs.c.state.in_([str(state) for state in UNFINISHED]))
     ).scalar_one()
-
-
-def claimable(connection: Connection, now: float, in_flight: Sequence[int]) -> bool:
-    """Whether there is a ready job, or one that runs in the ledger but is not among `in_flight`."""
-    ready = (jobs.c.state == JobState.READY) & (jobs.c.not_before <= now)
-    stray = (jobs.c.state == JobState.RUNNING) & jobs.c.id.not_in(in_flight)
-    return connection.execute(select(exists().where(ready | stray))).scalar_one()
-
-
-def release(connection: Connection, in_flight: Sequence[int], now: float) -> int:
-    """Running jobs that nobody works on become ready again: their end could not be recorded. Returns how many."""
-    return connection.execute(
-        update(jobs)
-        .where(jobs.c.state == JobState.RUNNING, jobs.c.id.not_in(in_flight))
-        .values(state=JobState.READY, not_before=now, attempts=_one_less())
-    ).rowcount

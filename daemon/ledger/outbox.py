@@ -1,13 +1,19 @@
-"""The outbox in the ledger: reports that wait for the archive, were stored in it, or are refused by it for good."""
+"""The outbox in the ledger: reports that wait for the archive, were stored in it, or are refused by it for good.
+
+A node that sends reports, or asks about them, has claimed them: they carry it as `owner`. What it says of one counts only
+while it is the owner (None: nobody is); an answer of the archive to a request for commitment counts in any case.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, Update, delete, func, insert, select, update
 
 from daemon.ledger import jobs as job_rows
+from daemon.ledger import nodes
 from daemon.ledger.schema import OutboxState, commitments, outbox
 
 
@@ -64,23 +70,84 @@ def put(connection: Connection, job_id: int, source_uid: str, reports: Sequence[
 
 
 def due(connection: Connection, now: float, limit: int) -> Sequence[Row]:
-    return _due_in(connection, OutboxState.QUEUED, now, limit)
+    """Reports to be sent now that no node has."""
+    return connection.execute(_due_in(OutboxState.QUEUED, None, now, limit)).all()
 
 
-def next_attempt(connection: Connection) -> float | None:
-    """When a report is due next to be sent or to be asked about (seconds since the epoch), None when none is."""
+def claim(connection: Connection, owner: str, now: float, limit: int) -> Sequence[Row]:
+    """Node `owner` takes the reports to be sent now, its own of an earlier call among them; it is the only one to send them."""
+    return _claim_in(connection, OutboxState.QUEUED, owner, now, limit)
+
+
+def claim_uncommitted(connection: Connection, owner: str, now: float, limit: int) -> Sequence[Row]:
+    """The same for reports that are stored and are to be asked about now."""
+    return _claim_in(connection, OutboxState.COMMITTING, owner, now, limit)
+
+
+def _due_in(state: OutboxState, owner: str | None, now: float, limit: int) -> Select[Any]:
+    return (
+        select(outbox)
+        .where(outbox.c.state == state, outbox.c.next_attempt_at <= now, _free_for(owner))
+        .order_by(outbox.c.next_attempt_at, outbox.c.id)
+        .limit(limit)
+    )
+
+
+def _claim_in(connection: Connection, state: OutboxState, owner: str, now: float, limit: int) -> Sequence[Row]:
+    if not nodes.lives(connection, owner):
+        return []
+    rows = connection.execute(_due_in(state, owner, now, limit).with_for_update(skip_locked=True)).all()
+    connection.execute(update(outbox).where(outbox.c.id.in_([row.id for row in rows])).values(owner=owner))
+    return rows
+
+
+def _free_for(owner: str | None) -> ColumnElement[bool]:
+    return outbox.c.owner.is_(None) | (outbox.c.owner == owner)
+
+
+def next_attempt(connection: Connection, owner: str | None = None) -> float | None:
+    """When a report is due next for `owner` to be sent or asked about (seconds since the epoch), None when none is."""
     waiting = outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING])
-    return connection.execute(select(func.min(outbox.c.next_attempt_at)).where(waiting)).scalar_one()
+    return connection.execute(select(func.min(outbox.c.next_attempt_at)).where(waiting, _free_for(owner))).scalar_one()
 
 
-def _ended(connection: Connection, item_id: int, now: float, **values: object) -> None:
-    connection.execute(update(outbox).where(outbox.c.id == item_id).values(attempts=outbox.c.attempts + 1, **values))
-    _settle(connection, item_id, now)
+def _said(
+    connection: Connection, item_id: int, owner: str | None, among: OutboxState | None = None, **values: object
+) -> bool:
+    """The owner says of a report that is under way what came of it; False where it is not the owner's any more."""
+    under_way = [OutboxState.QUEUED, OutboxState.COMMITTING] if among is None else [among]
+    own = outbox.c.owner.is_(None) if owner is None else outbox.c.owner == owner
+    said = update(outbox).where(outbox.c.id == item_id, outbox.c.state.in_(under_way), own)
+    return bool(connection.execute(said.values(owner=None, **values)).rowcount)
 
 
-def stored(connection: Connection, item_id: int, status: int | None, reason: str | None, now: float) -> None:
+def stored(
+    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float, owner: str | None = None
+) -> bool:
     """The archive has it (a warning is kept in `reason`)."""
-    _ended(connection, item_id, now, state=OutboxState.STORED, status=status, reason=reason, stored_at=now)
+    ended = {"state": OutboxState.STORED, "status": status, "reason": reason, "stored_at": now}
+    said = _said(connection, item_id, owner, OutboxState.QUEUED, attempts=outbox.c.attempts + 1, **ended)
+    if said:
+        _settle(connection, item_id, now)
+    return said
+
+
+def failed(
+    connection: Connection, item_id: int, status: int | None, reason: str, now: float, owner: str | None = None
+) -> bool:
+    """The archive refuses it for good, or does not commit it; only an operator's retry sends it again."""
+    ended: dict[str, Any] = {"state": OutboxState.FAILED, "status": status, "reason": reason}
+    said = _said(connection, item_id, owner, attempts=outbox.c.attempts + 1, **ended)
+    if said:
+        _settle(connection, item_id, now)
+    return said
+
+
+def retry_at(
+    connection: Connection, item_id: int, when: float, status: int | None, reason: str, owner: str | None = None
+) -> bool:
+    again = {"next_attempt_at": when, "status": status, "reason": reason}
+    return _said(connection, item_id, owner, OutboxState.QUEUED, attempts=outbox.c.attempts + 1, **again)
 
 
 def due_now(connection: Connection, now: float, longest_ask_wait_s: float) -> int:
@@ -94,67 +161,40 @@ def due_now(connection: Connection, now: float, longest_ask_wait_s: float) -> in
 
 
 def stored_uncommitted(
-    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float
-) -> None:
+    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float, owner: str | None = None
+) -> bool:
     """The archive has it, and is to be asked to commit it."""
-    connection.execute(
-        update(outbox)
-        .where(outbox.c.id == item_id)
-        .values(
-            state=OutboxState.COMMITTING,
-            attempts=outbox.c.attempts + 1,
-            status=status,
-            reason=reason,
-            stored_at=now,
-            next_attempt_at=now,
-        )
-    )
+    now_stored = {"state": OutboxState.COMMITTING, "stored_at": now, "next_attempt_at": now}
+    facts = {"attempts": outbox.c.attempts + 1, "status": status, "reason": reason}
+    return _said(connection, item_id, owner, OutboxState.QUEUED, **facts, **now_stored)
 
 
-def uncommitted(connection: Connection, now: float, limit: int) -> Sequence[Row]:
-    """Reports that are stored and are to be asked about now."""
-    return _due_in(connection, OutboxState.COMMITTING, now, limit)
-
-
-def _due_in(connection: Connection, state: OutboxState, now: float, limit: int) -> Sequence[Row]:
-    return connection.execute(
-        select(outbox)
-        .where(outbox.c.state == state, outbox.c.next_attempt_at <= now)
-        .order_by(outbox.c.next_attempt_at, outbox.c.id)
-        .limit(limit)
-    ).all()
-
-
-def asked(connection: Connection, transaction_uid: str, again_at: Mapping[int, float]) -> None:
+def asked(connection: Connection, owner: str, transaction_uid: str, again_at: Mapping[int, float]) -> None:
     """A request for commitment of these goes out; without an answer each is due again at its time of `again_at`."""
     connection.execute(
         insert(commitments), [{"transaction_uid": transaction_uid, "outbox_id": item_id} for item_id in again_at]
     )
     for item_id, when in again_at.items():
-        connection.execute(
-            update(outbox)
-            .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
-            .values(next_attempt_at=when)
-        )
+        connection.execute(_asking(owner, [item_id]).values(next_attempt_at=when))
 
 
-def ask_ended(connection: Connection, item_ids: Sequence[int], reason: str) -> None:
+def ask_ended(connection: Connection, owner: str, item_ids: Sequence[int], reason: str) -> None:
     """The request was made, which counts; what was answered meanwhile is left as it is."""
-    connection.execute(
-        update(outbox)
-        .where(outbox.c.id.in_(item_ids), outbox.c.state == OutboxState.COMMITTING)
-        .values(reason=reason, commit_attempts=outbox.c.commit_attempts + 1)
-    )
+    counted = outbox.c.commit_attempts + 1
+    connection.execute(_asking(owner, item_ids).values(owner=None, reason=reason, commit_attempts=counted))
 
 
-def not_asked(connection: Connection, again_at: Mapping[int, float], reason: str) -> None:
+def not_asked(connection: Connection, owner: str, again_at: Mapping[int, float], reason: str) -> None:
     """The request could not be made: each is due again at its time of `again_at`."""
     for item_id, when in again_at.items():
-        connection.execute(
-            update(outbox)
-            .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
-            .values(reason=reason, attempts=outbox.c.attempts + 1, next_attempt_at=when)
-        )
+        again = {"reason": reason, "attempts": outbox.c.attempts + 1, "next_attempt_at": when}
+        connection.execute(_asking(owner, [item_id]).values(owner=None, **again))
+
+
+def _asking(owner: str, item_ids: Sequence[int]) -> Update:
+    return update(outbox).where(
+        outbox.c.id.in_(item_ids), outbox.c.state == OutboxState.COMMITTING, outbox.c.owner == owner
+    )
 
 
 def of_transaction(connection: Connection, transaction_uid: str) -> Sequence[Row]:
@@ -178,7 +218,7 @@ def committed(connection: Connection, item_id: int, reason: str | None, now: flo
             outbox.c.id == item_id,
             (outbox.c.state == OutboxState.COMMITTING) | ((outbox.c.state == OutboxState.FAILED) & asked_for),
         )
-        .values(state=OutboxState.STORED, reason=reason)
+        .values(state=OutboxState.STORED, owner=None, reason=reason)
     ).rowcount
     if moved:
         _settle(connection, item_id, now)
@@ -196,7 +236,7 @@ def commitment_refused(
     moved = connection.execute(
         update(outbox)
         .where(outbox.c.id == item_id, outbox.c.state == OutboxState.COMMITTING)
-        .values(status=status, reason=reason, **values)
+        .values(owner=None, status=status, reason=reason, **values)
     ).rowcount
     if moved:
         # What the archive lost says nothing about the copy that it gets next.
@@ -207,19 +247,6 @@ def commitment_refused(
 def _settle(connection: Connection, item_id: int, now: float) -> None:
     job_id = connection.execute(select(outbox.c.job_id).where(outbox.c.id == item_id)).scalar_one()
     job_rows.settle(connection, job_id, now)
-
-
-def failed(connection: Connection, item_id: int, status: int | None, reason: str, now: float) -> None:
-    """The archive refuses it for good; only an operator's retry sends it again."""
-    _ended(connection, item_id, now, state=OutboxState.FAILED, status=status, reason=reason)
-
-
-def retry_at(connection: Connection, item_id: int, when: float, status: int | None, reason: str) -> None:
-    connection.execute(
-        update(outbox)
-        .where(outbox.c.id == item_id)
-        .values(attempts=outbox.c.attempts + 1, next_attempt_at=when, status=status, reason=reason)
-    )
 
 
 def of_source(connection: Connection, source_uid: str, kind: str) -> Sequence[Row]:
@@ -239,6 +266,11 @@ def of_job(connection: Connection, job_id: int) -> Sequence[Row]:
 
 def paths(connection: Connection) -> set[str]:
     return set(connection.execute(select(outbox.c.path)).scalars())
+
+
+def known_paths(connection: Connection, some: Sequence[str]) -> set[str]:
+    """Those of these spool paths that rows refer to."""
+    return set(connection.execute(select(outbox.c.path).where(outbox.c.path.in_(some))).scalars())
 
 
 def by_state(connection: Connection) -> dict[str, int]:

@@ -16,7 +16,7 @@ from daemon.ledger.schema import UNFINISHED, OutboxState, instances, jobs, needs
 def spool_bytes(connection: Connection) -> int:
     """Bytes of all instances and reports."""
     return sum(
-        connection.execute(select(func.coalesce(func.sum(table.c.size), 0))).scalar_one()
+        int(connection.execute(select(func.coalesce(func.sum(table.c.size), 0))).scalar_one())  # PostgreSQL: a Decimal
         for table in (instances, outbox)
     )
 

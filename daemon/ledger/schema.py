@@ -1,6 +1,11 @@
 """The ledger's tables and the states that rows pass through. Migrations stand in `daemon/ledger/migrations`.
 
-Times are seconds since the epoch (UTC). Paths are relative to the spool directory. No column holds patient data.
+Times are seconds since the epoch (UTC), by the clock of the node that wrote them; those of `nodes` are by the database's.
+Paths are relative to the spool directory. No column holds patient data.
+
+What a node is at carries its id as `owner`: a running job, a report that it sends or asks about, a duty that one node does
+at a time. A node without a sign of life for its lease loses its row and all that it owned (`nodes.take_over`); what it still
+does counts for nothing, since every end of work asks for the owner.
 
 Instance:  current -> superseded (other content came under the same SOP Instance UID)
 Job:       waiting -> ready -> running -> sending -> done
@@ -17,6 +22,7 @@ Outbox:    queued -> stored | failed;  failed -> queued (an operator retries)
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -31,6 +37,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
 
@@ -45,7 +52,18 @@ metadata = MetaData(
 )
 
 UID = String(64)
+NODE_ID = String(48)
 ROW_ID = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Said(TypeDecorator[str]):
+    """Text that may quote what a peer sent: PostgreSQL stores no NUL, and neither database a lone surrogate."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return value and value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 class InstanceState(StrEnum):
@@ -108,7 +126,8 @@ jobs = Table(
     Column("source_uid", UID, nullable=False),
     Column("bundle", String(64), nullable=False),
     Column("state", String(16), nullable=False),
-    Column("reason", Text),
+    Column("reason", Said),
+    Column("owner", NODE_ID),  # the node that works on it
     # Raised whenever an input changes: work begun under an older revision is done again.
     Column("revision", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
@@ -148,7 +167,8 @@ outbox = Table(
     Column("digest", String(64)),  # sha256 of the whole file; unknown for reports of the first schema
     Column("state", String(16), nullable=False),
     Column("status", Integer),
-    Column("reason", Text),
+    Column("reason", Said),
+    Column("owner", NODE_ID),  # the node that sends it or asks about it
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", Float, nullable=False),
     Column("created_at", Float, nullable=False),
@@ -169,3 +189,28 @@ commitments = Table(
     Column("outbox_id", ROW_ID, ForeignKey("outbox.id", ondelete="CASCADE"), primary_key=True),
 )
 Index("ix_commitments_outbox_id", commitments.c.outbox_id)
+
+# The service processes that share the ledger. A process that was taken for dead comes back under another id.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", NODE_ID, primary_key=True),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    # Which process that is, for one on the same machine to see whether it lives (`daemon.process`).
+    Column("process", String(128), nullable=False),
+    Column("address", String(300), nullable=False),  # where it listens, as host:port
+    Column("bundle", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("lease_s", Float, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("beat_at", Float, nullable=False),
+)
+
+# What one node at a time does for all.
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("owner", NODE_ID, nullable=False),
+)

@@ -20,6 +20,7 @@ from daemon.ledger.schema import JobState
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.sender import SendSummary, next_attempt, send_due
 from tests.daemon.archive_stubs import archive, outgoing, stub
+from tests.daemon.ledgers import hold, join
 from tests.peers.programs import free_port, wait_until
 
 STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
@@ -44,6 +45,7 @@ def test_waits_differ_by_chance() -> None:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    join(opened)
     yield opened
     opened.close()
 
@@ -93,7 +95,7 @@ def test_each_outcome_ends_in_the_ledger(ledger: Ledger, tmp_path: Path) -> None
     for number, item in enumerate(items):
         queue(ledger, item, now=100.0 + number)
     began = time.time()
-    assert send_due(ledger, Answers(STORED, RETRY, FAILED), SETTINGS, tmp_path.joinpath) == SendSummary(1, 1, 1)
+    assert send_due(ledger, hold(), Answers(STORED, RETRY, FAILED), SETTINGS, tmp_path.joinpath) == SendSummary(1, 1, 1)
     stored, retried, failed = (states(ledger)[item.sop_instance_uid] for item in items)
     assert stored == ("stored", "done", 1, None)
     assert retried == ("queued", "sending", 1, 0xA700)
@@ -107,7 +109,7 @@ def test_each_outcome_ends_in_the_ledger(ledger: Ledger, tmp_path: Path) -> None
 def test_nothing_is_sent_before_it_is_due(ledger: Ledger, tmp_path: Path) -> None:
     queue(ledger, outgoing(tmp_path), now=time.time() + 60)
     archive = Answers()
-    assert send_due(ledger, archive, SETTINGS, tmp_path.joinpath) == SendSummary()
+    assert send_due(ledger, hold(), archive, SETTINGS, tmp_path.joinpath) == SendSummary()
     assert archive.asked == []
 
 
@@ -120,7 +122,7 @@ def test_an_outcome_is_recorded_before_the_next_report_leaves(ledger: Ledger, tm
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        send_due(ledger, Answers(STORED, STORED, then=end), SETTINGS, tmp_path.joinpath)
+        send_due(ledger, hold(), Answers(STORED, STORED, then=end), SETTINGS, tmp_path.joinpath)
     assert [states(ledger)[item.sop_instance_uid][0] for item in items] == ["stored", "queued"]
 
 
@@ -132,7 +134,7 @@ def test_those_tried_least_often_go_first(ledger: Ledger, tmp_path: Path) -> Non
             mine = schema.outbox.c.sop_instance_uid == item.sop_instance_uid
             connection.execute(update(schema.outbox).where(mine).values(attempts=attempts))
     archive = Answers(STORED, STORED, STORED)
-    send_due(ledger, archive, SETTINGS, tmp_path.joinpath)
+    send_due(ledger, hold(), archive, SETTINGS, tmp_path.joinpath)
     assert archive.asked == [item.sop_instance_uid for item in (never, once, often)]
 
 
@@ -142,14 +144,14 @@ def test_an_archive_that_is_down_delays_and_loses_none(ledger: Ledger, tmp_path:
         queue(ledger, item, now=100.0)
     down = archive(free_port(), tmp_path)
     for _ in range(3):
-        assert send_due(ledger, down, SETTINGS, tmp_path.joinpath) == SendSummary(retried=3)
+        assert send_due(ledger, hold(), down, SETTINGS, tmp_path.joinpath) == SendSummary(retried=3)
         with ledger.write() as connection:
             connection.execute(update(schema.outbox).values(next_attempt_at=0.0))
     received = []
     with stub(lambda event: received.append(str(event.request.AffectedSOPInstanceUID)) or 0x0000) as port:
         up = archive(port, tmp_path)
-        assert send_due(ledger, up, SETTINGS, tmp_path.joinpath) == SendSummary(stored=3)
-        assert send_due(ledger, up, SETTINGS, tmp_path.joinpath) == SendSummary()
+        assert send_due(ledger, hold(), up, SETTINGS, tmp_path.joinpath) == SendSummary(stored=3)
+        assert send_due(ledger, hold(), up, SETTINGS, tmp_path.joinpath) == SendSummary()
     assert sorted(received) == sorted(item.sop_instance_uid for item in items)
     assert set(states(ledger).values()) == {("stored", "done", 4, 0x0000)}
 
@@ -169,6 +171,7 @@ def test_the_association_is_released_after_the_last_report_and_at_a_stop(
     with stub(handlers=handlers) as port:
         send_due(
             ledger,
+            hold(),
             archive(port, tmp_path),
             SETTINGS,
             tmp_path.joinpath,

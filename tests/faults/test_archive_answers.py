@@ -24,6 +24,7 @@ from config.settings import Archive as ArchiveSettings
 from daemon.ledger import Ledger
 from daemon.sender import send_due
 from tests.daemon.archive_stubs import archive, outgoing, stub
+from tests.daemon.ledgers import hold, join
 from tests.daemon.test_sender import queue, states
 from tests.daemon.test_stow import answer, server, stow_archive
 from tests.peers.programs import free_port
@@ -111,6 +112,7 @@ STOW: dict[str, tuple[int | None, dict[str, Any] | None, tuple[str, str], str]] 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    join(opened)
     yield opened
     opened.close()
 
@@ -146,7 +148,7 @@ def test_each_fault_of_a_stow_archive(fault: str, ledger: Ledger, tmp_path: Path
 def _send_once(ledger: Ledger, item: Any, peer: Any, folder: Path) -> None:
     queue(ledger, item, time.time())
     settings = ArchiveSettings(retry_first_s=FIRST_S, retry_longest_s=900)
-    send_due(ledger, peer, settings, folder.joinpath)
+    send_due(ledger, hold(), peer, settings, folder.joinpath)
 
 
 def _check(ledger: Ledger, uid: str, expected: tuple[str, str], said: str) -> None:

@@ -13,11 +13,12 @@ from sqlalchemy import update
 
 from config.settings import Settings
 from daemon.clock import ClockWatch
-from daemon.ledger import Ledger, instances, jobs, outbox, schema
+from daemon.ledger import Ledger, instances, jobs, outbox, schema, work
 from daemon.ledger.instances import StoredInstance
 from daemon.schedule import Schedule
 from daemon.service import Service as MammodService
 from tests.daemon.archive_stubs import outgoing
+from tests.daemon.ledgers import NODE, join
 from tests.daemon.test_sender import queue
 from tests.peers.archives import running_storescp
 from tests.peers.programs import dcmsend, free_port, wait_until
@@ -45,6 +46,7 @@ def test_only_a_step_back_counts() -> None:
 
 def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    join(ledger)
     now = 100_000.0
     queue(ledger, outgoing(tmp_path), now + HOUR)
     with ledger.write() as connection:
@@ -54,11 +56,11 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
         lacking = StoredInstance("1.6", "1.2", "1.2", "1.2", "1.2", "e", 1, "q", "TESTS", now + HOUR)
         _, row = instances.record(connection, lacking)
         jobs.create(connection, row, "1.6", ("1.7",), "bundle", now + HOUR)
-        assert jobs.claim(connection, 9, now) == []
+        assert work.claim(connection, NODE, 9, now) == []
         assert list(outbox.due(connection, now, 9)) == []
         assert jobs.due_now(connection, now) == 2
         assert outbox.due_now(connection, now, longest_ask_wait_s=60) == 1
-        assert [job.source_uid for job in jobs.claim(connection, 9, now)] == ["1.5"]
+        assert [job.source_uid for job in work.claim(connection, NODE, 9, now)] == ["1.5"]
         assert len(outbox.due(connection, now, 9)) == 1
         asked = jobs.waiting_for(connection, now - 60, now, 9)
         assert [item.sop_instance_uid for item in asked] == ["1.7"], "retrieval does not wait for its hour either"
@@ -66,7 +68,7 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
 
 
 def test_what_was_just_run_does_not_keep_the_rest_from_being_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = Schedule(*[Mock()] * 9)
+    schedule = Schedule(*[Mock()] * 10)
     scheduler = schedule._scheduler
     scheduler.start(paused=True)
     once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("once", "other"))

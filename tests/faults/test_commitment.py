@@ -25,6 +25,7 @@ from daemon.outgoing import Outgoing
 from daemon.sender import SendSummary, send_due
 from daemon.service import require_archive
 from tests.daemon.archive_stubs import archive, outgoing, stub
+from tests.daemon.ledgers import hold, join
 from tests.daemon.scu import listener_settings, listening
 from tests.daemon.test_sender import queue
 from tests.faults.commitment_archives import NO_SUCH_INSTANCE, CommittingArchive, committing_archive
@@ -51,11 +52,11 @@ class Sending:
 
     def send(self) -> SendSummary:
         self._due()
-        return send_due(self.ledger, self.archive, self.archive.settings, self.folder.joinpath)
+        return send_due(self.ledger, hold(), self.archive, self.archive.settings, self.folder.joinpath)
 
     def ask(self) -> int:
         self._due()
-        return self.commitment.ask_due()
+        return self.commitment.ask_due(hold())
 
     def _due(self) -> None:
         with self.ledger.write() as connection:
@@ -78,6 +79,7 @@ class Sending:
 @pytest.fixture
 def sending(tmp_path: Path) -> Iterator[Sending]:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    join(ledger)
     yield Sending(tmp_path, ledger)
     ledger.close()
 
@@ -236,7 +238,7 @@ def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending:
             assert outbox.due_now(connection, time.time(), longest_ask_wait_s=1600) == 0, (
                 "a restart is no reason to ask"
             )
-        assert sending.commitment.ask_due() == 0
+        assert sending.commitment.ask_due(hold()) == 0
 
 
 def test_a_promise_that_comes_after_we_gave_up_counts_and_none_of_before_a_retry(

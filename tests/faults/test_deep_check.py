@@ -15,12 +15,13 @@ from sqlalchemy import delete, select, update
 
 from daemon.deep_check import deep_check
 from daemon.job import JobWorker
-from daemon.ledger import Ledger, instances, jobs, outbox, schema
+from daemon.ledger import Ledger, instances, jobs, outbox, schema, work
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
 from daemon.pipeline import Written
 from daemon.spool import Spool
 from tests.daemon.archive_stubs import outgoing
+from tests.daemon.ledgers import NODE, join
 from tests.faults.kills import check_deep
 from tests.peers.archives import StoreSCP
 from tests.peers.programs import dcmsend
@@ -38,6 +39,7 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self.spool = Spool(folder / "spool")
         self.ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
+        join(self.ledger)
         self.image, self.source = (self._instance(folder) for _ in range(2))
         written = outgoing(folder)
         placed = self.spool.write_report(written.sop_instance_uid, written.path.read_bytes())
@@ -45,8 +47,8 @@ class Kept:
             rows = [instances.record(connection, instance)[1] for instance in (self.image, self.source)]
             needed = [self.image.sop_instance_uid]
             self.job = jobs.create(connection, rows[1], self.source.sop_instance_uid, needed, "bundle", 1.0)
-            (claimed,) = jobs.claim(connection, 1, 2.0)
-            jobs.sending(connection, claimed, {}, 3.0)
+            (claimed,) = work.claim(connection, NODE, 1, 2.0)
+            work.sending(connection, claimed, {}, 3.0)
             report = Report(
                 "tid1500", written.sop_class_uid, written.sop_instance_uid, "1.2", "1.2", written.transfer_syntax_uid,
                 placed.path, placed.size, placed.digest,

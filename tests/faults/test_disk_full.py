@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from daemon import ledger as ledger_module
 from daemon.incoming import Incoming
 from daemon.intake import Intake
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, database
 from daemon.listener import Listener
 from daemon.spool import Spool
 from tests.daemon.scu import encode, listener_settings, listening, mammogram, request_association, store
@@ -142,7 +141,7 @@ def test_min_free_refuses_associations_before_the_disk_is_full(disk: Callable[[i
 
 
 def test_a_ledger_that_another_process_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "SQLITE_BUSY_TIMEOUT_MS", 2000)
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_MS", 2000)
     receiving = Receiving(tmp_path / "spool", tmp_path / "ledger.sqlite")
     first, second = mammogram(1), mammogram(2)
     with listening(receiving.listener):

@@ -17,9 +17,10 @@ from config.settings import Settings
 from daemon import job as job_module
 from daemon.errors import ClassifierError, ClassifierUnavailable
 from daemon.job import JobWorker
-from daemon.ledger import Ledger, instances, jobs
+from daemon.ledger import Ledger, instances, jobs, work
 from daemon.ledger.instances import StoredInstance
 from daemon.spool import Spool
+from tests.daemon.ledgers import NODE, join
 
 LATER = 1e9
 PASSING = {
@@ -41,6 +42,7 @@ class Failing:
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     monkeypatch.setattr(job_module, "load_inputs", lambda *_: None)
     opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    join(opened)
     with opened.write() as connection:
         instance = StoredInstance("1.5", "1.2", "1.2", "1.2", "1.2", "d", 1, "p", "TESTS", 1.0)
         _, row = instances.record(connection, instance)
@@ -52,12 +54,12 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
 def attempt(ledger: Ledger, worker: JobWorker) -> Row:
     """Claim the job, do it as the dispatcher does, and take up what had no end; the job's row."""
     with ledger.write() as connection:
-        (claimed,) = jobs.claim(connection, 1, time.time() + LATER)
+        (claimed,) = work.claim(connection, NODE, 1, time.time() + LATER)
     try:
         worker.do(claimed)
     except OperationalError:
         with ledger.write() as connection:
-            jobs.release(connection, [], time.time())
+            work.release(connection, NODE, [], time.time())
     with ledger.read() as connection:
         return connection.exec_driver_sql("SELECT state, attempts, reason, not_before FROM jobs").one()
 

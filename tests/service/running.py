@@ -45,6 +45,7 @@ class Service:
     host: str = "127.0.0.1"
     aet: str = AE_TITLE
     environment: dict[str, str] = field(default_factory=dict)
+    ledger_url: str = ""
 
     @property
     def spool(self) -> Path:
@@ -105,7 +106,7 @@ class Service:
         return status
 
     def rows(self, table: Any) -> Sequence[Row]:
-        ledger = Ledger(f"sqlite:///{self.spool / 'ledger.sqlite'}")
+        ledger = Ledger(self.ledger_url or f"sqlite:///{self.spool / 'ledger.sqlite'}")
         try:
             with ledger.read() as connection:
                 return connection.execute(select(table).order_by(table.c.id)).all()
@@ -123,7 +124,7 @@ class Service:
 
     def retry(self, job_id: int) -> str:
         """What `mammod jobs retry` does; the service finds the job at its next look into the ledger."""
-        ledger = Ledger(f"sqlite:///{self.spool / 'ledger.sqlite'}")
+        ledger = Ledger(self.ledger_url or f"sqlite:///{self.spool / 'ledger.sqlite'}")
         try:
             with ledger.write() as connection:
                 return retry(connection, job_id, time.time())
@@ -177,6 +178,7 @@ def service(
     file = folder / "mammod.toml"
     write_settings(file, sections)
     running = Service(folder, port, status_port, file, bundle, engine)
+    running.ledger_url = str(sections.get("ledger", {}).get("url", ""))
     try:
         yield running
     finally:

@@ -22,9 +22,9 @@ STEPS = (
     "daemon.job:JobWorker.do:before",  # the job is claimed
     "daemon.pipeline:Pipeline.classify:after",  # classified, nothing written
     "daemon.spool:Spool.write_report:after",  # the report's file is durable, its row is not
-    "daemon.ledger.jobs:sending:after",  # inside the transaction
+    "daemon.ledger.work:sending:after",  # inside the transaction
     "daemon.dispatcher:Dispatcher._after_work:before",  # the report is queued, nobody was told
-    "daemon.sending:send_due:before",  # about to send
+    "daemon.archive:Archive.store:before",  # this node has it, and is about to send
     "daemon.sender:_record:before",  # the archive has it, the ledger does not know
     "daemon.ledger.outbox:stored:after",  # inside the transaction
     "daemon.sender:_record:after",  # all is done

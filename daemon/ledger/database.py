@@ -1,0 +1,202 @@
+"""How the ledger's database is opened: SQLite in a file of one machine, PostgreSQL where several nodes share the ledger.
+
+Every writing transaction sees the ledger as if no other ran beside it: SQLite has one writer, PostgreSQL is told SERIALIZABLE
+(what it cannot put in order it refuses, and `Ledger.change` begins that transaction again).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+from daemon.errors import LedgerError, LedgerTooNew
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+SQLITE_BUSY_TIMEOUT_MS = 30_000
+
+# PostgreSQL: no more connections than both together for one node; the server's limit is 100 in all unless it is raised.
+POOL_SIZE, POOL_OVERFLOW = 10, 10
+# Parameters of libpq, where the URL gives none: what finds out that a server vanished without closing its connections.
+CONNECTION = {
+    "application_name": "mammod",
+    "connect_timeout": 10,  # seconds, as the next two
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
+# A node that is frozen in the middle of a transaction holds others up for no longer than this.
+IDLE_IN_TRANSACTION_S = 15
+STATEMENT_S = 60
+
+# Advisory locks (PostgreSQL): any numbers, as long as no other program locks them in this database.
+MIGRATION_LOCK = 0x6D616D6D01
+SPOOL_LOCK = 0x6D616D6D02
+
+# What PostgreSQL answers to a transaction that is to be begun again: serialization failure, deadlock, and a unique value that
+# another transaction inserted at the same time.
+BEGIN_AGAIN = ("40001", "40P01", "23505")
+
+
+def open_engine(url: str, password_file: Path | None = None) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed)
+    return _postgresql(parsed, password_file)
+
+
+def begin_again(error: BaseException) -> bool:
+    """Whether a transaction that failed so may succeed when it is begun again, nothing of it having been done."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in BEGIN_AGAIN
+
+
+def _sqlite(url: URL) -> Engine:
+    if url.database and url.database != ":memory:":
+        _make_private(Path(url.database))
+    # The pool holds as many connections as there are threads that may ask at once.
+    engine = create_engine(
+        url, pool_size=20, max_overflow=1000, connect_args={"check_same_thread": False}, hide_parameters=True
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's BEGIN below, not the driver's late one
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # a committed row survives a power cut
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL, password_file: Path | None) -> Engine:
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,  # a server that was restarted is found again
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_OVERFLOW,
+        connect_args={name: value for name, value in CONNECTION.items() if name not in url.query},
+        hide_parameters=True,
+    )
+    if password_file is not None:
+
+        @event.listens_for(engine, "do_connect")
+        def _password(_dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+            parameters["password"] = read_password(password_file)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_S}s'")
+            cursor.execute(f"SET statement_timeout = '{STATEMENT_S}s'")
+        connection.commit()
+
+    return engine
+
+
+def read_password(file: Path) -> str:
+    """The ledger's password: all that `file` holds but the end of its line. No message quotes it.
+
+    Raises:
+        LedgerError: the file cannot be read or is empty.
+    """
+    try:
+        password = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LedgerError(f"ledger.password_file = {str(file)!r} cannot be read: {type(error).__name__}") from error
+    if not password:
+        raise LedgerError(f"ledger.password_file = {str(file)!r} is empty; write the password into it")
+    return password
+
+
+def _make_private(file: Path) -> None:
+    """0600 in a directory made 0700; SQLite gives its -wal and -shm files the permissions of the database."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with suppress(OSError):  # SQLite says better what is wrong
+        file.touch(mode=0o600)
+        for path in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
+            if path.exists():
+                path.chmod(0o600)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Revisions of a ledger's schema: the one it has (None: no tables yet), and the newest that this program knows."""
+
+    present: str | None
+    newest: str
+
+
+def schema_of(url: str, password_file: Path | None = None) -> Schema:
+    """Of the ledger at `url`, which is left as it is; no SQLite file is made.
+
+    Raises:
+        LedgerTooNew: the schema is one that this program does not know.
+        SQLAlchemyError, ImportError, ValueError: it cannot be opened.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        return Schema(None, _scripts().get_current_head() or "")
+    engine = open_engine(url, password_file)
+    try:
+        with engine.connect() as connection:
+            return _schema(connection, _scripts())
+    finally:
+        engine.dispose()
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the schema to the newest version; of nodes that start at once, one does it and the others wait.
+
+    Raises:
+        LedgerTooNew: the schema is one that this program does not know.
+    """
+    config = _config()
+    scripts = ScriptDirectory.from_config(config)
+    with engine.connect() as connection:
+        found = _schema(connection, scripts)
+    if found.present == found.newest:
+        return
+    with engine.execution_options(write=True).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        _schema(connection, scripts)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _schema(connection: Connection, scripts: ScriptDirectory) -> Schema:
+    present = MigrationContext.configure(connection).get_current_revision()
+    if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+        raise LedgerTooNew(
+            f"the ledger's schema is {present!r}, which this version of mammod does not know: it was written by a newer "
+            "version; install that version again, or point [ledger] url at another ledger"
+        )
+    return Schema(present, scripts.get_current_head() or "")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
