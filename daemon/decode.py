@@ -106,14 +106,14 @@ class DecoderPool:
         decoder = self._free.get()
         with self._lock:
             self._waiting -= 1
+        trouble = None
         try:
-            result = decoder.do(function, *arguments)
-            self.trouble = None
-            return result
+            return decoder.do(function, *arguments)
         except DecoderUnavailable as error:
-            self.trouble = str(error)
+            trouble = str(error)
             raise
         finally:
+            self.trouble = trouble
             self._free.put(decoder)
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:

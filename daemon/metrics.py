@@ -187,11 +187,19 @@ class WorkerState:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """Bytes."""
+
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
 class Now:
     """The state of things when Prometheus asks, but for what stands in the ledger.
 
     `queues` are those of processes, by name; `beats` the seconds since each loop was last alive; `audit` messages delivered,
-    waiting and lost, None without an audit trail; bytes everywhere, `spool_bytes` None until it was counted.
+    waiting and lost, None without an audit trail; `disk` None where it cannot be looked at, `spool_bytes` until it was counted.
     """
 
     ready: bool
@@ -201,9 +209,8 @@ class Now:
     workers: Mapping[Worker, WorkerState]
     beats: Mapping[str, float]
     archive: Health
-    free: int
+    disk: Disk | None
     min_free: int
-    disk: int
     spool_bytes: int | None
     certificates: Iterable[Expiry]
     bundle: Bundle
@@ -232,8 +239,9 @@ def collect(now: Now, ledger: Ledger) -> Iterator[Metric]:
     )
     yield _by("heartbeat_age_seconds", "Seconds since a loop of the service was last alive.", "loop", now.beats)
     yield from _archive(now.archive)
-    yield _gauge("spool_free_bytes", "Free on the spool's disk.", now.free)
-    yield _gauge("spool_disk_bytes", "Size of the spool's disk.", now.disk)
+    if now.disk is not None:
+        yield _gauge("spool_free_bytes", "Free on the spool's disk.", now.disk.free)
+        yield _gauge("spool_disk_bytes", "Size of the spool's disk.", now.disk.total)
     yield _gauge("spool_min_free_bytes", "With less free than this, senders are told to come back.", now.min_free)
     if now.spool_bytes is not None:
         yield _gauge("spool_bytes", "Instances and reports in the spool, counted every ten minutes.", now.spool_bytes)

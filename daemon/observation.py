@@ -29,7 +29,7 @@ from daemon.ledger import Ledger
 from daemon.ledger.overview import LastJob, last_jobs, pressing
 from daemon.ledger.removal import spool_bytes
 from daemon.listener import Listener
-from daemon.metrics import Metrics, Now, WorkerState, age, kind_of
+from daemon.metrics import Disk, Metrics, Now, WorkerState, age, kind_of
 from daemon.spool import Spool
 from daemon.stages import Took
 from daemon.status import RESEARCH_USE
@@ -125,13 +125,12 @@ class Observation:
         return self._metrics.render(accept)
 
     def _collect(self) -> Iterable[Metric]:
-        return metrics.collect(self._now(), self._parts.ledger)
+        return metrics.collect(self._now(self.ready()), self._parts.ledger)
 
-    def _now(self) -> Now:
+    def _now(self, not_ready: list[str]) -> Now:
         parts = self._parts
-        disk = shutil.disk_usage(parts.spool.directory)
         return Now(
-            ready=not self.ready(),
+            ready=not not_ready,
             associations_open=parts.listener.open_associations,
             connections_waiting=parts.listener.waiting,
             queues={"decode": parts.decoders.waiting, "classify": parts.classifier.waiting},
@@ -141,9 +140,8 @@ class Observation:
             },
             beats=parts.beats(),
             archive=self._archive.health,
-            free=disk.free,
+            disk=_disk(parts.spool),
             min_free=parts.spool.min_free,
-            disk=disk.total,
             spool_bytes=self._spool_bytes,
             certificates=expiries(parts.settings()),
             bundle=parts.bundle,
@@ -153,7 +151,8 @@ class Observation:
 
     def overview(self) -> dict[str, Any]:
         """What the status page shows, ready for JSON: times in seconds since the epoch, nothing of a patient."""
-        now, parts = self._now(), self._parts
+        not_ready, parts = self.ready(), self._parts
+        now = self._now(not_ready)
         try:
             with parts.ledger.read() as connection:
                 urgent, last = pressing(connection), last_jobs(connection, LAST_JOBS)
@@ -168,7 +167,7 @@ class Observation:
             "ae_title": chosen.listener.ae_title,
             "port": chosen.listener.port,
             "not_alive": self.alive(),
-            "not_ready": self.ready(),
+            "not_ready": not_ready,
             "note": RESEARCH_USE,
             "jobs": urgent and {state.value: _in_state(found) for state, found in urgent.jobs.items()},
             "reports": urgent and {state.value: _in_state(found) for state, found in urgent.reports.items()},
@@ -188,8 +187,8 @@ class Observation:
             "workers": {worker.value: asdict(state) for worker, state in now.workers.items()},
             "archive": asdict(now.archive) | {"name": chosen.archive.ae_title, "by": _way(chosen)},
             "spool": {
-                "free": now.free,
-                "disk": now.disk,
+                "free": now.disk and now.disk.free,
+                "disk": now.disk and now.disk.total,
                 "min_free": now.min_free,
                 "bytes": now.spool_bytes,
             },
@@ -199,6 +198,14 @@ class Observation:
             "audit": now.audit and dict(now.audit),
             "bundle": _bundle(now),
         }
+
+
+def _disk(spool: Spool) -> Disk | None:
+    try:
+        found = shutil.disk_usage(spool.directory)
+    except OSError:
+        return None
+    return Disk(found.total, found.free)
 
 
 def _in_state(found: Any) -> dict[str, Any]:

@@ -109,7 +109,7 @@ function showMachine(seen) {
   const { archive, workers, spool, audit, queues, reports: boxes } = seen;
   const up = archive.up === null ? "not asked yet" : archive.up ? `answers; last ${ago(seen.now, archive.last_answer)}`
     : `no answer, ${archive.failures_in_a_row} attempts: ${archive.problem}`;
-  const full = spool.free < spool.min_free ? "bad" : spool.free < 2 * spool.min_free ? "warn" : "";
+  const full = spool.free === null || spool.free < spool.min_free ? "bad" : spool.free < 2 * spool.min_free ? "warn" : "";
   const queued = boxes === null ? [] : [
     ["Outbox", `${boxes.queued.count} reports wait${boxes.queued.count ? `, oldest ${duration(boxes.queued.oldest_seconds)}` : ""}`],
     ...(boxes.committing.count ? [["Commitment", `${boxes.committing.count} stored, not yet promised`]] : [])];
@@ -121,8 +121,9 @@ function showMachine(seen) {
       [`${name}s`, `${alive} of ${expected} alive, ${queues[name === "decoder" ? "decode" : "classify"]} waiting`,
         alive < expected ? "warn" : ""]),
     ["Associations", `${seen.associations_open} open`],
-    ["Disk", `${bytes(spool.free)} free of ${bytes(spool.disk)}; refuses below ${bytes(spool.min_free)}`, full],
-    ["Spool", bytes(spool.bytes)],
+    ["Disk", spool.free === null ? "cannot be looked at"
+      : `${bytes(spool.free)} free of ${bytes(spool.disk)}; refuses below ${bytes(spool.min_free)}`, full],
+    ["Spool", `${bytes(spool.bytes)}; counted every ten minutes`],
     ...seen.certificates.map((one) => [one.setting, `${one.days_left} days left`,
       one.days_left < 3 ? "bad" : one.days_left < 30 ? "warn" : ""]),
     ["Audit trail", audit === null ? "none (not configured)"

@@ -17,6 +17,8 @@ function roof(value) {
     for (const step of [1, 2, 5]) if (step * power >= value) return step * power;
 }
 
+const short = (value) => String(value >= 10 ? Math.round(value) : Math.round(value * 10) / 10);
+
 // Lines of `series` (name to values) over the times `at`; the right edge is `now`, the left one `span` seconds before.
 export function lines(figure, title, series, at, now, span) {
   const names = Object.keys(series);
@@ -24,7 +26,7 @@ export function lines(figure, title, series, at, now, span) {
   const top = roof(Math.max(1, ...names.flatMap((name) => series[name])));
   const x = (time) => LEFT + (width - LEFT - RIGHT) * Math.min(1, Math.max(0, 1 - (now - time) / span));
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / top);
-  const last = names.map((name) => `${name} ${series[name].at(-1) ?? 0}`).join(", ");
+  const last = names.map((name) => `${name} ${short(series[name].at(-1) ?? 0)}`).join(", ");
   const plot = element("svg", {
     viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `${title}; now: ${last}`,
   });
@@ -46,7 +48,7 @@ export function lines(figure, title, series, at, now, span) {
     const item = document.createElement("li");
     const sample = element("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" });
     sample.append(element("path", { class: STYLES[index], d: "M0,4L26,4" }));
-    item.append(sample, `${name} `, Object.assign(document.createElement("b"), { textContent: series[name].at(-1) ?? 0 }));
+    item.append(sample, `${name} `, Object.assign(document.createElement("b"), { textContent: short(series[name].at(-1) ?? 0) }));
     legend.append(item);
   });
   figure.replaceChildren(plot, legend);

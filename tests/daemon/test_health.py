@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
+from config.settings import Workers
 from daemon.archive_health import ArchiveHealth
 from daemon.callers import MOST, Callers
-from daemon.errors import ArchiveError, RefusedInstance
+from daemon.decode import DecoderPool
+from daemon.errors import ArchiveError, DecoderUnavailable, RefusedInstance
 from daemon.events import (
     ArchiveAnswered,
     ArchiveSilent,
@@ -29,9 +31,12 @@ from daemon.history import History, percentile
 from daemon.ledger import Ledger
 from daemon.ledger.instances import Arrival
 from daemon.ledger.overview import pressing
+from daemon.opened_bundle import default_bundle_path
 from daemon.outgoing import OutcomeKind
 from daemon.rejection import Rejection, RejectionKind
 from daemon.stages import Stage, Took
+from model.bundle import load_bundle
+from model.errors import ImageError
 
 
 def test_a_loop_that_stands_still_is_named() -> None:
@@ -74,6 +79,23 @@ def test_a_ledger_that_takes_no_write_is_found_out_and_one_stuck_probe_is_enough
         connection.exec_driver_sql("ALTER TABLE jobs RENAME TO gone")
     problem = probe.problem()
     assert problem is not None and problem.startswith("the ledger cannot be written (OperationalError")
+
+
+def test_decoders_that_cannot_be_started_say_so_until_one_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = DecoderPool(1, load_bundle(default_bundle_path()).manifest, Workers())
+    answers: list[Exception] = [DecoderUnavailable("no process can be started"), ImageError("too large")]
+
+    def do(*_: object) -> None:
+        raise answers.pop(0)
+
+    monkeypatch.setattr(pool._decoders[0], "do", do)
+    with pytest.raises(DecoderUnavailable):
+        pool._do(len)
+    assert pool.trouble == "no process can be started"
+    with pytest.raises(ImageError):
+        pool._do(len)
+    assert pool.trouble is None, "there was a process: the object was at fault"
+    assert (pool.alive, pool.expected, pool.waiting) == (0, 1, 0)
 
 
 class Answering:
