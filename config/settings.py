@@ -195,9 +195,18 @@ class Workers(_Section):
     decoders: int = Field(0, ge=0, le=256)
     decode_timeout_s: float = Field(300, gt=0)
     decoder_memory: ByteSize = Field(ByteSize(4 * 1024**3), ge=512 * 1024**2)
-    backend: Literal["local"] = "local"
+    backend: Literal["local", "ray"] = "local"
+    ray_address: Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$")] | None = None
+    ray_gpus: float = Field(0, ge=0, le=64)
+    ray_cpus: float = Field(1, ge=0, le=256)
     max_batch: int = Field(8, ge=1, le=256)
     max_wait_ms: float = Field(5, ge=0, le=10_000)
+
+    @model_validator(mode="after")
+    def _ray_has_a_cluster(self) -> Self:
+        if self.backend == "ray" and self.ray_address is None:
+            raise ValueError('backend = "ray" needs ray_address, the host:port of the cluster\'s head')
+        return self
 
 
 class Lesions(_Section):

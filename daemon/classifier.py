@@ -2,12 +2,16 @@
 
 ROIs from any thread wait in one queue; each process is fed micro-batches from it by one thread here. A process that
 dies or hangs is replaced and its ROIs are done again one by one; a ROI that has met two deaths fails alone.
+
+With backend "ray" each process has its engine on a cluster (`daemon.ray_engine`). A cluster may be away for long and come
+back: then it is asked for again and again, and ROIs fail meanwhile as ClassifierUnavailable, so that their jobs wait.
 """
 
 from __future__ import annotations
 
 import atexit
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import queue
@@ -24,9 +28,10 @@ from typing import Any
 import numpy as np
 import structlog
 
+from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon import events
-from daemon.errors import ClassifierError, ClassifierUnavailable
+from daemon.errors import ClassifierError, ClassifierUnavailable, EngineLost
 from daemon.stages import Stage, used
 from model.bundle import Bundle, load_bundle
 from model.engine import Engine, load_engine
@@ -37,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 _DEATHS_TO_BLAME = 2
 _PARENT_CHECK_S = 0.5
+_AWAY_S = 10.0  # until a cluster that could not be had is asked for again
 _ABANDONED_S = 5.0  # for a thread to find that its process was ended
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -46,6 +52,9 @@ class Classifier:
 
     `factory` ("module:function", called in the process) makes the engine; tests put their own there. `start_limit_s`
     and `hang_limit_s` bound the warm-up and one batch. Thread-safe.
+
+    Raises:
+        ConfigurationError: the backend needs an extra that is not installed.
     """
 
     def __init__(
@@ -58,10 +67,14 @@ class Classifier:
         start_limit_s: float = 300,
         hang_limit_s: float = 120,
     ) -> None:
-        arguments = (str(bundle.path), bundle.digest, engine, workers.max_batch)
+        arguments: tuple[Any, ...] = (str(bundle.path), bundle.digest, engine, workers.max_batch)
+        environments = _environments(workers.count)
+        self._remote = workers.backend == "ray"
+        if self._remote:
+            factory, arguments, environments = _on_ray(factory, arguments, workers)
         self._workers = [
-            _Worker(factory, arguments, environment, start_limit_s, hang_limit_s)
-            for environment in _environments(workers.count)
+            _Worker(factory, arguments, environment, start_limit_s, hang_limit_s, _AWAY_S if self._remote else 0)
+            for environment in environments
         ]
         self._size = bundle.manifest.architecture.input_size
         self._max_batch, self._max_wait_s = workers.max_batch, workers.max_wait_ms / 1000
@@ -69,6 +82,7 @@ class Classifier:
         self._threads: list[threading.Thread] = []
         self._open = False
         self._gate = threading.Lock()
+        self._stopping = threading.Event()
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -98,7 +112,7 @@ class Classifier:
         return next((worker.trouble for worker in self._workers if worker.trouble), None)
 
     def start(self) -> None:
-        """Start the processes and return when every engine is warm.
+        """Start the processes and return when every engine is warm, or known to be on a cluster that is away.
 
         Raises:
             ClassifierError: a process died or could not open the bundle; the message says why, none is left running.
@@ -109,6 +123,7 @@ class Classifier:
             for number, pair in enumerate(zip(self._workers, started, strict=True))
         ]
         self._queue = queue.SimpleQueue()
+        self._stopping.clear()
         self._open = True
         # Before multiprocessing's own end of program, which waits for a process that ignores its signal.
         atexit.register(self._abandon)
@@ -146,6 +161,7 @@ class Classifier:
 
         May be called twice.
         """
+        self._stopping.set()
         with self._gate:
             self._open = False
             self._cancel_waiting()
@@ -179,12 +195,28 @@ class Classifier:
         try:
             worker.start()
         except ClassifierError as error:
-            started.set_exception(error)
-            return
+            if not self._remote:
+                started.set_exception(error)
+                return
+            log.error("the cluster cannot be had, jobs wait for it", reason=str(error))
         started.set_result(None)
-        while batch := self._gather():
+        while self._is_ready(worker) and (batch := self._gather()):
             self._classify(worker, batch)
         worker.stop()
+
+    def _is_ready(self, worker: _Worker) -> bool:
+        """Have a remote engine's process up before work is taken from others that live; False when the classifier stops.
+
+        Where none lives work is taken all the same, and fails at once: its jobs are put off and stop waiting here.
+        """
+        while self._remote and self._open and worker.pid is None:
+            try:
+                worker.start()
+            except ClassifierError:
+                if not self.pids:
+                    break
+                self._stopping.wait(_AWAY_S)
+        return self._open or not self._remote
 
     def _gather(self) -> list[_Item]:
         """The next micro-batch; empty when the classifier stops."""
@@ -264,13 +296,16 @@ class _Worker:
         environment: dict[str, str],
         start_limit_s: float,
         hang_limit_s: float,
+        patience_s: float = 0,
     ) -> None:
         self._factory, self._arguments, self._environment = factory, arguments, environment
+        self._patience_s = patience_s  # after a start that failed
         self._start_limit_s, self._hang_limit_s = start_limit_s, hang_limit_s
         self._process: Any = None
         self._pipe: Connection
         self.engine, self._digest, self._threshold = "", "", 0.5
         self.trouble: str | None = None
+        self._failed_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -281,8 +316,11 @@ class _Worker:
         """Start the process and wait for its engine.
 
         Raises:
-            ClassifierUnavailable: the process died, or its engine refused the bundle.
+            ClassifierUnavailable: the process died, or its engine refused the bundle; or it was on a cluster that could not
+                be had a moment ago.
         """
+        if self.trouble and time.monotonic() - self._failed_at < self._patience_s:
+            raise ClassifierUnavailable(self.trouble)
         self._pipe, theirs = _SPAWN.Pipe()
         work = (theirs, os.getpid(), self._factory, self._arguments, self._environment)
         process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
@@ -293,7 +331,7 @@ class _Worker:
             self.engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
         except ClassifierError as error:
             self._end()
-            self.trouble = f"the classifier cannot start: {error}"
+            self.trouble, self._failed_at = f"the classifier cannot start: {error}", time.monotonic()
             raise ClassifierUnavailable(self.trouble) from error
         self.trouble = None
 
@@ -366,6 +404,10 @@ class _Worker:
             raise _Died(f"its process {reason}") from error
         finally:
             overdue.cancel()
+        if succeeded is None:  # the engine is lost; its process ends
+            self._process.kill()
+            self._process.join()
+            raise _Died(answer)
         if not succeeded:
             raise ClassifierError(answer)
         return answer
@@ -381,6 +423,9 @@ def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...
     try:
         module, function = factory.split(":")
         engine: Engine = getattr(importlib.import_module(module), function)(*arguments)
+    except EngineLost as error:
+        pipe.send((None, str(error)))
+        return
     except Exception as error:
         pipe.send((False, f"{type(error).__name__}: {error}"))
         return
@@ -390,6 +435,9 @@ def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...
             began = time.process_time()
             answers = _answers(engine, *batch)
             pipe.send((True, (answers, time.process_time() - began)))
+        except EngineLost as error:
+            pipe.send((None, str(error)))
+            return
         except Exception as error:
             pipe.send((False, f"{type(error).__name__}: {error}"))
 
@@ -416,6 +464,19 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_S)
     os._exit(1)
+
+
+def _on_ray(
+    factory: str, arguments: tuple[Any, ...], workers: Workers
+) -> tuple[str, tuple[Any, ...], list[dict[str, str]]]:
+    """Factory, arguments and environments of processes whose engines are on the cluster."""
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigurationError('workers.backend = "ray" needs the extra ray: install mammod[ray], or set "local"')
+    from daemon.ray_engine import Place
+
+    assert workers.ray_address is not None
+    place = Place(workers.ray_address, workers.ray_gpus, workers.ray_cpus)
+    return "daemon.ray_engine:open_engine", (place, factory, *arguments), [{}] * (workers.count or 1)
 
 
 def _environments(count: int) -> list[dict[str, str]]:

@@ -48,5 +48,9 @@ class ClassifierUnavailable(ClassifierError):
     """The classifier process or its engine cannot be started: no fault of the ROI that waits for it."""
 
 
+class EngineLost(ClassifierError):
+    """What the engine runs on is gone, with what it had in hand: like the death of the classifier process."""
+
+
 class DecoderUnavailable(MammodError):
     """No decoding process can be started: no fault of the object that waits for one."""
