@@ -11,6 +11,7 @@ from config.errors import MammodError
 from config.settings import Settings
 from daemon.checks.archive import archive_findings
 from daemon.checks.certificates import certificate_findings
+from daemon.checks.cluster import cluster_findings
 from daemon.checks.finding import Finding
 from daemon.checks.machine import machine_findings
 from daemon.checks.ports import port_findings
@@ -25,7 +26,7 @@ from daemon.spool import open_spool
 def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
     """Check everything the service needs; each finding as soon as it is known."""
     yield from storage_findings(settings)
-    yield _bundle(settings, allow_untrained)
+    yield from _bundle(settings, allow_untrained)
     yield from port_findings(settings)
     if not settings.listener.peers:
         yield Finding(
@@ -74,10 +75,12 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
     )
 
 
-def _bundle(settings: Settings, allow_untrained: bool) -> Finding:
+def _bundle(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
     try:
         bundle = open_bundle(settings, allow_untrained)
     except MammodError as error:
-        return Finding("bundle", False, str(error))
+        yield Finding("bundle", False, str(error))
+        return
     trained = "trained" if bundle.manifest.trained else "UNTRAINED: its numbers mean nothing"
-    return Finding("bundle", True, f"{bundle.manifest.name} {bundle.manifest.version}, {trained}")
+    yield Finding("bundle", True, f"{bundle.manifest.name} {bundle.manifest.version}, {trained}")
+    yield from cluster_findings(settings, bundle)

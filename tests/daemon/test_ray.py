@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import update
 
 from config.errors import ConfigurationError
-from config.settings import Workers
+from config.settings import Settings, Workers
 from daemon import classifier as classifier_module
+from daemon.checks.cluster import cluster_findings
 from daemon.classifier import Classifier
 from daemon.errors import ClassifierError, ClassifierUnavailable
 from daemon.ledger import Ledger
@@ -159,6 +160,18 @@ def test_a_cluster_that_is_not_there_puts_off_and_is_named(start: Start) -> None
 def test_what_the_cluster_lacks_is_named(cluster: RayCluster, start: Start) -> None:
     remote = start(cluster.workers | {"ray_gpus": 4, "count": 1})
     assert remote.trouble is not None and "has 2 GPU and workers.ray_gpus asks for 4" in remote.trouble
+
+
+def test_check_has_an_actor_made_and_says_why_there_is_none(
+    cluster: RayCluster, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Classifier.__init__.__kwdefaults__, "factory", ENGINE)
+    (said,) = cluster_findings(Settings(workers=cluster.workers), bundle)
+    assert said.good and f"an actor on the cluster at {cluster.address} opens the bundle" in said.text
+    nowhere = cluster.workers | {"ray_address": f"127.0.0.1:{free_port()}"}
+    (said,) = cluster_findings(Settings(workers=nowhere), bundle)
+    assert not said.good and "cannot be reached" in said.text and "workers.ray_address" in said.text
+    assert list(cluster_findings(Settings(), bundle)) == []
 
 
 def test_ray_is_told_to_tell_nobody(tmp_path: Path) -> None:
