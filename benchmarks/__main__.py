@@ -31,6 +31,9 @@ def main(
     scratch: Annotated[
         Path | None, typer.Option(help="Where to put spools and archives meanwhile: the disk that is measured.")
     ] = None,
+    studies: Annotated[
+        int, typer.Option(min=1, help="Of the whole way's backlog; each takes some 80 MB of disk.")
+    ] = 200,
     listed: Annotated[bool, typer.Option("--list", help="Print the cases and end.")] = False,
 ) -> None:
     """Measure, print medians and ratios beside their bars, and write them to a folder."""
@@ -44,7 +47,9 @@ def main(
         print(f"== {case.name}: {case.about}", flush=True)
         scratch_of_case = Path(tempfile.mkdtemp(prefix="mammod-bench-", dir=scratch))
         try:
-            rows = list(case.measure(Run(pairs, scratch_of_case, tiny, lambda text: print(f"   {text}", flush=True))))
+            rows = list(
+                case.measure(Run(pairs, scratch_of_case, tiny, lambda text: print(f"   {text}", flush=True), studies))
+            )
         finally:
             shutil.rmtree(scratch_of_case, ignore_errors=True)
         report.write(out, case, rows, tiny=tiny)

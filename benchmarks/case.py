@@ -57,6 +57,7 @@ class Run:
     folder: Path
     tiny: bool
     say: Callable[[str], None]
+    studies: int = 200  # of a backlog
 
 
 @dataclass(frozen=True)

@@ -37,20 +37,26 @@ class Receiver:
     pid: int
     clear: Callable[[], None]
     syntax: Callable[[], str]
+    spool: Path = Path()  # of mammod
+    status_port: int = 0
 
 
 @contextmanager
-def mammod(folder: Path, **listener: object) -> Iterator[Receiver]:
-    """The whole service with the bundle that comes with it; `listener` adds to that section of the settings."""
+def mammod(folder: Path, *, archive: tuple[str, int] | None = None, **listener: object) -> Iterator[Receiver]:
+    """The whole service with the bundle that comes with it; `listener` adds to that section of the settings.
+
+    `archive` is (AE title, port) of where its reports go; without one there is nobody.
+    """
     folder.mkdir(parents=True)
-    port, spool = free_port(), folder / "spool"
+    port, status_port, spool = free_port(), free_port(), folder / "spool"
+    archive_aet, archive_port = archive or ("NOBODY", free_port())
     write_settings(
         folder / "mammod.toml",
         {
             "listener": {"host": "127.0.0.1", "port": port, **listener},
-            "archive": {"host": "127.0.0.1", "port": free_port()},  # nobody there, and nothing to send
+            "archive": {"host": "127.0.0.1", "port": archive_port, "ae_title": archive_aet},
             "spool": {"directory": str(spool), "min_free": "1 MB"},
-            "status": {"port": free_port()},
+            "status": {"port": status_port},
         },
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
@@ -74,7 +80,14 @@ def mammod(folder: Path, **listener: object) -> Iterator[Receiver]:
         wait_until(ready, "mammod's ready line", START_LIMIT_S)
         instances = spool / "instances"
         yield Receiver(
-            MAMMOD, "MAMMOD", port, process.pid, lambda: _empty(instances), lambda: _stored_as(instances.rglob("*.dcm"))
+            MAMMOD,
+            "MAMMOD",
+            port,
+            process.pid,
+            lambda: _empty(instances),
+            lambda: _stored_as(instances.rglob("*.dcm")),
+            spool,
+            status_port,
         )
     finally:
         process.terminate()
