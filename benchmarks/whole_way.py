@@ -24,7 +24,7 @@ from benchmarks.receivers import Receiver, cpu_seconds, peak_memory
 from benchmarks.studies import FULL, LESIONS, TINY, Study
 from tests.peers.programs import program, wait_until
 
-SENDERS = 2
+SENDERS = 4
 GOES = 20
 ALONE = 11
 LIMIT_S = 280.0
@@ -223,6 +223,7 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from config.settings import Settings
     from daemon.archive import Archive
     from daemon.classifier import _environments, open_engine
+    from daemon.decode import keep_freed_memory
     from daemon.job import part10
     from daemon.lesions import read_lesions
     from daemon.opened_bundle import algorithm, default_bundle_path
@@ -235,6 +236,7 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from model.cut import Cut, cut_rois
     from model.prediction import Prediction
 
+    keep_freed_memory()  # as the decoding processes do
     bundle = load_bundle(default_bundle_path())
     os.environ.update(_environments(1)[0])
     engine = open_engine(str(bundle.path), bundle.digest, "auto", 8)
