@@ -180,12 +180,15 @@ def memory_bytes(pid: int) -> int:
 
 
 @contextmanager
-def peak_memory(pid: int) -> Iterator[list[int]]:
-    """Looks at the memory of a process tree until the block ends; the list then holds the peak, in bytes."""
+def peak_memory(pid: int, every_s: float = SAMPLE_S) -> Iterator[list[int]]:
+    """Looks at the memory of a process tree until the block ends; the list then holds the peak, in bytes.
+
+    A look at some GB takes the kernel 0.02 s, in which the process that is looked at may have to wait.
+    """
     peak, ended = [0], threading.Event()
 
     def look() -> None:
-        while not ended.wait(SAMPLE_S):
+        while not ended.wait(every_s):
             peak[0] = max(peak[0], memory_bytes(pid))
 
     thread = threading.Thread(target=look)

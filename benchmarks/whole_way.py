@@ -142,7 +142,7 @@ def _backlog(run: Run, ours: Receiver, archive: Receiver, studies: list[Study]) 
             sent_bytes.append(study.size)
 
     before = os.times()
-    with peak_memory(ours.pid) as peak:
+    with peak_memory(ours.pid, every_s=1) as peak:
         threads = [
             threading.Thread(target=sender, args=([studies[2 * n], studies[2 * n + 1]],)) for n in range(SENDERS)
         ]
