@@ -141,7 +141,7 @@ def _backlog(run: Run, ours: Receiver, archive: Receiver, studies: list[Study]) 
             _send(sorted(study.folder.iterdir()), ours)
             sent_bytes.append(study.size)
 
-    before = os.times()
+    before, machine = os.times(), _machine_cpu()
     with peak_memory(ours.pid, every_s=1) as peak:
         threads = [
             threading.Thread(target=sender, args=([studies[2 * n], studies[2 * n + 1]],)) for n in range(SENDERS)
@@ -152,7 +152,8 @@ def _backlog(run: Run, ours: Receiver, archive: Receiver, studies: list[Study]) 
             thread.join()
         arrived = time.time() - begun
         times = waits.wait(count * LESIONS, LIMIT_S)
-    after = os.times()
+    after, machine = os.times(), _machine_cpu() - machine
+    own_cpu = after.user + after.system - before.user - before.system
     sent_cpu = after.children_user + after.children_system - before.children_user - before.children_system
     wall = max(stored for _, stored in times) - begun
     latencies = sorted(stored - complete for complete, stored in times)
@@ -176,6 +177,8 @@ def _backlog(run: Run, ours: Receiver, archive: Receiver, studies: list[Study]) 
         yield Row("backlog: CPU", stage, 1, spent.cpu[stage], "s")
     yield Row("backlog: CPU", "the service beside its stages", 1, whole - staged, "s")
     yield Row("backlog: CPU", PEERS, 1, peers, "s")
+    yield Row("backlog: CPU", "this benchmark", 1, own_cpu, "s")
+    yield Row("backlog: CPU", "everything else on the machine", 1, machine - whole - peers - own_cpu, "s")
     for stage in STAGES:
         yield Row(
             "backlog: seconds of one passage", stage, 1, spent.seconds[stage] / max(spent.passages[stage], 1), "s"
@@ -293,6 +296,12 @@ def _timed(work: Callable[[], None]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
+
+
+def _machine_cpu() -> float:
+    """CPU seconds that all of the machine has been busy."""
+    user, nice, system, _idle, _waiting, *interrupts = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
 def _p95(values: list[float]) -> float:

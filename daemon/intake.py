@@ -92,19 +92,20 @@ class Intake:
             received_at=time.time(),
         )
 
-        def transition(connection: Connection) -> Arrival:
+        def transition(connection: Connection) -> tuple[Arrival, bool]:
             recording_a_file(connection)
             # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
             recorded = replace(instance, received_at=time.time())
             arrival, instance_id = instances.record(connection, recorded)
             if not self._spool.has(placed.path):  # retention removed the old row and file just now
                 self._spool.place(incoming.path, incoming.sop_instance_uid)
-            if arrival is not Arrival.DUPLICATE:
-                self._pair(connection, recorded, instance_id, read.references, read.unusable, arrival)
-            return arrival
+            ready = arrival is not Arrival.DUPLICATE and self._pair(
+                connection, recorded, instance_id, read.references, read.unusable, arrival
+            )
+            return arrival, ready
 
         try:
-            arrival = self._ledger.change(transition)
+            arrival, ready = self._ledger.change(transition)
         except UNAVAILABLE as error:
             raise RefusedInstance(
                 OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
@@ -112,7 +113,8 @@ class Intake:
         events.tell(events.InstanceAccepted(arrival, instance.size))
         self._say(bound, instance, arrival, read.unusable)
         self._on_received(incoming, read.study_uid, arrival)
-        self._on_ready()
+        if ready:
+            self._on_ready()
 
     def _pair(
         self,
@@ -122,18 +124,21 @@ class Intake:
         references: References | None,
         unusable: str | None,
         arrival: Arrival,
-    ) -> None:
+    ) -> bool:
+        """Whether a job may have become ready by it."""
         now = instance.received_at
         uid = instance.sop_instance_uid
         if arrival is Arrival.CHANGED:
             jobs.supersede(connection, uid, keep_instance=instance_id, now=now)
             jobs.input_changed(connection, uid, now)
-        jobs.promote(connection, jobs.needing(connection, uid), now)
+        waiting = jobs.needing(connection, uid)
+        ready = bool(waiting) and jobs.promote(connection, waiting, now) > 0
         if references is None and unusable is None:
-            return
+            return ready or arrival is Arrival.CHANGED
         needed = (*references.image_uids, *references.segmentation_uids) if references else ()
         # One that names nothing is ready at once: the worker quarantines it, and reports that where it shall.
         jobs.create(connection, instance_id, uid, needed, self._bundle, now)
+        return True
 
     @staticmethod
     def _say(
