@@ -1,0 +1,58 @@
+"""Whom intake wakes: the dispatcher, where a job may have become ready, and not for every image of a backlog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+
+from daemon.incoming import Incoming
+from daemon.intake import Intake
+from daemon.ledger import Ledger, jobs
+from daemon.spool import Spool
+from tests.service.fixtures import Case, make_case
+from tests.service.running import save
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    yield opened
+    opened.close()
+
+
+def test_the_dispatcher_is_woken_where_a_job_may_have_become_ready(tmp_path: Path, ledger: Ledger) -> None:
+    spool = Spool(tmp_path / "spool")
+    woken: list[str] = []
+
+    def accept(dataset: Dataset) -> bool:
+        """Whether it woke the dispatcher."""
+        woken.clear()
+        path = save(dataset, spool.incoming / "x.part")
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        intake = Intake(spool, ledger, "bundle", lambda: woken.append("woken"))
+        intake.accept(
+            Incoming(path, dataset.SOPClassUID, dataset.SOPInstanceUID, syntax, "PACS", "MAMMOD", "127.0.0.1", "a1")
+        )
+        path.unlink()
+        return bool(woken)
+
+    def ready() -> int:
+        with ledger.read() as connection:
+            return jobs.by_state(connection)["ready"]
+
+    first, second = (make_case(tmp_path / "cases", number) for number in (1, 2))
+    accept(first.segmentation)  # its image is not here: whether this wakes anybody does not matter
+    assert ready() == 0
+    assert not accept(second.image), "nothing waits for it"
+    assert accept(first.image) and ready() == 1, "the pair is complete"
+    assert not accept(first.image), "it came twice"
+    assert accept(second.segmentation) and ready() == 2, "the pair is complete, in the other order"
+    assert accept(_changed(first)), "an image that a job read was replaced"
+
+
+def _changed(case: Case) -> Dataset:
+    case.image.PatientID = "CASE-1 CORRECTED"
+    return case.image
