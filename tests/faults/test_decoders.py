@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +20,6 @@ from model.errors import ImageError
 from tests.faults import objects
 from tests.faults.fate import received
 from tests.peers.programs import wait_until
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,31 +118,3 @@ def test_damaged_images_have_a_fate_and_the_next_is_cut(pool: DecoderPool, good:
             assert str(error)
     assert refused > 5
     assert len(pool.cut(good, CUT)) == 1
-
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from daemon.decode import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-def large():
-    np.ones(8_000_000)
-large()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    large()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
-def test_the_memory_of_one_image_is_used_for_the_next() -> None:
-    def page_faults(mode: str) -> int:
-        command = [sys.executable, "-c", FAULTS, mode]
-        environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}  # pages of 4 kB on every machine
-        ran = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment)
-        return int(ran.stdout)
-
-    assert page_faults("as it comes") > 50_000  # 64 MB five times
-    assert page_faults("kept") < 1_000
