@@ -18,7 +18,7 @@ from daemon.checks.ports import port_findings
 from daemon.checks.storage import storage_findings
 from daemon.deep_check import deep_check
 from daemon.errors import SpoolUnavailable
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, look
 from daemon.opened_bundle import open_bundle
 from daemon.spool import open_spool
 
@@ -38,7 +38,7 @@ def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
 
 
 def deep_findings(settings: Settings) -> Iterator[Finding]:
-    """Ledger and spool compared, whole. Nothing is made; a ledger of an earlier version is brought to this one's schema.
+    """Ledger and spool compared, whole. Nothing is made, and a ledger of an earlier version is left as it is.
 
     Files of a bucket are fetched for it, all of them.
     """
@@ -53,6 +53,15 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("ledger", False, f"there is no {url.database}; is this the service's settings file?")
         return
     try:
+        schema = look(settings.ledger_url, settings.ledger.password_file)
+        if schema.present != schema.newest:
+            yield Finding(
+                "ledger",
+                False,
+                f"its schema is {schema.present or 'none yet'}, of an earlier version, and this one's is {schema.newest}; "
+                "start the service, which brings it up to date, and check again",
+            )
+            return
         ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
     except MammodError as error:
         yield Finding("ledger", False, str(error))

@@ -46,7 +46,7 @@ def deep_check(ledger: Ledger, spool: Spool) -> DeepCheck:
         complete = set(jobs.complete_but_waiting(connection))
     found.instances, found.reports, found.jobs = len(instances), len(reports), len(job_rows)
     for row in (*instances, *reports):
-        size, faults = _file_faults(spool, row)
+        size, faults = file_faults(spool, row)
         found.bytes_hashed += size
         # Retention may have removed row and file since the rows were read.
         if faults and _still_there(ledger, row):
@@ -76,7 +76,7 @@ def _database_faults(connection: Connection) -> Iterator[str]:
         yield f"ledger: a row of {broken[0]} refers to a row of {broken[2]} that is not there; restore the ledger"
 
 
-def _file_faults(spool: Spool, row: Row) -> tuple[int, list[str]]:
+def file_faults(spool: Spool, row: Row) -> tuple[int, list[str]]:
     """Bytes read, and what is wrong with the file of an instance's or report's row."""
     with spool.as_stored(row.path) as path:
         return _path_faults(path, row)

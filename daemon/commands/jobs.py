@@ -80,11 +80,23 @@ def jobs_retry(
     job: Annotated[list[int], typer.Argument(help="Numbers of quarantined or failed jobs.")],
     config: ConfigOption = None,
 ) -> None:
-    """Try again: quarantined work is read anew, a refused report is queued again."""
-    with open_ledger(load_settings(config)) as ledger:
+    """Try again: quarantined work is read anew, a refused report is queued again, a damaged one is written again."""
+    from daemon.repair import write_again
+    from daemon.spool import open_spool
+
+    settings = load_settings(config)
+    with open_ledger(settings) as ledger:
+        spool = open_spool(settings.spool)
         for number in job:
+            if write_again(ledger, spool, number, time.time()):
+                print(f"job {number}: a report of it is damaged, it is written again")
+                continue
             before, after = ledger.change(partial(_retried, number))
-            hint = " (only quarantined and failed jobs can be retried)" if before == after else ""
+            hint = (
+                " (only quarantined and failed jobs can be retried, or one whose report is damaged)"
+                if before == after
+                else ""
+            )
             print(f"job {number}: {before} -> {after}{hint}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 
+from config.settings import Settings
+from daemon.check import deep_findings
 from daemon.deep_check import deep_check
 from daemon.job import JobWorker
-from daemon.ledger import Ledger, instances, jobs, outbox, schema, work
+from daemon.ledger import Ledger, instances, jobs, look, outbox, schema, work
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
 from daemon.pipeline import Written
@@ -24,13 +27,15 @@ from tests.daemon.archive_stubs import outgoing
 from tests.daemon.ledgers import NODE, join
 from tests.faults.kills import check_deep
 from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend
+from tests.peers.programs import dcmsend, wait_until
 from tests.service.fixtures import Case
 from tests.service.running import Service
 
 JOB = schema.jobs
 OUTBOX = schema.outbox
 INSTANCE = schema.instances
+
+ROOT = Path(__file__).parents[2]
 
 
 class Kept:
@@ -190,7 +195,30 @@ def test_the_command_beside_a_running_service(
     bad: subprocess.CompletedProcess[str] = check_deep(service)
     assert bad.returncode == 1
     assert f"BAD report {item.sop_instance_uid}" in bad.stdout
+
+    (job,) = service.jobs()
+    assert "written again" in _retry(service, job.id)
+    service.wait_jobs("done")
+    wait_until(lambda: (service.spool / item.path).is_file(), "the report written again")
+    service.wait_jobs("done")
+    assert check_deep(service).returncode == 0
+    assert "only quarantined" in _retry(service, job.id), "nothing of it is damaged now"
+    assert len(storescp.files()) == 1 and len(service.outbox()) == 1, "it is the same report, which is not sent again"
     assert service.stop() == 0
+
+
+def _retry(service: Service, job: int) -> str:
+    command = [sys.executable, "-m", "daemon", "jobs", "retry", "--config", str(service.settings), str(job)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=90).stdout
+
+
+def test_a_ledger_of_an_earlier_version_is_left_as_it_is(kept: Kept, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    kept.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    settings = Settings.model_validate({"spool": {"directory": str(tmp_path / "spool")}, "ledger": {"url": url}})
+    (finding,) = deep_findings(settings)
+    assert not finding.good and "0001" in finding.text and "start the service" in finding.text
+    assert look(url).present == "0001"
 
 
 def test_a_ledger_of_the_first_schema_keeps_its_rows(kept: Kept) -> None:
