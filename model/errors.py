@@ -13,3 +13,7 @@ class ImageError(MammodError):
 
 class NetworkError(MammodError):
     """A network's name, head or starting weights cannot be used."""
+
+
+class EngineRefused(MammodError):
+    """An engine cannot run the bundle, or does not say what TensorFlow says in float32."""

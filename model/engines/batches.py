@@ -1,0 +1,22 @@
+"""How any number of ROIs becomes batches of few sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def bucket(count: int, largest: int) -> int:
+    """The batch size that `count` ROIs are padded to: the next power of two, at most `largest`."""
+    return min(1 << (count - 1).bit_length(), largest)
+
+
+def parts(rois: np.ndarray, size: int, largest: int) -> list[np.ndarray]:
+    """ROIs (N, size, size) as float32 in pieces of at most `largest`.
+
+    Raises:
+        ValueError: ROIs of another shape.
+    """
+    rois = np.asarray(rois, np.float32)
+    if rois.ndim != 3 or rois.shape[1:] != (size, size):
+        raise ValueError(f"ROIs of shape {rois.shape}; (N, {size}, {size}) was expected")
+    return [rois[start : start + largest] for start in range(0, len(rois), largest)]

@@ -1,0 +1,85 @@
+"""`python -m model.engines.convert BUNDLE FOLDER`: a bundle's network as OpenVINO reads it, and what TensorFlow says of it.
+
+FOLDER gets the graphs (IR), `reference.npy` (TensorFlow float32 on the trial's ROIs) and `plan.json`: the fastest way of
+running the graphs whose probabilities stay within the trial's limit. bfloat16 has eight bits: where the first layers see
+a ROI of little contrast through it, they see little. So it begins behind a layer up to which all is computed in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.bundle import Bundle, load_bundle
+from model.calibration import calibrate
+from model.engines.hardware import cpu_has_bfloat16
+from model.engines.heat_map import grad_cam
+from model.engines.openvino import PLAN, REFERENCE, Graph, openvino
+from model.engines.tensorflow import TensorFlowEngine, compiled
+from model.engines.trial import LIMIT, difference, trial_rois
+from model.errors import EngineRefused
+
+# Where bfloat16 may begin, the fastest first; layers that a network does not have are passed over.
+STEMS = ("block1_conv2_act", "block4_add")
+
+
+def convert(bundle: Bundle, folder: Path) -> None:
+    """Write what the module's words say.
+
+    Raises:
+        EngineRefused: not even float32 passes the trial.
+        BundleError: the weights do not fit the architecture.
+    """
+    size, temperature = bundle.manifest.architecture.input_size, bundle.manifest.temperature
+    rois = trial_rois(size)
+    exact = TensorFlowEngine(bundle)
+    reference = exact.predict(rois)
+    module = openvino()
+    whole = module.convert_model(exact.function)
+    refused = []
+    for name, models in _plans(bundle, whole):
+        graph = Graph(models)
+        said = np.concatenate([graph(rois[start : start + 8])[0] for start in range(0, len(rois), 8)])
+        found = difference(calibrate(said, temperature), reference)
+        if found <= LIMIT:
+            break
+        refused.append(f"{name} {found:.3f}")
+    else:
+        raise EngineRefused(f"it differs from TensorFlow float32 by more than {LIMIT:g}: {', '.join(refused)}")
+    parts = []
+    for number, (model, precision) in enumerate(models):
+        # Not in half precision on disk: batch normalisation's numbers are in here.
+        module.save_model(model, folder / f"{number}.xml", compress_to_fp16=False)
+        parts.append((f"{number}.xml", precision))
+    np.save(folder / REFERENCE, reference, allow_pickle=False)
+    plan = {"name": name, "parts": parts, "refused": refused}
+    (folder / PLAN).write_text(json.dumps(plan, indent=1), encoding="utf-8")
+
+
+def _plans(bundle: Bundle, whole: Any) -> Any:
+    """(engine name, models with their precision), the fastest first."""
+    if cpu_has_bfloat16():
+        yield "openvino-bfloat16", [(whole, "bf16")]
+        import keras
+
+        network = bundle.network()
+        names = {layer.name for layer in network.layers}
+        for stem in (stem for stem in STEMS if stem in names):
+            seam = network.get_layer(stem).output
+            first = keras.Model(network.inputs, seam)
+            second = keras.Model(seam, [network.outputs[0], grad_cam(network)])
+            models = [
+                (openvino().convert_model(compiled(part)), precision)
+                for part, precision in ((first, "f32"), (second, "bf16"))
+            ]
+            yield f"openvino-bfloat16-after-{stem.partition('_')[0]}", models
+    yield "openvino-float32", [(whole, "f32")]
+
+
+if __name__ == "__main__":
+    # The one who asked decided whether it may be untrained.
+    convert(load_bundle(Path(sys.argv[1]), allow_untrained=True), Path(sys.argv[2]))

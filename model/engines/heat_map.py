@@ -1,0 +1,38 @@
+"""Grad-CAM (Selvaraju et al. 2017) as part of the network's own graph, so that every engine has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def grad_cam(network: Any) -> Any:
+    """The heat map of a network made by `build_network`: a Keras tensor float32 (N, h, w) of the network's own graph.
+
+    Over the last convolutional activation, what the head pools, of the logit (the sigmoid's slope would only scale it,
+    down to nothing where the network is sure). A cell is what its activation adds to the logit, to first order; what
+    lowers it is cut to 0. As nothing but pooling and the head lies behind, the gradient is written out: through Dense,
+    batch normalisation and ReLU of the head's layers, last first.
+    """
+    from keras import ops
+
+    names = {layer.name for layer in network.layers}
+    activation = ops.cast(network.get_layer("head_pool").input, "float32")
+    gradient: Any = _numbers(network.get_layer("probability").kernel)[:, 0][None]
+    for number in (2, 1):
+        if f"head_dense{number}" in names:
+            norm = network.get_layer(f"head_bn{number}")
+            slope = _numbers(norm.gamma) / np.sqrt(_numbers(norm.moving_variance) + norm.epsilon)
+            passes = ops.cast(ops.cast(norm.output, "float32") > 0, "float32")
+            kernel = _numbers(network.get_layer(f"head_dense{number}").kernel)
+            gradient = ops.matmul(passes * (gradient * slope), np.ascontiguousarray(kernel.T))
+    rows, columns = activation.shape[1:3]
+    weights = ops.reshape(gradient, (-1, 1, 1, activation.shape[-1])) / (rows * columns)
+    return ops.relu(ops.sum(weights * activation, axis=-1))
+
+
+def _numbers(variable: Any) -> np.ndarray:
+    from keras import ops
+
+    return np.asarray(ops.convert_to_numpy(variable), np.float32)
