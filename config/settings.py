@@ -187,7 +187,7 @@ class Ledger(_Section):
 
 class Model(_Section):
     bundle: Path | None = None
-    engine: Literal["auto", "tensorflow"] = "auto"
+    engine: Literal["auto", "tensorflow", "openvino"] = "auto"
 
 
 class Workers(_Section):

@@ -12,6 +12,7 @@ from config.settings import Settings
 from daemon.checks.archive import archive_findings
 from daemon.checks.certificates import certificate_findings
 from daemon.checks.cluster import cluster_findings
+from daemon.checks.engine import engine_finding
 from daemon.checks.finding import Finding
 from daemon.checks.machine import machine_findings
 from daemon.checks.ports import port_findings
@@ -92,4 +93,6 @@ def _bundle(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
         return
     trained = "trained" if bundle.manifest.trained else "UNTRAINED: its numbers mean nothing"
     yield Finding("bundle", True, f"{bundle.manifest.name} {bundle.manifest.version}, {trained}")
+    if settings.workers.backend == "local":
+        yield engine_finding(settings, bundle)
     yield from cluster_findings(settings, bundle)

@@ -1,7 +1,8 @@
 """The classifier: engines in processes of their own, so that the daemon never imports a framework or dies with one.
 
-ROIs from any thread wait in one queue; each process is fed micro-batches from it by one thread here. A process that
-dies or hangs is replaced and its ROIs are done again one by one; a ROI that has met two deaths fails alone.
+ROIs from any thread wait in one queue of limited length; each process is fed micro-batches from it by one thread here, by
+memory that both sides see. A process that dies or hangs is replaced and its ROIs are done again one by one; a ROI that has
+met two deaths fails alone.
 
 With backend "ray" each process has its engine on a cluster (`daemon.ray_engine`). A cluster may be away for long and come
 back: then it is asked for again and again, and ROIs fail meanwhile as ClassifierUnavailable, so that their jobs wait.
@@ -10,6 +11,7 @@ back: then it is asked for again and again, and ROIs fail meanwhile as Classifie
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import importlib.util
 import multiprocessing
@@ -31,27 +33,31 @@ import structlog
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon import events
-from daemon.errors import ClassifierError, ClassifierUnavailable, EngineLost
+from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi, EngineLost
 from daemon.stages import Stage, used
 from model.bundle import Bundle, load_bundle
-from model.engine import Engine, load_engine
+from model.engines import Engine, load_engine
+from model.engines.hardware import gpus
 from model.errors import BundleError
 from model.prediction import Prediction
 
 log = structlog.get_logger(__name__)
 
 _DEATHS_TO_BLAME = 2
+_BATCHES_WAITING = 4  # for each process: enough to keep it busy, and all the memory that a burst takes
 _PARENT_CHECK_S = 0.5
 _AWAY_S = 10.0  # until a cluster that could not be had is asked for again
 _ABANDONED_S = 5.0  # for a thread to find that its process was ended
+_THREADS = "TF_NUM_INTRAOP_THREADS"  # TensorFlow reads it by itself
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 class Classifier:
     """Classifies ROIs with a bundle's engine in `workers.count` processes (0: one, or one for each NVIDIA GPU).
 
-    `factory` ("module:function", called in the process) makes the engine; tests put their own there. `start_limit_s`
-    and `hang_limit_s` bound the warm-up and one batch. Thread-safe.
+    In folder `cache` an engine keeps what it converted (see `model.engines.load_engine`). `factory` ("module:function",
+    called in the process) makes the engine; tests put their own there. `start_limit_s` and `hang_limit_s` bound the warm-up
+    and one batch. Thread-safe.
 
     Raises:
         ConfigurationError: the backend needs an extra that is not installed.
@@ -63,25 +69,31 @@ class Classifier:
         workers: Workers,
         engine: str = "auto",
         *,
+        cache: Path | None = None,
         factory: str = "daemon.classifier:open_engine",
         start_limit_s: float = 300,
         hang_limit_s: float = 120,
     ) -> None:
+        self._size = bundle.manifest.architecture.input_size
         arguments: tuple[Any, ...] = (str(bundle.path), bundle.digest, engine, workers.max_batch)
         environments = _environments(workers.count)
         self._remote = workers.backend == "ray"
         if self._remote:
             factory, arguments, environments = _on_ray(factory, arguments, workers)
+        else:
+            arguments = (*arguments, cache)
+        batch, patience_s = (workers.max_batch, self._size), _AWAY_S if self._remote else 0
         self._workers = [
-            _Worker(factory, arguments, environment, start_limit_s, hang_limit_s, _AWAY_S if self._remote else 0)
+            _Worker(factory, arguments, batch, environment, start_limit_s, hang_limit_s, patience_s)
             for environment in environments
         ]
-        self._size = bundle.manifest.architecture.input_size
         self._max_batch, self._max_wait_s = workers.max_batch, workers.max_wait_ms / 1000
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._room = _BATCHES_WAITING * workers.max_batch * len(self._workers)
+        self._waiting = 0
         self._threads: list[threading.Thread] = []
         self._open = False
-        self._gate = threading.Lock()
+        self._gate = threading.Condition()
         self._stopping = threading.Event()
 
     @property
@@ -105,6 +117,11 @@ class Classifier:
         return self._workers[0].engine
 
     @property
+    def why(self) -> str:
+        """Why it is this engine, and what its trial found; "" before the start."""
+        return self._workers[0].why
+
+    @property
     def trouble(self) -> str | None:
         """Why no process can be started, where none is alive and the last attempt failed."""
         if self.pids:
@@ -116,13 +133,14 @@ class Classifier:
 
         Raises:
             ClassifierError: a process died or could not open the bundle; the message says why, none is left running.
+            ConfigurationError: the engine that the settings name is not installed or did not pass its trial.
         """
         started: list[Future[None]] = [Future() for _ in self._workers]
         self._threads = [
             threading.Thread(target=self._serve, args=pair, name=f"classifier-{number}", daemon=True)
             for number, pair in enumerate(zip(self._workers, started, strict=True))
         ]
-        self._queue = queue.SimpleQueue()
+        self._queue, self._waiting = queue.SimpleQueue(), 0
         self._stopping.clear()
         self._open = True
         # Before multiprocessing's own end of program, which waits for a process that ignores its signal.
@@ -132,14 +150,16 @@ class Classifier:
         try:
             for future in started:
                 future.result()
-        except ClassifierError:
+        except (ClassifierError, ConfigurationError):
             self.stop()
             raise
+        log.info("classifier started", processes=self.expected, engine=self.engine, why=self.why)
 
     def submit(self, pixels: np.ndarray, *, heat_map: bool = False) -> Future[Prediction]:
         """Queue one ROI, float (size, size) in 0..1; its future fails with ClassifierError where it cannot be done.
 
-        `heat_map` asks for `Prediction.heat_map` too, which costs about as much again; the probability stays the same.
+        Waits while the queue is full, so that a burst waits in the spool and not in memory. `heat_map` asks for
+        `Prediction.heat_map` too, which costs about as much again; the probability stays the same.
 
         Raises:
             ClassifierError: the classifier is not running, or the ROI has another shape or values that are no numbers.
@@ -151,8 +171,10 @@ class Classifier:
             )
         item = _Item(np.asarray(pixels, np.float32), heat_map)
         with self._gate:
+            self._gate.wait_for(lambda: not self._open or self._waiting < self._room)
             if not self._open:
                 raise ClassifierError("the classifier is not running; start it first")
+            self._waiting += 1
             self._queue.put(item)
         return item.future
 
@@ -165,7 +187,9 @@ class Classifier:
         with self._gate:
             self._open = False
             self._cancel_waiting()
+            self._waiting = 0
             self._queue.put(None)
+            self._gate.notify_all()
         end = None if limit_s is None else time.monotonic() + limit_s
         for thread in self._threads:
             thread.join(None if end is None else max(0.0, end - time.monotonic()))
@@ -194,6 +218,9 @@ class Classifier:
     def _serve(self, worker: _Worker, started: Future[None]) -> None:
         try:
             worker.start()
+        except ConfigurationError as error:
+            started.set_exception(error)
+            return
         except ClassifierError as error:
             if not self._remote:
                 started.set_exception(error)
@@ -230,6 +257,9 @@ class Classifier:
             if item is None:
                 self._queue.put(None)  # for this thread's next turn and for the others
                 break
+            with self._gate:
+                self._waiting -= 1
+                self._gate.notify()
             if item.future.set_running_or_notify_cancel():
                 batch.append(item)
                 deadline = min(deadline, time.monotonic() + self._max_wait_s)
@@ -238,7 +268,7 @@ class Classifier:
     def _classify(self, worker: _Worker, batch: Sequence[_Item]) -> None:
         try:
             wanted = [item.heat_map for item in batch]
-            answers = worker.predict(np.stack([item.pixels for item in batch]), wanted)
+            answers = worker.predict([item.pixels for item in batch], wanted)
         except _Died as error:
             log.warning("classifier process died", reason=str(error), rois=len(batch))
             for item in batch:
@@ -247,7 +277,8 @@ class Classifier:
                     self._classify(worker, [item])
                 else:
                     died = f"the classifier died on this ROI, {item.deaths} time(s): {error}"
-                    item.future.set_exception(ClassifierError(died))
+                    blamed = DeadlyRoi if item.deaths >= _DEATHS_TO_BLAME else ClassifierError
+                    item.future.set_exception(blamed(died))
         except ClassifierError as error:
             if len(batch) > 1 and not isinstance(error, ClassifierUnavailable):
                 for item in batch:
@@ -261,17 +292,19 @@ class Classifier:
                 worker.answer(item.future, probability, heat_map)
 
 
-def open_engine(path: str, digest: str, engine: str, max_batch: int) -> Engine:
+def open_engine(path: str, digest: str, engine: str, max_batch: int, cache: Path | None = None) -> Engine:
     """The engine of the bundle at `path`, in the classifier process.
 
     Raises:
         BundleError: the bundle cannot be used, or is no longer the one that the daemon opened.
+        ConfigurationError: see `model.engines.load_engine`.
     """
     # The daemon opened it already, and decided there whether it may be untrained.
     bundle = load_bundle(Path(path), allow_untrained=True)
     if bundle.digest != digest:
         raise BundleError(f"the bundle in {path} was changed since the service started; restart the service")
-    return load_engine(bundle, engine, max_batch=max_batch)
+    threads = int(os.environ.get(_THREADS, "0"))
+    return load_engine(bundle, engine, max_batch=max_batch, threads=threads, cache=cache)
 
 
 @dataclass(eq=False)
@@ -293,6 +326,7 @@ class _Worker:
         self,
         factory: str,
         arguments: tuple[Any, ...],
+        batch: tuple[int, int],
         environment: dict[str, str],
         start_limit_s: float,
         hang_limit_s: float,
@@ -300,10 +334,15 @@ class _Worker:
     ) -> None:
         self._factory, self._arguments, self._environment = factory, arguments, environment
         self._patience_s = patience_s  # after a start that failed
+        # ROIs go over in memory that both processes map: a file that has no name any more, gone with the last of them.
+        count, size = batch
+        self._memory = _SPAWN.RawArray(ctypes.c_float, count * size * size)
+        self._rois = _as_rois(self._memory, size)
         self._start_limit_s, self._hang_limit_s = start_limit_s, hang_limit_s
         self._process: Any = None
         self._pipe: Connection
-        self.engine, self._digest, self._threshold = "", "", 0.5
+        self.engine, self.why = "", ""
+        self._digest, self._threshold = "", 0.5
         self.trouble: str | None = None
         self._failed_at = 0.0
 
@@ -318,25 +357,32 @@ class _Worker:
         Raises:
             ClassifierUnavailable: the process died, or its engine refused the bundle; or it was on a cluster that could not
                 be had a moment ago.
+            ConfigurationError: see `Classifier.start`.
         """
         if self.trouble and time.monotonic() - self._failed_at < self._patience_s:
             raise ClassifierUnavailable(self.trouble)
         self._pipe, theirs = _SPAWN.Pipe()
-        work = (theirs, os.getpid(), self._factory, self._arguments, self._environment)
+        size = self._rois.shape[1]
+        work = (theirs, os.getpid(), self._factory, self._arguments, self._environment, self._memory, size)
         process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
         process.start()
         self._process = process  # not before it can be ended
         theirs.close()
         try:
-            self.engine, self._digest, self._threshold = self._within(self._start_limit_s, self._pipe.recv)
+            facts = self._within(self._start_limit_s, self._pipe.recv)
         except ClassifierError as error:
             self._end()
             self.trouble, self._failed_at = f"the classifier cannot start: {error}", time.monotonic()
             raise ClassifierUnavailable(self.trouble) from error
+        except ConfigurationError as error:
+            self._end()
+            self.trouble = str(error)
+            raise
+        self.engine, self.why, self._digest, self._threshold = facts
         self.trouble = None
 
-    def predict(self, rois: np.ndarray, heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
-        """Probability and, where wanted, heat map of each of ROIs (N, size, size).
+    def predict(self, rois: Sequence[np.ndarray], heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
+        """Probability and, where wanted, heat map of each of ROIs (size, size), at most a batch of them.
 
         A process that died meanwhile is started again first.
 
@@ -348,10 +394,15 @@ class _Worker:
         if self.pid is None:
             log.warning("starting the classifier process again")
             events.tell(events.WorkerRestarted(events.Worker.CLASSIFIER))
-            self.start()
+            try:
+                self.start()
+            except ConfigurationError as error:  # it was right when the service started
+                raise ClassifierUnavailable(f"the classifier cannot start: {error}") from error
+        for place, roi in enumerate(rois):
+            self._rois[place] = roi
 
         def ask() -> Any:
-            self._pipe.send((rois, heat_maps))
+            self._pipe.send(heat_maps)
             return self._pipe.recv()
 
         answers, cpu_seconds = self._within(self._hang_limit_s, ask)
@@ -408,13 +459,23 @@ class _Worker:
             self._process.kill()
             self._process.join()
             raise _Died(answer)
+        if isinstance(answer, ConfigurationError):
+            raise answer
         if not succeeded:
             raise ClassifierError(answer)
         return answer
 
 
-def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
-    """The classifier process: (True, (engine, digest, threshold)) once warm, then an answer for each batch."""
+def _work(
+    pipe: Connection,
+    parent: int,
+    factory: str,
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    memory: Any,
+    size: int,
+) -> None:
+    """The classifier process: (True, facts of its engine) once warm, then an answer for each batch that lies in `memory`."""
     # A signal to the whole group is for the daemon, which drains through this process and then ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -426,14 +487,18 @@ def _work(pipe: Connection, parent: int, factory: str, arguments: tuple[Any, ...
     except EngineLost as error:
         pipe.send((None, str(error)))
         return
+    except ConfigurationError as error:
+        pipe.send((False, error))
+        return
     except Exception as error:
         pipe.send((False, f"{type(error).__name__}: {error}"))
         return
-    pipe.send((True, (engine.name, engine.digest, engine.threshold)))
-    while (batch := _next(pipe)) is not None:
+    pipe.send((True, (engine.name, engine.why, engine.digest, engine.threshold)))
+    rois = _as_rois(memory, size)
+    while (heat_maps := _next(pipe)) is not None:
         try:
             began = time.process_time()
-            answers = _answers(engine, *batch)
+            answers = _answers(engine, rois[: len(heat_maps)], heat_maps)
             pipe.send((True, (answers, time.process_time() - began)))
         except EngineLost as error:
             pipe.send((None, str(error)))
@@ -452,7 +517,13 @@ def _answers(engine: Engine, rois: np.ndarray, heat_maps: Sequence[bool]) -> lis
     ]
 
 
-def _next(pipe: Connection) -> tuple[np.ndarray, Sequence[bool]] | None:
+def _as_rois(memory: Any, size: int) -> np.ndarray:
+    """Shared memory as ROIs: float32 (max_batch, size, size)."""
+    return np.frombuffer(memory, np.float32).reshape(-1, size, size)
+
+
+def _next(pipe: Connection) -> Sequence[bool] | None:
+    """For each ROI of the next batch whether its heat map is wanted."""
     try:
         return pipe.recv()
     except (EOFError, OSError):
@@ -481,12 +552,10 @@ def _on_ray(
 
 def _environments(count: int) -> list[dict[str, str]]:
     """What each process adds to its environment: a GPU of its own, or its share of the CPU's cores."""
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": "tensorflow"}
-    gpus = [] if "CUDA_VISIBLE_DEVICES" in os.environ else sorted(Path("/dev").glob("nvidia[0-9]*"))
-    if gpus:
-        numbers = [gpu.name.removeprefix("nvidia") for gpu in gpus]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"), "KERAS_BACKEND": "tensorflow"}
+    if numbers := gpus():
         return [{**quiet, "CUDA_VISIBLE_DEVICES": numbers[n % len(numbers)]} for n in range(count or len(numbers))]
     if count <= 1:
         return [quiet]
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    return [{**quiet, "TF_NUM_INTRAOP_THREADS": threads} for _ in range(count)]
+    return [{**quiet, _THREADS: threads} for _ in range(count)]

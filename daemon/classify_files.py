@@ -25,7 +25,7 @@ from daemon.decode import DecoderPool
 from daemon.errors import LesionError, ReportError
 from daemon.job import part10
 from daemon.lesions import lesion_references
-from daemon.opened_bundle import algorithm, open_bundle
+from daemon.opened_bundle import algorithm, engine_cache, open_bundle
 from daemon.pipeline import Classified, MissingInstances, Pipeline, read_inputs
 from daemon.reports.facts import Result
 from daemon.reports.identity import is_own_report
@@ -157,7 +157,7 @@ def _classified(
     """What came of each lesion object, in the order of the files."""
     cores = os.cpu_count() or 1
     decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
-    classifier = Classifier(bundle, settings.workers, settings.model.engine)
+    classifier = Classifier(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
     stems = _stems(files.sources.values())
     try:
         with console.status("warming the network up"):

@@ -52,5 +52,9 @@ class EngineLost(ClassifierError):
     """What the engine runs on is gone, with what it had in hand: like the death of the classifier process."""
 
 
+class DeadlyRoi(ClassifierError):
+    """A ROI ended the classifier process twice, the second time alone: trying it again would only do more harm."""
+
+
 class DecoderUnavailable(MammodError):
     """No decoding process can be started: no fault of the object that waits for one."""

@@ -17,7 +17,14 @@ from sqlalchemy import Connection, Row
 from config.errors import MammodError
 from config.settings import Settings
 from daemon import events
-from daemon.errors import ClassifierUnavailable, DecoderUnavailable, LesionError, ReportError, SpoolUnavailable
+from daemon.errors import (
+    ClassifierUnavailable,
+    DeadlyRoi,
+    DecoderUnavailable,
+    LesionError,
+    ReportError,
+    SpoolUnavailable,
+)
 from daemon.events import JobWorked, Outcome
 from daemon.ledger import UNAVAILABLE, Ledger, instances, outbox, recording_a_file, work
 from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
@@ -57,7 +64,7 @@ class JobWorker:
             self._ledger.change(lambda connection: work.needs_more(connection, job, uids, time.time()))
             events.tell(JobWorked(Outcome.INCOMPLETE))
             bound.info("waits for more instances", missing=error.uids)
-        except (LesionError, ImageError, ReportError) as error:
+        except (LesionError, ImageError, ReportError, DeadlyRoi) as error:
             self._quarantine(job, str(error), bound)
             bound.warning("job quarantined", reason=str(error))
         except UNAVAILABLE:

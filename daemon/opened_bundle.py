@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import model
@@ -45,6 +46,14 @@ def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | No
 def untrained_path(settings: Settings) -> Path:
     """Where the untrained bundle is kept that is made where no other is there."""
     return settings.spool.directory / "untrained-bundle"
+
+
+def engine_cache(settings: Settings) -> Path:
+    """Where an engine keeps the network that it converted: in the spool, or with the user's caches where that is not his."""
+    if os.access(settings.spool.directory, os.W_OK):
+        return settings.spool.directory / "engine"
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "mammod" / "engine"
 
 
 def default_bundle_path() -> Path:

@@ -90,6 +90,7 @@ class RayEngine:
         if not self._ask(self._actor.has.remote(digest)):
             files = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
             self._ask(self._actor.take.remote(digest, files))
+        self.why = "as the cluster's node chose"
         self.name, self.digest, self.threshold = self._ask(
             self._actor.open.remote(config.__version__, factory, digest, engine, max_batch)
         )

@@ -33,7 +33,7 @@ from daemon.ledger import Ledger, instances, jobs, nodes, outbox, work
 from daemon.listener import Listener
 from daemon.node import Node, node_facts
 from daemon.observation import Observation, Parts
-from daemon.opened_bundle import algorithm, open_bundle
+from daemon.opened_bundle import algorithm, engine_cache, open_bundle
 from daemon.pipeline import Pipeline
 from daemon.schedule import Schedule
 from daemon.sd_notify import Supervised, reloading, sd_notify, stopping
@@ -81,7 +81,7 @@ class Service:
         opened, bundle = bundle, keep_bundle(bundle, settings.spool.directory, in_use)
         sd_notify("STATUS=warming up the classifier")
         self._archive = Archive(settings.archive, settings.listener.ae_title, self._node.incoming)
-        self._classifier = Classifier(bundle, settings.workers, settings.model.engine)
+        self._classifier = Classifier(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
         self._decoders = DecoderPool(
             settings.workers.decoders or os.cpu_count() or 1, bundle.manifest, settings.workers
         )

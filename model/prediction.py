@@ -12,8 +12,9 @@ class Prediction:
     """Probability of malignancy in [0, 1], the class at the bundle's threshold, and what made it.
 
     `bundle` is the bundle's digest (`Bundle.digest`), `engine` the engine's name with precision, such as
-    `tensorflow-float32`. `heat_map` is float32 (rows, columns), from 0 up, a coarse grid over the whole ROI: what each
-    place adds to the score (`model.engine.grad_cam`); None where it was not asked for or the engine has none.
+    `tensorflow-float32` or `openvino-bfloat16-after-block4`. `heat_map` is float32 (rows, columns), from 0 up, a coarse grid
+    over the whole ROI: what each place adds to the score (`model.engines.heat_map.grad_cam`); None where it was not asked
+    for or the engine has none.
     """
 
     probability: float

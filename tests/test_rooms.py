@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "daemon": {"daemon", "model", "config"},
 }
 DICOM = {"pydicom", "pynetdicom", "highdicom"}
-MAY_IMPORT_TENSORFLOW = {Path("model/engine.py"), Path("daemon/classifier.py")}
+MAY_IMPORT_TENSORFLOW = {Path("model/engines/tensorflow.py")}
 # Distributions whose metadata does not say, by a look at the licence file in their source.
 LICENCES_BY_HAND = {"namex": "Apache-2.0"}
 

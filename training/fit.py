@@ -454,7 +454,7 @@ def _write_csv(folder: Path, log: list[Epoch]) -> None:
 
 
 def _save(path: Path, variables: list[Any], about: dict[str, Any]) -> None:
-    arrays = {f"v{number}": keras.ops.convert_to_numpy(variable) for number, variable in enumerate(variables)}
+    arrays = {f"v{number}": variable.numpy() for number, variable in enumerate(variables)}
     with _renamed(path) as partial, partial.open("wb") as file:
         np.savez(file, about=np.array(json.dumps(about)), **arrays)
 

@@ -70,8 +70,8 @@ def _plans(bundle: Bundle, whole: Any) -> Any:
         names = {layer.name for layer in network.layers}
         for stem in (stem for stem in STEMS if stem in names):
             seam = network.get_layer(stem).output
-            first = keras.Model(network.inputs, seam)
-            second = keras.Model(seam, [network.outputs[0], grad_cam(network)])
+            first = keras.Model(network.inputs, [seam])
+            second = keras.Model([seam], [network.outputs[0], grad_cam(network)])
             models = [
                 (openvino().convert_model(compiled(part)), precision)
                 for part, precision in ((first, "f32"), (second, "bf16"))

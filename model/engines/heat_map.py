@@ -33,6 +33,4 @@ def grad_cam(network: Any) -> Any:
 
 
 def _numbers(variable: Any) -> np.ndarray:
-    from keras import ops
-
-    return np.asarray(ops.convert_to_numpy(variable), np.float32)
+    return np.asarray(variable.numpy(), np.float32)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from model.errors import EngineRefused
 FORMAT = 1  # of what is kept; part of the key
 REFERENCE, PLAN = "reference.npy", "plan.json"
 CONVERT_LIMIT_S = 240
+UNUSED_S = 30 * 86_400  # after which a converted network goes
 
 
 class OpenVINOEngine:
@@ -119,7 +121,7 @@ def key(bundle: Bundle) -> str:
 
 @contextmanager
 def _converted(bundle: Bundle, cache: Path | None) -> Iterator[Path]:
-    """The folder with the converted network; made where it is not there, and kept in `cache`, which holds one bundle's."""
+    """The folder with the converted network; made where it is not there, and kept in `cache`."""
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="mammod-engine-") as folder:
             _convert(bundle, Path(folder))
@@ -133,7 +135,7 @@ def _converted(bundle: Bundle, cache: Path | None) -> Iterator[Path]:
             target = cache / key(bundle)
             if not target.is_dir():
                 for old in cache.iterdir():
-                    if old.is_dir():
+                    if old.is_dir() and time.time() - old.stat().st_mtime > UNUSED_S:
                         shutil.rmtree(old, ignore_errors=True)
                 partial = Path(tempfile.mkdtemp(prefix=".", dir=cache))
                 try:
@@ -141,6 +143,7 @@ def _converted(bundle: Bundle, cache: Path | None) -> Iterator[Path]:
                     partial.rename(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
+            os.utime(target)
     except OSError as error:
         raise EngineRefused(f"the converted network cannot be kept in {cache}: {error.strerror}") from error
     yield target

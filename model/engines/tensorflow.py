@@ -81,11 +81,10 @@ def concrete_function(network: Any, size: int) -> Any:
 
 def compiled(network: Any) -> Any:
     """A Keras model of one input as a TensorFlow function for any number of ROIs, its weights constants."""
-    import keras
     import tensorflow as tf
 
     learnt, kept = (
-        [keras.ops.convert_to_numpy(variable) for variable in variables]
+        [variable.numpy() for variable in variables]
         for variables in (network.trainable_variables, network.non_trainable_variables)
     )
 

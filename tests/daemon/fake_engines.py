@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from config.errors import ConfigurationError
+
 FAIL, DIE, HANG, NOT_A_NUMBER, DIE_ONCE, NO_HEAT_MAP = 0.91, 0.92, 0.93, 0.94, 0.95, 0.96
 
 
 class FakeEngine:
     """The probability is the ROI's last pixel. `folder` is the bundle's, where batches are noted."""
 
-    name = "fake"
+    name, why = "fake", "a test wants it"
     threshold = 0.5
 
     def __init__(self, folder: str, digest: str) -> None:
@@ -50,12 +52,16 @@ class FakeEngine:
         return True
 
 
-def fake(path: str, digest: str, engine: str, max_batch: int) -> FakeEngine:
+def fake(path: str, digest: str, *_: Any) -> FakeEngine:
     return FakeEngine(path, digest)
 
 
 def refuses(*arguments: Any) -> FakeEngine:
     raise RuntimeError("no such thing as this bundle")
+
+
+def not_as_set(*arguments: Any) -> FakeEngine:
+    raise ConfigurationError("the engine differs by 0.4")
 
 
 def dies_at_start(*arguments: Any) -> FakeEngine:
@@ -67,6 +73,6 @@ def never_ready(*arguments: Any) -> FakeEngine:
     raise AssertionError
 
 
-def starts_once(path: str, digest: str, engine: str, max_batch: int) -> FakeEngine:
+def starts_once(path: str, digest: str, *_: Any) -> FakeEngine:
     (Path(path) / "started").touch(exist_ok=False)
     return FakeEngine(path, digest)

@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
+from config.errors import ConfigurationError
 from config.settings import Workers
-from daemon.classifier import Classifier
-from daemon.errors import ClassifierError
+from daemon.classifier import Classifier, _environments
+from daemon.errors import ClassifierError, DeadlyRoi
 from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
+from model.engines import hardware
 from model.normalise import NormalisationPolicy
 from tests.daemon.fake_engines import DIE, DIE_ONCE, FAIL, HANG, NO_HEAT_MAP, NOT_A_NUMBER
 
@@ -108,7 +111,7 @@ def test_a_roi_that_kills_twice_fails_alone(start: Start) -> None:
     classifier = start(max_wait_ms=1000)
     futures = [classifier.submit(_roi(0.1 * n, first=DIE if n == 3 else 0)) for n in range(8)]
     wait(futures, LIMIT_S)
-    with pytest.raises(ClassifierError, match=r"died on this ROI, 2 time"):
+    with pytest.raises(DeadlyRoi, match=r"died on this ROI, 2 time"):
         futures[3].result(0)
     assert [future.exception(0) for future in futures[:3] + futures[4:]] == [None] * 7
     assert classifier.submit(_roi(0.4)).result(LIMIT_S).probability == pytest.approx(0.4)
@@ -214,7 +217,7 @@ def test_stop_finishes_what_is_under_way_and_cancels_the_rest(start: Start) -> N
     pids = classifier.pids
     under_way = classifier.submit(_roi(0.5, first=HANG))
     _until(under_way.running)
-    waiting: list[Future[Any]] = [classifier.submit(_roi(0.5)) for _ in range(5)]
+    waiting: list[Future[Any]] = [classifier.submit(_roi(0.5)) for _ in range(4)]
     classifier.stop()
     with pytest.raises(ClassifierError, match="died on this ROI, 1 time"):
         under_way.result(0)
@@ -260,6 +263,85 @@ def test_signals_for_the_daemon_do_not_end_the_process(start: Start) -> None:
     assert classifier.pids == pids
 
 
+def test_a_burst_waits_outside_and_a_stop_lets_it_go(start: Start) -> None:
+    """The queue holds four batches of each process; who submits more waits, until there is room or the end."""
+    classifier = start(max_batch=2, hang_limit_s=600)
+    under_way = classifier.submit(_roi(0.5, first=HANG))
+    _until(under_way.running)
+    submitted: list[Future[Any]] = []
+    ends: list[Exception] = []
+
+    def burst() -> None:
+        try:
+            for _ in range(100):
+                submitted.append(classifier.submit(_roi(0.5)))
+        except ClassifierError as error:
+            ends.append(error)
+
+    bursting = threading.Thread(target=burst)
+    bursting.start()
+    _until(lambda: len(submitted) >= 8)
+    bursting.join(0.5)
+    assert bursting.is_alive() and len(submitted) == 8
+    os.kill(classifier.pids[0], signal.SIGKILL)  # the ROI under way is done again, alone, and hangs again
+    stop = threading.Thread(target=classifier.stop, kwargs={"limit_s": 1})
+    stop.start()
+    bursting.join(LIMIT_S)
+    stop.join(LIMIT_S)
+    assert len(submitted) == 8 and "not running" in str(ends[0])
+    assert classifier.pids == ()
+
+
+def test_room_in_the_queue_is_given_back(start: Start) -> None:
+    classifier = start(max_batch=2)
+    futures = [classifier.submit(_roi(0.25)) for _ in range(100)]
+    assert {future.result(LIMIT_S).probability for future in futures} == {0.25}
+
+
+def test_rois_go_over_in_memory_that_both_sides_map(start: Start) -> None:
+    """The pipe carries no pixels, and nothing is left in the file system."""
+    classifier = start()
+    (pid,) = classifier.pids
+    sent: list[Any] = []
+    pipe = classifier._workers[0]._pipe
+    real = pipe.send
+    pipe.send = lambda message: (sent.append(message), real(message))[1]  # type: ignore[method-assign]
+    futures = [classifier.submit(_roi(0.125 * n)) for n in range(8)]
+    assert [future.result(LIMIT_S).probability for future in futures] == [0.125 * n for n in range(8)]
+    assert sent and all(isinstance(message, list) and set(message) == {False} for message in sent)
+    ours, theirs = (Path(f"/proc/{number}/maps").read_text() for number in (os.getpid(), pid))
+    shared = {line.split()[4] for line in ours.splitlines() if "(deleted)" in line} - {"0"}
+    assert shared & {line.split()[4] for line in theirs.splitlines() if "(deleted)" in line}  # the same inode
+
+
+def test_a_gpu_each_and_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidia10", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware, "DEVICES", tmp_path)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(0)] == ["0", "1", "10"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(4)] == ["0", "1", "10", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(0)] == ["3", "5"]
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert len(_environments(0)) == 1 and "CUDA_VISIBLE_DEVICES" not in _environments(0)[0]
+
+
+def test_the_log_says_which_engine_runs_and_why(start: Start) -> None:
+    with structlog.testing.capture_logs() as lines:
+        start()
+    (line,) = [line for line in lines if line["event"] == "classifier started"]
+    assert (line["engine"], line["why"], line["processes"]) == ("fake", "a test wants it", 1)
+
+
+def test_an_engine_that_the_settings_name_and_that_is_refused_is_a_matter_of_configuration(bundle: Bundle) -> None:
+    classifier = Classifier(bundle, Workers(), factory="tests.daemon.fake_engines:not_as_set")
+    with pytest.raises(ConfigurationError, match=r"differs by 0\.4"):
+        classifier.start()
+    assert classifier.pids == ()
+
+
 PROGRAM = """
 import sys, time, pathlib
 from daemon.classifier import Classifier
@@ -302,14 +384,16 @@ def test_a_daemon_that_ends_without_stopping_does_not_wait_for_it(state: str, tm
     _until(lambda: not _alive(int(out.split()[0])))
 
 
-def test_with_tensorflow_it_answers_as_the_network_does(tmp_path: Path) -> None:
+def test_with_tensorflow_it_answers_as_the_network_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from tests.model.builders import small_bundle
 
     bundle = small_bundle(tmp_path / "b", threshold=0.4, trained=False)
     rois = np.random.default_rng(0).random((3, 75, 75), dtype=np.float32)
     expected = np.asarray(bundle.network()(rois[..., None], training=False))[:, 0]
-    classifier = Classifier(bundle, Workers(max_batch=2))
+    classifier = Classifier(bundle, Workers(max_batch=2), "tensorflow")
+    capfd.readouterr()
     classifier.start()
+    assert capfd.readouterr().err == ""  # none of TensorFlow's start-up lines
     try:
         predictions = [future.result(LIMIT_S) for future in [classifier.submit(roi) for roi in rois]]
     finally:

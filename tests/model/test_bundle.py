@@ -26,7 +26,8 @@ from model.bundle import (
     untrained_bundle,
 )
 from model.crop import CropPolicy
-from model.engine import bucket, load_engine
+from model.engines import load_engine
+from model.engines.batches import bucket
 from model.errors import BundleError
 from model.networks import build_network
 from tests.model.builders import small_bundle, small_description
@@ -101,7 +102,7 @@ def test_another_backend_loads_what_tensorflow_saved(backend: str, saved: Bundle
 
 def test_loading_imports_no_framework(saved: Bundle) -> None:
     program = (
-        "import sys, pathlib; from model.bundle import load_bundle, card; import model.cut, model.engine\n"
+        "import sys, pathlib; from model.bundle import load_bundle, card; import model.cut, model.engines\n"
         "card(load_bundle(pathlib.Path(sys.argv[1])))\n"
         "assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )
@@ -236,7 +237,7 @@ def test_an_untrained_xception_c_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_the_engine_gives_the_networks_calibrated_probability(tmp_path: Path) -> None:
     bundle = small_bundle(tmp_path / "b", temperature=2.0)
-    engine = load_engine(bundle, max_batch=4)
+    engine = load_engine(bundle, "tensorflow", max_batch=4)
     rois = np.random.default_rng(1).random((7, 75, 75), dtype=np.float32)
     raw = np.asarray(bundle.network()(rois[..., None], training=False), np.float64)[:, 0]
     # sigmoid(logit(p) / 2) by hand: odds to the power of one half.
@@ -249,8 +250,6 @@ def test_the_engine_gives_the_networks_calibrated_probability(tmp_path: Path) ->
     assert (engine.name, engine.digest, engine.threshold) == ("tensorflow-float32", bundle.digest, 0.5)
     with pytest.raises(ValueError, match=r"\(N, 75, 75\) was expected"):
         engine.predict(np.zeros((1, 80, 75), np.float32))
-    with pytest.raises(BundleError, match="no engine 'abacus'; known engines: auto, tensorflow"):
-        load_engine(bundle, "abacus")
 
 
 def test_buckets_are_powers_of_two_up_to_the_largest() -> None:

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 from keras import layers
 
-from model.engine import grad_cam, load_engine
+from model.engines import load_engine
+from model.engines.heat_map import grad_cam
 from model.networks import build_network
 from tests.model.builders import small_bundle
 
 WEIGHT, OTHER_WEIGHT = 3.0, -2.0
+
+
+def heat_maps(network: keras.Model, rois: np.ndarray) -> np.ndarray:
+    return np.asarray(keras.Model(network.inputs, [grad_cam(network)])([rois])[0])
 
 
 def corner_network() -> keras.Model:
@@ -40,7 +45,7 @@ def rois() -> np.ndarray:
 
 
 def test_what_the_network_cannot_see_is_cold_and_what_it_sees_has_its_share_of_the_score(rois: np.ndarray) -> None:
-    maps = grad_cam(corner_network())(rois[..., None])
+    maps = heat_maps(corner_network(), rois[..., None])
     assert maps.shape == (3, 8, 8) and maps.dtype == np.float32
     expected = WEIGHT * means_of_4x4(rois) / 64  # the pool is over 64 cells
     expected[:, 4:, :] = expected[:, :, 4:] = 0
@@ -50,10 +55,10 @@ def test_what_the_network_cannot_see_is_cold_and_what_it_sees_has_its_share_of_t
 def test_what_lowers_the_score_is_cold(rois: np.ndarray) -> None:
     network = corner_network()
     network.get_layer("probability").set_weights([np.array([[WEIGHT], [WEIGHT]]), np.zeros(1)])
-    both = grad_cam(network)(rois[..., None])
+    both = heat_maps(network, rois[..., None])
     network.get_layer("probability").set_weights([np.array([[OTHER_WEIGHT], [0.0]]), np.zeros(1)])
     assert both.max() > 0
-    assert not grad_cam(network)(rois[..., None]).any()
+    assert not heat_maps(network, rois[..., None]).any()
 
 
 def test_a_cell_is_what_scaling_its_activation_does_to_the_logit() -> None:
@@ -83,13 +88,13 @@ def test_a_cell_is_what_scaling_its_activation_does_to_the_logit() -> None:
         more = logit(seen * factor)
         factor[0, *place] = 1 - step
         slopes[place] = (more - logit(seen * factor)) / (2 * step)
-    (heat,) = grad_cam(network)(roi)
+    (heat,) = heat_maps(network, roi)
     assert (slopes > 0).any()
     np.testing.assert_allclose(heat, np.maximum(slopes, 0), rtol=0.02, atol=0.01 * np.abs(slopes).max())
 
 
 def test_the_engine_maps_any_number_of_rois_and_its_probabilities_stay(tmp_path: Path) -> None:
-    engine = load_engine(small_bundle(tmp_path / "bundle"), max_batch=2)
+    engine = load_engine(small_bundle(tmp_path / "bundle"), "tensorflow", max_batch=2)
     rois = np.random.default_rng(2).random((5, 75, 75), dtype=np.float32)
     before = engine.predict(rois)
     maps = engine.heat_maps(rois)

@@ -1,0 +1,268 @@
+"""Engines: each says what the network says in float32, or is refused; and nothing leaves the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.errors import ConfigurationError
+from model.bundle import Architecture, Bundle, save_bundle
+from model.crop import CropPolicy
+from model.engines import convert, hardware, load_engine, trial
+from model.engines import openvino as openvino_engine
+from model.engines.convert import STEMS
+from model.engines.quiet import framework_start
+from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
+from model.networks import build_network
+from tests.model.builders import small_bundle, small_description
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Random weights, but probabilities that differ from one ROI to the next."""
+    return small_bundle(tmp_path_factory.mktemp("bundles") / "small", temperature=0.7)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache") / "engine"
+
+
+@pytest.fixture(scope="module")
+def rois() -> np.ndarray:
+    return np.random.default_rng(3).random((5, 75, 75), dtype=np.float32)
+
+
+# Every process of the program gets this as its sitecustomize: it notes each attempt to reach anything by a socket.
+WATCH = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        with open({file!r}, "a") as out:
+            print(event, arguments[-1] if event == "socket.connect" else arguments, file=out)
+sys.addaudithook(watch)
+with open({file!r}, "a") as out:
+    print("process", file=out)
+"""
+PROGRAM = """
+import sys
+from pathlib import Path
+from model.bundle import load_bundle
+from model.engines import load_engine
+engine = load_engine(load_bundle(Path(sys.argv[1])), "openvino", cache=Path(sys.argv[2]))
+print(engine.name)
+assert not {"tensorflow", "keras"} & set(sys.modules)
+assert sys.modules["openvino_telemetry"] is None
+"""
+
+
+def test_openvino_loads_without_tensorflow_and_tells_nobody(bundle: Bundle, cache: Path, tmp_path: Path) -> None:
+    """First with the conversion, in its own process, then from what was kept; both with a home that forbids nothing."""
+    seen = tmp_path / "seen"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WATCH.format(file=str(seen)))
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    environment |= {"HOME": str(home), "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}"}
+    for processes in (2, 1):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, bundle.path, cache],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("openvino-")
+        assert done.stderr == ""
+        lines = seen.read_text().splitlines()
+        assert lines == ["process"] * processes
+        seen.unlink()
+    assert not (home / "intel").exists()  # where it would keep an id of this user
+
+
+def test_openvino_says_what_tensorflow_says(bundle: Bundle, cache: Path, rois: np.ndarray) -> None:
+    exact, fast = TensorFlowEngine(bundle, 4), load_engine(bundle, "openvino", max_batch=2, cache=cache)
+    assert fast.name.startswith("openvino-") and "as set; differs from TensorFlow float32" in fast.why
+    assert (fast.digest, fast.threshold) == (exact.digest, exact.threshold)
+    expected = exact.predict(rois)
+    np.testing.assert_allclose(fast.predict(rois), expected, atol=0.01)
+    maps = fast.heat_maps(rois)
+    assert maps is not None and maps.dtype == np.float32
+    np.testing.assert_allclose(maps, exact.heat_maps(rois), atol=0.1 * exact.heat_maps(rois).max())
+    with pytest.raises(ValueError, match="was expected"):
+        fast.predict(rois[:, 1:])
+
+
+def test_auto_takes_openvino_only_where_there_is_no_gpu(
+    bundle: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware, "DEVICES", tmp_path)
+    engine = load_engine(bundle, cache=cache)
+    assert engine.name.startswith("openvino-") and engine.why.startswith("there is no GPU; ")
+    (tmp_path / "nvidia0").touch()
+    engine = load_engine(bundle, cache=cache)
+    assert engine.name == "tensorflow-float32" and engine.why.startswith("there is a GPU; ")
+
+
+def test_an_engine_that_says_something_else_is_refused(bundle: Bundle, cache: Path, tmp_path: Path) -> None:
+    """What TensorFlow said is on file; here it says another probability for one ROI."""
+    load_engine(bundle, "openvino", cache=cache)
+    (reference,) = cache.glob(f"*/{openvino_engine.REFERENCE}")
+    was = reference.read_bytes()
+    wrong = np.load(reference)
+    wrong[7] += 0.02
+    np.save(reference, wrong)
+    try:
+        with pytest.raises(
+            ConfigurationError, match=r"refused: openvino-\w+ differs .* up to 0.02\d \(0.01 is allowed\)"
+        ):
+            load_engine(bundle, "openvino", cache=cache)
+        engine = load_engine(bundle, "auto", cache=cache)
+        assert engine.name == "tensorflow-float32" and "OpenVINO is refused: openvino-" in engine.why
+    finally:
+        reference.write_bytes(was)
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r'pip install "mammod\[openvino\]"'):
+        load_engine(bundle, "openvino")
+    engine = load_engine(bundle)
+    assert engine.name == "tensorflow-float32" and "OpenVINO is not installed" in engine.why
+    with pytest.raises(ConfigurationError, match="no engine 'onnx'; known engines: auto, tensorflow, openvino"):
+        load_engine(bundle, "onnx")
+
+
+def test_what_cannot_be_converted_is_refused_with_the_reason(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be kept in"):
+        load_engine(bundle, "openvino", cache=tmp_path / "file")
+    gone = Bundle(tmp_path / "gone", bundle.manifest, "0" * 64)
+    with pytest.raises(ConfigurationError, match=r"cannot be converted: .*no bundle in"):
+        load_engine(gone, "openvino", cache=tmp_path / "engine")
+    assert [path.name for path in (tmp_path / "engine").iterdir()] == ["lock"]
+
+
+def test_bfloat16_may_begin_behind_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way of cutting an Xception in two gives what the whole gives."""
+    description = small_description(
+        architecture=Architecture(network="xception_c", input_size=71), crop=CropPolicy(kind="pixels", size=71)
+    )
+    network = build_network("xception_c", input_size=71)
+    rng = np.random.default_rng(1)
+    for variable in network.weights:
+        if len(variable.shape) > 1:
+            variable.assign(rng.standard_normal(variable.shape, np.float32) / np.sqrt(np.prod(variable.shape[:-1])))
+    xception = save_bundle(tmp_path / "xception", description, network)
+    exact = TensorFlowEngine(xception, 8)
+    rois = trial.trial_rois(71)[:8]
+    monkeypatch.setattr(convert, "cpu_has_bfloat16", lambda: True)
+    whole = openvino_engine.openvino().convert_model(exact.function)
+    names = []
+    for name, models in convert._plans(xception, whole):
+        names.append(name)
+        # All in float32 here: it is the cutting that is tried.
+        probabilities, maps = openvino_engine.Graph([(model, "f32") for model, _ in models])(rois)
+        np.testing.assert_allclose(probabilities, exact.predict(rois), atol=1e-4)
+        np.testing.assert_allclose(maps, exact.heat_maps(rois), atol=1e-3 * exact.heat_maps(rois).max())
+        assert [precision for _, precision in models][-1] == ("f32" if name == "openvino-float32" else "bf16")
+    assert len(names) == len(STEMS) + 2
+
+
+@pytest.mark.parametrize("harm", [0.0, 0.02])
+def test_bfloat16_of_a_gpu_is_tried_too(bundle: Bundle, harm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU in name only: its layers compute in bfloat16 all the same."""
+    monkeypatch.setattr("model.engines.tensorflow._gpu_has_bfloat16", lambda: True)
+    honest = TensorFlowEngine.predict
+    monkeypatch.setattr(
+        TensorFlowEngine, "predict", lambda self, rois: honest(self, rois) + harm * self.name.endswith("bfloat16")
+    )
+    engine = tensorflow_engine(bundle, 2)
+    if harm:
+        assert engine.name == "tensorflow-float32" and "bfloat16 is refused" in engine.why
+    else:
+        assert engine.name == "tensorflow-bfloat16" and "differs from float32 by at most 0.00" in engine.why
+        assert engine.heat_maps(trial.trial_rois(75)[:3]).dtype == np.float32
+
+
+def test_the_trial_shows_a_network_what_it_tells_apart() -> None:
+    """All that it is shown lies in 0..1, differs, and is the same wherever it is made; a NaN passes no trial."""
+    rois = trial.trial_rois(75)
+    assert rois.dtype == np.float32 and rois.min() >= 0 and rois.max() <= 1
+    assert len({roi.tobytes() for roi in rois}) == trial.COUNT
+    contrast = rois.std(axis=(1, 2))
+    assert contrast.min() < 0.1 < contrast.max()
+    assert trial.difference(np.array([0.1, np.nan]), np.array([0.1, 0.2])) > 1
+    assert trial.difference(np.array([0.1, 0.25]), np.array([0.1, 0.2])) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ["0", "2", "11"]), ("", []), ("-1", []), ("1", ["1"]), ("1, 0", ["1", "0"]), ("2,-1,3", ["2"])],
+)
+def test_gpus_are_those_that_cuda_would_use(
+    visible: str | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia11", "nvidia0", "nvidia2", "nvidiactl", "nvidia-caps"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(hardware, "DEVICES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert hardware.gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_tile", True),
+        ("flags\t\t: fpu amx_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+    ],
+)
+def test_bfloat16_is_what_the_cpu_says(
+    line: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nmodel name\t: bf16 in name only\n{line}\n")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    assert hardware.cpu_has_bfloat16() is expected
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
+    assert not hardware.cpu_has_bfloat16()
+
+
+START_UP = b"""WARNING: All log messages before absl::InitializeLog() is called are written to STDERR
+I0000 00:00:1795570159.974811   12803 port.cc:153] oneDNN custom operations are on.
+2026-11-25 01:02:03.456789: I tensorflow/core/platform/cpu_feature_guard.cc:210] This TensorFlow binary is optimized
+To enable the following instructions: AVX2 AVX512F, rebuild TensorFlow with the appropriate compiler flags.
+E0000 00:00:1795570180.399674   12803 cuda_platform.cc:52] failed call to cuInit: INTERNAL: UNKNOWN ERROR (303)
+"""
+ERRORS = b"E0000 00:00:1795570180.399674 12803 stream.cc:1] out of memory\nTraceback (most recent call last):\n"
+
+
+def test_start_up_lines_are_held_back_and_errors_are_not(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    with framework_start():
+        os.write(2, START_UP + ERRORS)
+    assert capfd.readouterr().err == ERRORS.decode()
+    with pytest.raises(ImportError), framework_start():
+        os.write(2, START_UP)
+        raise ImportError
+    assert capfd.readouterr().err == START_UP.decode()
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    with framework_start():
+        os.write(2, START_UP)
+    assert capfd.readouterr().err == START_UP.decode()
