@@ -32,6 +32,7 @@ from daemon.view import View, view_of
 from model.bundle import Manifest
 from model.cut import Cut, cut_rois
 from model.errors import ImageError
+from model.image import open_image
 from model.roi import Roi
 
 TRIES = 3  # of an object whose process dies
@@ -205,11 +206,11 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 def _cut_file(path: Path, cuts: Sequence[Cut], manifest: Manifest) -> list[Roi]:
-    return cut_rois(dcmread(path), cuts, manifest.crop, manifest.normalisation)
+    return cut_rois(open_image(path), cuts, manifest.crop, manifest.normalisation)
 
 
 def _view_file(path: Path, frame: int) -> View:
-    return view_of(dcmread(path), frame)
+    return view_of(open_image(path), frame)
 
 
 def _read_file(

@@ -7,7 +7,7 @@ centre of the outline's bounding box wherever that lies: what falls outside the 
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -114,7 +114,16 @@ def lesion_box(outline: np.ndarray, policy: CropPolicy, spacing: Spacing | None 
     return Box(column - width / 2, row - height / 2, column + width / 2, row + height / 2)
 
 
-def cut_roi(image: np.ndarray, outline: np.ndarray, spacing: Spacing | None, policy: CropPolicy) -> Roi:
+class Image(Protocol):
+    """What is cut from: an array (rows, columns), or `model.normalise.Grey`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray: ...
+
+
+def cut_roi(image: Image, outline: np.ndarray, spacing: Spacing | None, policy: CropPolicy) -> Roi:
     """Cut one ROI from a normalised image: float (rows, columns) in 0..1 -> `Roi` of float32 (size, size).
 
     `outline` is (N, 2) of (column, row); `spacing` what the image itself says, see `image_spacing`. Reducing averages
@@ -168,7 +177,7 @@ def _overlap(start: float, stop: float, length: int) -> float:
     return max(0.0, min(stop, length) - max(start, 0.0))
 
 
-def _resample(image: np.ndarray, box: Box, policy: CropPolicy, spacing: Spacing | None) -> np.ndarray:
+def _resample(image: Image, box: Box, policy: CropPolicy, spacing: Spacing | None) -> np.ndarray:
     """Resampling is separable: rows @ image @ columns, and padding wherever the weights miss the image."""
     row_mm, column_mm = spacing or (None, None)
     top, down = _axis(box.top, box.bottom, image.shape[0], row_mm, policy)

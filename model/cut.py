@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from model.crop import CropPolicy, cut_roi, image_spacing
 from model.image import read_frame
-from model.normalise import NormalisationPolicy, normalise
+from model.normalise import NormalisationPolicy, grey
 from model.roi import Roi
 
 
@@ -31,7 +31,7 @@ def cut_rois(dataset: Dataset, cuts: Sequence[Cut], crop: CropPolicy, normalisat
     rois: dict[int, Roi] = {}
     for number in dict.fromkeys(cut.frame for cut in cuts):
         frame = read_frame(dataset, number)
-        image, spacing = normalise(frame, normalisation), image_spacing(frame.header)
+        image, spacing = grey(frame, normalisation), image_spacing(frame.header)
         for place, cut in enumerate(cuts):
             if cut.frame == number:
                 rois[place] = cut_roi(image, cut.outline, spacing, crop)

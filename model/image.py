@@ -9,19 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 
 from model.codestream import announced_size
 from model.errors import ImageError
 
 # Twice the largest film scan known (CBIS-DDSM: 40 million pixels); a header that asks for more is taken as damage.
 MAX_PIXELS = 100_000_000
+
+_PIXEL_DATA = Tag("PixelData")
+_LEFT_IN_FILE = 2**16  # bytes of a value from which on `open_image` leaves it where it is
 
 # What `Frame.header` holds, and the functional groups of multi-frame images it may come from (PS3.3 C.7.6.16.2).
 _KEYWORDS = (
@@ -54,6 +61,8 @@ _MACROS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransforma
 class Frame:
     """One decoded frame: `stored` is an integer array (rows, columns) of stored values, as PS3.5 section 8 has them.
 
+    It may be mapped from the file, then it is read where it is looked at and cannot be written to.
+
     `number` counts from 1. `header` has the attributes of grey scale and geometry that hold for this frame, those of
     functional groups on its top level; nothing in it identifies a patient.
     """
@@ -61,6 +70,16 @@ class Frame:
     number: int
     stored: np.ndarray
     header: Dataset
+
+
+def open_image(path: Path) -> Dataset:
+    """An image's data set, to be given to `read_frame`: long values are left in the file until they are asked for.
+
+    Raises what `pydicom.dcmread` raises.
+    """
+    deflated = read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    # A deflated data set is inflated as a whole: the file has no place for a value in it.
+    return dcmread(path, defer_size=None if deflated else _LEFT_IN_FILE)
 
 
 def read_frame(dataset: Dataset, frame: int = 1) -> Frame:
@@ -79,6 +98,8 @@ def read_frame(dataset: Dataset, frame: int = 1) -> Frame:
     _check_decodable(syntax, bits)
     if not syntax.is_encapsulated:
         _check_length(dataset, rows * columns * frames)
+        if (place := _left_in_file(dataset)) and syntax.is_little_endian:
+            return Frame(frame, _mapped(dataset, place, frame, rows, columns), _header(dataset, frame))
     try:
         if syntax.is_encapsulated:
             code_stream = get_frame(dataset.PixelData, frame - 1, number_of_frames=frames)
@@ -98,9 +119,31 @@ def _transfer_syntax(dataset: Dataset) -> UID:
     syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
     if not syntax:
         raise ImageError("the image has no Transfer Syntax UID; read it from a Part 10 file")
-    if not dataset.get("PixelData"):
+    if not (_left_in_file(dataset) or dataset.get("PixelData")):
         raise ImageError("the object has no Pixel Data; an image of 8 to 16 bits was expected")
     return UID(syntax)
+
+
+def _left_in_file(dataset: Dataset) -> tuple[int, int] | None:
+    """Where in its file the pixel data begins and how many bytes of it are there; None where it was read."""
+    # Not by the tag, which would read it.
+    element = next((element for element in dataset.values() if element.tag == _PIXEL_DATA), None)
+    if not isinstance(element, RawDataElement) or element.value is not None or not isinstance(dataset.filename, str):
+        return None
+    start = element.value_tell
+    return start, max(0, min(element.length, Path(dataset.filename).stat().st_size - start))
+
+
+def _mapped(dataset: Dataset, place: tuple[int, int], frame: int, rows: int, columns: int) -> np.ndarray:
+    kind = "i" if _integer(dataset, "PixelRepresentation", default=0) else "u"
+    size = _integer(dataset, "BitsAllocated") // 8
+    return np.memmap(
+        dataset.filename,
+        f"<{kind}{size}",
+        mode="r",
+        offset=place[0] + (frame - 1) * rows * columns * size,
+        shape=(rows, columns),
+    )
 
 
 def _matrix(dataset: Dataset) -> tuple[int, int, int]:
@@ -153,7 +196,8 @@ def _check_decodable(syntax: UID, bits: int) -> None:
 
 def _check_length(dataset: Dataset, pixels: int) -> None:
     expected = pixels * _integer(dataset, "BitsAllocated") // 8
-    actual = len(dataset.PixelData)
+    place = _left_in_file(dataset)
+    actual = place[1] if place else len(dataset.PixelData)
     if actual not in (expected, expected + expected % 2):
         raise ImageError(f"Pixel Data holds {actual} bytes, Rows x Columns x frames asks for {expected}")
 

@@ -6,6 +6,7 @@ window, range, polarity) is worked out once on the table of possible values, at 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
@@ -46,8 +47,31 @@ class NormalisationPolicy(BaseModel):
         return self
 
 
+@dataclass(frozen=True, eq=False)
+class Grey:
+    """A normalised frame as an image of float32 (rows, columns) in 0..1, of which only what is asked for is worked out."""
+
+    frame: Frame
+    table: np.ndarray
+    lowest: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.frame.stored.shape
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        stored = self.frame.stored[part]
+        # A decoder may give values past Bits Stored.
+        return np.take(self.table, stored.astype(np.int32) - self.lowest if self.lowest else stored, mode="clip")
+
+
 def normalise(frame: Frame, policy: NormalisationPolicy) -> np.ndarray:
-    """Grey of a frame, float32 (rows, columns) in 0..1, bright = dense.
+    """Grey of a whole frame, float32 (rows, columns) in 0..1; see `grey`."""
+    return grey(frame, policy)[:, :]
+
+
+def grey(frame: Frame, policy: NormalisationPolicy) -> Grey:
+    """Grey of a frame in 0..1, bright = dense.
 
     Presentation LUT Shape decides the polarity where it is given, else the Photometric Interpretation (PS3.3
     C.11.6, C.7.6.3.1.2); for a For Processing image it is Pixel Intensity Relationship Sign (C.8.11.3.1.2).
@@ -66,12 +90,11 @@ def normalise(frame: Frame, policy: NormalisationPolicy) -> np.ndarray:
     stored = np.arange(lowest, highest + 1)
     padding = _padding(stored, header)
     values, ends = _modality(stored, header)
-    grey = _intensity(values, ends, padding, frame, policy, use_voi=not raw)
+    table = _intensity(values, ends, padding, frame, policy, use_voi=not raw)
     if _is_inverted(header, raw):
-        grey = 1 - grey
-    grey[padding] = 0
-    table = grey.astype(np.float32)
-    return np.take(table, _places(frame, lowest), mode="clip")
+        table = 1 - table
+    table[padding] = 0
+    return Grey(frame, table.astype(np.float32), lowest)
 
 
 def is_for_processing(header: Dataset) -> bool:
@@ -84,11 +107,6 @@ def _stored_range(header: Dataset) -> tuple[int, int]:
     if header.get("PixelRepresentation", 0) == 1:
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     return 0, 2**bits - 1
-
-
-def _places(frame: Frame, lowest: int) -> np.ndarray:
-    """Where each pixel's value stands in a table from `lowest` on; a decoder may give values past Bits Stored."""
-    return frame.stored.astype(np.int32) - lowest if lowest else frame.stored
 
 
 def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
@@ -167,7 +185,7 @@ def _percentiles(
 ) -> tuple[float, float]:
     """The values below which the given shares of the frame's pixels lie, padding not counted."""
     lowest = _stored_range(frame.header)[0]
-    places = np.clip(_places(frame, lowest), 0, len(values) - 1)
+    places = np.clip(frame.stored.astype(np.int32) - lowest, 0, len(values) - 1)
     counts = np.bincount(places.ravel(), minlength=len(values))
     counts[padding] = 0
     order = np.argsort(values, kind="stable")

@@ -265,7 +265,7 @@ def test_signals_for_the_daemon_do_not_end_the_process(start: Start) -> None:
 
 def test_a_burst_waits_outside_and_a_stop_lets_it_go(start: Start) -> None:
     """The queue holds four batches of each process; who submits more waits, until there is room or the end."""
-    classifier = start(max_batch=2, hang_limit_s=600)
+    classifier = start(max_batch=1, hang_limit_s=30)
     under_way = classifier.submit(_roi(0.5, first=HANG))
     _until(under_way.running)
     submitted: list[Future[Any]] = []
@@ -280,15 +280,14 @@ def test_a_burst_waits_outside_and_a_stop_lets_it_go(start: Start) -> None:
 
     bursting = threading.Thread(target=burst)
     bursting.start()
-    _until(lambda: len(submitted) >= 8)
+    _until(lambda: len(submitted) >= 4)
     bursting.join(0.5)
-    assert bursting.is_alive() and len(submitted) == 8
-    os.kill(classifier.pids[0], signal.SIGKILL)  # the ROI under way is done again, alone, and hangs again
+    assert bursting.is_alive() and len(submitted) == 4
     stop = threading.Thread(target=classifier.stop, kwargs={"limit_s": 1})
     stop.start()
     bursting.join(LIMIT_S)
     stop.join(LIMIT_S)
-    assert len(submitted) == 8 and "not running" in str(ends[0])
+    assert len(submitted) == 4 and "not running" in str(ends[0])
     assert classifier.pids == ()
 
 

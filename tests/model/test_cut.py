@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydicom.uid import RLELossless
 
 import model.cut
-from model.crop import CropPolicy
+from model.crop import CropPolicy, cut_roi
 from model.cut import Cut, cut_rois
 from model.errors import ImageError
-from model.normalise import NormalisationPolicy
+from model.image import open_image, read_frame
+from model.normalise import NormalisationPolicy, normalise
 from tests.model.builders import image, noise, square
 
 CROP = CropPolicy(kind="pixels", side_px=64, size=64)
@@ -60,3 +63,22 @@ def test_a_frame_that_is_not_there_is_named() -> None:
     with pytest.raises(ImageError, match="no frame 2"):
         cut_rois(image(noise((100, 100))), [Cut(2, square(50, 50, 9))], CROP, DEPTH)
     assert cut_rois(image(noise((100, 100))), [], CROP, DEPTH) == []
+
+
+@pytest.mark.parametrize("intensity", ["voi", "percentiles", "bit_depth"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_is_cut_from_the_file_is_what_is_cut_from_the_whole_image(
+    intensity: str, signed: bool, tmp_path: Path
+) -> None:
+    """To the last bit, since the report's UID hangs on it."""
+    stored = noise((300, 280), 12, signed)
+    dataset = image(stored, WindowCenter=1000, WindowWidth=1500, PixelPaddingValue=7)
+    dataset.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    policy = NormalisationPolicy.model_validate({"intensity": intensity})
+    cuts = [Cut(1, square(column, row, 20)) for column, row in ((100.5, 90), (5, 5), (275, 296))]
+    whole = normalise(read_frame(dataset), policy)
+    for crop in (CROP, CropPolicy(kind="lesion", factor=1.7, minimum_px=30, size=48)):
+        for cut, roi in zip(cuts, cut_rois(open_image(tmp_path / "image.dcm"), cuts, crop, policy), strict=True):
+            expected = cut_roi(whole, cut.outline, None, crop)
+            np.testing.assert_array_equal(roi.pixels, expected.pixels)
+            assert roi.box == expected.box

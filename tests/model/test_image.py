@@ -13,6 +13,7 @@ from pydicom import Dataset, Sequence, dcmread
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGExtended12Bit,
@@ -21,7 +22,7 @@ from pydicom.uid import (
 )
 
 from model.errors import ImageError
-from model.image import read_frame
+from model.image import open_image, read_frame
 from tests.model.builders import image, noise
 
 DEPTHS = [(8, False), (10, False), (12, False), (14, True), (16, False), (16, True)]
@@ -155,6 +156,48 @@ def test_a_damaged_code_stream_is_refused(syntax: str) -> None:
     dataset.PixelData = whole[:20] + b"\xff" * 40 + whole[60:]
     with pytest.raises(ImageError, match="cannot be decoded"):
         read_frame(dataset)
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian], ids=lambda uid: uid.name)
+@pytest.mark.parametrize(("bits", "signed"), [(8, False), (12, False), (16, False), (12, True), (16, True)])
+def test_uncompressed_pixels_stay_in_the_file(bits: int, signed: bool, syntax: str, tmp_path: Path) -> None:
+    """Only what is looked at is read: of the second of three frames, and not of the third."""
+    stored = noise((3, 201, 183), bits, signed)
+    dataset = image(stored, bits)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    opened = open_image(tmp_path / "image.dcm")
+    for number in (1, 2, 3):
+        frame = read_frame(opened, number)
+        assert isinstance(frame.stored, np.memmap)
+        np.testing.assert_array_equal(frame.stored, stored[number - 1])
+        assert frame.stored.dtype.newbyteorder("=") == stored.dtype
+    assert [element.value for element in opened.values() if element.tag == 0x7FE00010] == [None]
+    with (tmp_path / "image.dcm").open("r+b") as file:
+        file.truncate((tmp_path / "image.dcm").stat().st_size - 1000)
+    with pytest.raises(ImageError, match=r"holds \d+ bytes, .* asks for"):
+        read_frame(open_image(tmp_path / "image.dcm"))
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless],
+    ids=lambda uid: uid.name,
+)
+def test_what_the_file_has_in_another_form_is_read_all_the_same(syntax: str, tmp_path: Path) -> None:
+    stored = noise((2, 301, 283))
+    dataset = image(stored)
+    if syntax.is_encapsulated:
+        dataset.compress(syntax, generate_instance_uid=False)
+    elif syntax == ExplicitVRBigEndian:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.PixelData = stored.astype(">u2").tobytes()
+    else:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(tmp_path / "image.dcm", enforce_file_format=True)
+    for number in (1, 2):
+        frame = read_frame(open_image(tmp_path / "image.dcm"), number)
+        np.testing.assert_array_equal(frame.stored, stored[number - 1])
 
 
 def _through_file(dataset: Dataset) -> Dataset:
