@@ -153,7 +153,6 @@ class Classifier:
         except (ClassifierError, ConfigurationError):
             self.stop()
             raise
-        log.info("classifier started", processes=self.expected, engine=self.engine, why=self.why)
 
     def submit(self, pixels: np.ndarray, *, heat_map: bool = False) -> Future[Prediction]:
         """Queue one ROI, float (size, size) in 0..1; its future fails with ClassifierError where it cannot be done.

@@ -87,6 +87,7 @@ class Service:
         )
         self._decoders.start()
         self._classifier.start()
+        log.info("classifier started", engine=self._classifier.engine, why=self._classifier.why)
         pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
         worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
         self._audit = Audit(settings)

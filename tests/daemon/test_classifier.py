@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 
 from config.errors import ConfigurationError
 from config.settings import Workers
@@ -327,11 +326,9 @@ def test_a_gpu_each_and_no_configuration(tmp_path: Path, monkeypatch: pytest.Mon
         assert len(_environments(0)) == 1 and "CUDA_VISIBLE_DEVICES" not in _environments(0)[0]
 
 
-def test_the_log_says_which_engine_runs_and_why(start: Start) -> None:
-    with structlog.testing.capture_logs() as lines:
-        start()
-    (line,) = [line for line in lines if line["event"] == "classifier started"]
-    assert (line["engine"], line["why"], line["processes"]) == ("fake", "a test wants it", 1)
+def test_it_is_known_which_engine_runs_and_why(start: Start) -> None:
+    classifier = start()
+    assert (classifier.engine, classifier.why) == ("fake", "a test wants it")
 
 
 def test_an_engine_that_the_settings_name_and_that_is_refused_is_a_matter_of_configuration(bundle: Bundle) -> None:
