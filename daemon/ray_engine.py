@@ -53,7 +53,7 @@ def open_engine(place: Place, factory: str, path: str, digest: str, engine: str,
 
 
 class RayEngine:
-    """See `model.engine.Engine`. EngineLost from any method: the actor, its node or the cluster is gone."""
+    """See `model.engines.Engine`. EngineLost from any method: the actor, its node or the cluster is gone."""
 
     def __init__(self, place: Place, factory: str, path: Path, digest: str, engine: str, max_batch: int) -> None:
         ray = _connect(place)
