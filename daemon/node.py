@@ -91,7 +91,7 @@ class Node:
         def transition(connection: Connection) -> TakenOver:
             nodes.join(connection, self.id, self._facts)
             gone = [row.id for row in nodes.all(connection) if process.is_gone(row.process)]
-            return nodes.take_over(connection, gone, time.time())
+            return nodes.take_over(connection, gone, time.time(), self.id)
 
         self._joined += 1
         taken = self._ledger.change(transition)
@@ -154,9 +154,10 @@ class Node:
         if self._beaten < self._patient_until:
             return
         with self._ledger.read() as connection:
-            silent = nodes.silent(connection)
+            silent = set(nodes.silent(connection)) - {self.id}
         if silent:
-            taken = self._ledger.change(lambda connection: nodes.take_over(connection, (), time.time()))
+            held = self.id
+            taken = self._ledger.change(lambda connection: nodes.take_over(connection, (), time.time(), held))
             self.sweep_incoming()
             log.warning("nodes without a sign of life: their work is taken over", **vars(taken))
             self.on_freed()

@@ -14,7 +14,7 @@ from config.settings import Settings
 from config.settings import Status as StatusSettings
 from daemon.archive import Archive
 from daemon.errors import ArchiveError
-from daemon.ledger import Ledger, instances, jobs, outbox, removal
+from daemon.ledger import Ledger, instances, jobs, nodes, outbox, removal
 from daemon.tls import expiries
 from model.bundle import Bundle
 
@@ -25,7 +25,7 @@ RESEARCH_USE = "research software, not a medical device"
 def collect(
     ledger: Ledger, archive: Archive, bundle: Bundle | None, live: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The status as one JSON-ready mapping: received, jobs by state, reports, spool bytes, archive reachable, bundle.
+    """The status as one JSON-ready mapping: received, jobs by state, reports, spool bytes, nodes, archive reachable, bundle.
 
     `live` is what only the running service knows (callers rejected), None where it does not run.
     """
@@ -37,6 +37,18 @@ def collect(
             "reports_stored": reports["stored"],
             "reports": reports,
             "spool_bytes": removal.spool_bytes(connection),
+            "nodes": [
+                {
+                    "host": row.host,
+                    "address": row.address,
+                    "pid": row.pid,
+                    "version": row.version,
+                    "bundle": row.bundle,
+                    "alive": bool(row.alive),
+                    "silent_s": round(row.silent_s, 1),
+                }
+                for row in nodes.all(connection)
+            ],
         }
     unreachable = _why_unreachable(archive)
     state["archive_reachable"] = unreachable is None

@@ -13,6 +13,7 @@ from config.errors import MammodError
 from config.settings import Settings
 from daemon.checks.finding import Finding
 from daemon.checks.machine import newest_is_ahead
+from daemon.checks.nodes import node_findings
 from daemon.ledger import Ledger, removal
 from daemon.retention import size_limit
 from daemon.spool import Spool, open_spool
@@ -90,6 +91,7 @@ def _ledger(settings: Settings, has_spool: bool) -> Iterator[Finding]:
         return
     try:
         yield Finding("ledger", True, "opens, and its schema is this version's")
+        yield from node_findings(settings, ledger)
         if ahead := newest_is_ahead(ledger):
             yield ahead
         if has_spool:

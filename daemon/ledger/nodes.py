@@ -85,12 +85,12 @@ def silent(connection: Connection) -> list[str]:
     return list(connection.execute(select(nodes.c.id).where(~_alive(connection))).scalars())
 
 
-def take_over(connection: Connection, gone: Iterable[str], now: float) -> TakenOver:
-    """Remove the nodes `gone` and those whose lease ran out, and give back whatever belongs to no node.
+def take_over(connection: Connection, gone: Iterable[str], now: float, by: str | None = None) -> TakenOver:
+    """Remove the nodes `gone` and those whose lease ran out, but for `by` itself, and give back what belongs to no node.
 
     An attempt at a job counts as begun, as it does when a service dies over it.
     """
-    removed = delete(nodes).where(nodes.c.id.in_(list(gone)) | ~_alive(connection))
+    removed = delete(nodes).where(nodes.c.id.in_(list(gone)) | ~_alive(connection), nodes.c.id != (by or ""))
     number = connection.execute(removed).rowcount
     given_up, again = work.give_back_orphans(connection, now)
     reports = connection.execute(update(outbox).where(_orphaned(outbox.c.owner)).values(owner=None)).rowcount
