@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine
 
-from daemon.ledger import MIGRATIONS
+from daemon.ledger.database import MIGRATIONS
 
 # By hand, of the columns of 0001_first_schema.py: an image and a segmentation, a finished job, one whose report waits.
 ROWS = {
