@@ -9,13 +9,15 @@ pynetdicom 3.0 leaves these open, each is closed by one small override below (an
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +31,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
@@ -38,7 +41,7 @@ from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VER
 from daemon.uids import valid_uid
 from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue
 
-WRITE_BUFFER = 1 << 20  # bytes
+WRITE_BACK = 1 << 22  # bytes
 PART_SUFFIX = ".part"
 USER_REJECTION = 1  # of a presentation context (PS3.8 table 9-18)
 MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory
@@ -54,15 +57,17 @@ class IncomingFile:
     """The Part 10 file that the data set of one C-STORE request goes into while it is received.
 
     pynetdicom writes each fragment to its DIMSE message's file where that has one. A failure to write is kept for the
-    answer, and the rest of the data set is received and dropped: the association goes on.
+    answer, and the rest of the data set is received and dropped: the association goes on. While more comes, what lies here is
+    hashed and on its way to the disk, so that little is left to wait for at the end.
     """
 
     def __init__(self, association: IncomingAssociation, message: Any) -> None:
         self._association = association
         self._message = message
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._data_set_at = 0
-        self._size = 0
+        self._size = self._flushed = 0
+        self._sha256 = hashlib.sha256()
         self.failure: RefusedInstance | OSError | None = None
         self.began = time.monotonic()
         self.cpu_seconds = 0.0  # of the thread that read it
@@ -76,7 +81,12 @@ class IncomingFile:
     def flush(self) -> None:
         pass
 
-    def write(self, fragment: bytes) -> None:
+    @property
+    def digest(self) -> str:
+        """Sha256 of the data set."""
+        return self._sha256.hexdigest()
+
+    def write(self, fragment: bytes | memoryview) -> None:
         self._size += len(fragment)
         if not isinstance(self._message, C_STORE_RQ):
             if self._size > MAX_OTHER_DATA_SET or self._message.context_id is None:
@@ -87,17 +97,27 @@ class IncomingFile:
                 if self._file is None:
                     self._begin()
                 assert self._file is not None
-                self._file.write(fragment)
+                _write_all(self._file, fragment)
+                self._sha256.update(fragment)
                 if self._size > self._association.acceptor_of.max_instance:
                     self._file.truncate(0)
                     raise RefusedInstance(
                         CANNOT_UNDERSTAND,
                         f"the data set is larger than listener.max_instance = {self._association.acceptor_of.max_instance} bytes",
                     )
+                if self._size - self._flushed >= WRITE_BACK:
+                    self._start_writing_back()
             except (OSError, RefusedInstance) as error:
                 self.failure = error
         elif self._size > 2 * self._association.acceptor_of.max_instance:
             raise ValueError("a data set without end")
+
+    def _start_writing_back(self) -> None:
+        # Linux begins to write such pages to the disk, and keeps those that it has to write.
+        if hasattr(os, "posix_fadvise"):
+            assert self._file is not None
+            os.posix_fadvise(self._file.fileno(), self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED)
+        self._flushed = self._size
 
     def _begin(self) -> None:
         message, association = self._message, self._association
@@ -117,8 +137,8 @@ class IncomingFile:
             )
         )
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        self._file = os.fdopen(descriptor, "w+b", buffering=WRITE_BUFFER)
-        self._data_set_at = self._file.write(bytes(128) + b"DICM" + meta)
+        self._file = FileIO(descriptor, "r+")
+        self._data_set_at = _write_all(self._file, bytes(128) + b"DICM" + meta)
 
     def data_set(self) -> BinaryIO:
         """The complete file, open and standing at the first byte of the data set.
@@ -131,9 +151,8 @@ class IncomingFile:
             raise self.failure
         if self._file is None:
             raise RefusedInstance(CANNOT_UNDERSTAND, "the C-STORE request came without a data set")
-        self._file.flush()
         self._file.seek(self._data_set_at)
-        return self._file
+        return BufferedReader(self._file)
 
     def discard(self) -> None:
         """Close the file and remove its name; what was accepted has a name of its own by now."""
@@ -143,6 +162,14 @@ class IncomingFile:
             self.path.unlink(missing_ok=True)
         self._association.files.discard(self)
         self._association.last_active = time.monotonic()
+
+
+def _write_all(file: FileIO, content: bytes | memoryview) -> int:
+    size = len(content)
+    written = file.write(content)
+    while written < size:  # such as on a disk that is nearly full
+        written += file.write(memoryview(content)[written:])
+    return size
 
 
 def _command_uids(message: Any) -> list[str]:
@@ -185,20 +212,36 @@ class _StoreProvider(DIMSEServiceProvider):
         self.msg_queue = WakingQueue(association.wake)
 
     def receive_primitive(self, primitive: Any) -> None:
+        self.receive_fragments(primitive.presentation_data_value_list)
+
+    def receive_fragments(self, fragments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        """Fragments with their presentation contexts, as they came in one P-DATA-TF; they are not kept."""
         try:
             if self.message is None:
                 self._begin()
-            self._check(primitive.presentation_data_value_list)
+            self._check(fragments)
+            if self._is_data_set and not any(fragment[0] & 3 for _, fragment in fragments):
+                for _, fragment in fragments:
+                    self.message._data_set_file.write(fragment[1:])
+                return
+            primitive = P_DATA()
+            primitive.presentation_data_value_list = [[context, bytes(fragment)] for context, fragment in fragments]
             if self.message.decode_msg(primitive, self.assoc):
                 message, self.message = self.message, None
                 message._data_set_file.cpu_seconds = time.thread_time() - self._cpu_began
                 request = message.message_to_primitive()
-                if not isinstance(request, C_CANCEL):
-                    self.msg_queue.put((message.context_id, request))
+            else:
+                return
         except Exception as error:
             reason = str(error) if type(error) is ValueError else type(error).__name__
             self.assoc.log.warning("association aborted", reason=f"a DIMSE message cannot be read: {reason}")
             self.dul.event_queue.put("Evt19")  # unrecognized or invalid PDU: abort (PS3.8 9.2)
+            return
+        if isinstance(request, C_CANCEL):
+            return
+        # Where nothing else is under way, a C-STORE is served by the thread that received it, which has nothing better to do.
+        if not (isinstance(request, C_STORE) and self.assoc.serve_at_once(request, message.context_id)):
+            self.msg_queue.put((message.context_id, request))
 
     def _begin(self) -> None:
         self.message = DIMSEMessage()
@@ -208,7 +251,12 @@ class _StoreProvider(DIMSEServiceProvider):
         self._context: int | None = None
         self._command_complete = False
 
-    def _check(self, fragments: list[tuple[int, bytes]]) -> None:
+    @property
+    def _is_data_set(self) -> bool:
+        """Whether nothing but the data set of a request is missing, some of which came already."""
+        return self._command_complete and self._received > self._command
+
+    def _check(self, fragments: Sequence[tuple[int, bytes | memoryview]]) -> None:
         for context_id, fragment in fragments:
             if self._context not in (None, context_id):
                 raise ValueError("its fragments name several presentation contexts")
@@ -261,6 +309,7 @@ class IncomingAssociation(Association):
         self.last_active = time.monotonic()
         self.stored = self.refused = 0
         self._work = threading.Event()
+        self._serving = threading.Lock()  # one request after the other, whichever thread serves it
         self.dul: UpperLayer = UpperLayer(self, request)
         self.dimse = _StoreProvider(self)
         self.acse = _Negotiation(self)
@@ -346,10 +395,11 @@ class IncomingAssociation(Association):
         """pynetdicom's loop of an established association, which sleeps while there is nothing to do."""
         while not self._kill:
             self._work.clear()
-            context_id, message = self.dimse.get_msg(block=False)
+            with self._serving:
+                context_id, message = self.dimse.get_msg(block=False)
+                if message is not None:
+                    self._serve(message, context_id)
             if message is not None:
-                self._serve_request(message, context_id)
-                self.dul._idle_timer.restart()
                 self.dul.wakeup.set()
             elif self.is_established and self.acse.is_release_requested():
                 self.acse.send_release(is_response=True)
@@ -367,6 +417,24 @@ class IncomingAssociation(Association):
                 self.kill()
             elif self.dimse.msg_queue.empty():
                 self._work.wait(max(self.dul._idle_timer.remaining, 0) + 0.01)
+
+    def serve_at_once(self, request: C_STORE, context_id: int) -> bool:
+        """Serve a request in the calling thread, unless another one is being served or waits, or it is too early."""
+        if not self.is_established or not self._serving.acquire(blocking=False):
+            return False
+        try:
+            if not self.dimse.msg_queue.empty():
+                return False
+            self._serve(request, context_id)
+            return True
+        finally:
+            self._serving.release()
+
+    def _serve(self, request: Any, context_id: int) -> None:
+        try:
+            self._serve_request(request, context_id)
+        finally:
+            self.dul._idle_timer.restart()
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         # pynetdicom chooses the service by the request's SOP Class, and aborts or stays silent where that is unknown,

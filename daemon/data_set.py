@@ -55,7 +55,9 @@ MAX_AFTER_DEFLATED = 9  # bytes: a byte of padding, and the gzip trailer that so
 
 _SOP_CLASS_UID = 0x0008_0016
 _SOP_INSTANCE_UID = 0x0008_0018
-_WANTED = frozenset({_SOP_CLASS_UID, _SOP_INSTANCE_UID})
+_STUDY_INSTANCE_UID = 0x0020_000D
+_SERIES_INSTANCE_UID = 0x0020_000E
+_WANTED = frozenset({_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID})
 _WANTED_LENGTH = 66  # bytes read of a wanted value: more than a UID may have, so a longer one is seen to be too long
 
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE_E000, 0xFFFE_E00D, 0xFFFE_E0DD
@@ -71,10 +73,12 @@ _FORBIDDEN_GROUPS = frozenset({0x0000, 0x0001, 0x0002, 0x0003, 0x0005, 0x0006, 0
 
 @dataclass(frozen=True)
 class DataSetFacts:
-    """What a data set says it is; both UIDs are valid by PS3.5 section 9."""
+    """What a data set says it is; the UIDs of class and instance are valid by PS3.5 section 9, the others as they stand there."""
 
     sop_class_uid: str
     sop_instance_uid: str
+    study_uid: str = ""
+    series_uid: str = ""
     is_large: bool = False  # to read it takes long, or much memory
 
 
@@ -96,12 +100,18 @@ def check_data_set(file: BinaryIO, transfer_syntax_uid: str) -> DataSetFacts:
     return DataSetFacts(
         sop_class_uid=_uid(values, _SOP_CLASS_UID, "SOP Class UID (0008,0016)"),
         sop_instance_uid=_uid(values, _SOP_INSTANCE_UID, "SOP Instance UID (0008,0018)"),
+        study_uid=_text(values, _STUDY_INSTANCE_UID),
+        series_uid=_text(values, _SERIES_INSTANCE_UID),
         is_large=elements + read // 1024 > LARGE,
     )
 
 
+def _text(values: dict[int, bytes], tag: int) -> str:
+    return values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace")
+
+
 def _uid(values: dict[int, bytes], tag: int, name: str) -> str:
-    text = values.get(tag, b"").rstrip(b"\0 ").decode("ascii", "replace")
+    text = _text(values, tag)
     if not text:
         raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}; a composite object must have one")
     if not valid_uid(text):

@@ -90,7 +90,7 @@ def _path_faults(path: Path, row: Row) -> tuple[int, list[str]]:
         size = path.stat().st_size
         if size != row.size:
             return 0, [f"{name}: its file {row.path} has {size} bytes and the ledger says {row.size}; {again}"]
-        digest = _whole_digest(path) if is_report else content_digest(path)[0]
+        digest = _whole_digest(path) if is_report else content_digest(path)
         if row.digest is not None and digest != row.digest:
             return size, [f"{name}: the content of its file {row.path} is not what was written; {again}"]
         uid = str(dcmread(path, specific_tags=["SOPInstanceUID"]).get("SOPInstanceUID", ""))

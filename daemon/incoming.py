@@ -12,7 +12,8 @@ class Incoming:
 
     The UIDs are valid by PS3.5 section 9 and equal in the C-STORE command and the data set; the encoding was walked to its
     end. `transfer_syntax_uid` is that of the accepted presentation context, as received and as stored. `is_large`: to read
-    it takes long, or much memory.
+    it takes long, or much memory. What was seen while it was received need not be read again, None where it was not looked
+    for: the UIDs of study and series ("": there is none) as they stand there, sha256 `digest` of the data set.
     """
 
     path: Path
@@ -24,3 +25,6 @@ class Incoming:
     peer_address: str
     association_id: str
     is_large: bool = False
+    study_uid: str | None = None
+    series_uid: str | None = None
+    digest: str | None = None

@@ -24,8 +24,8 @@ from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import Arrival, StoredInstance
-from daemon.lesions import References, lesion_references
-from daemon.reports.identity import is_own_report
+from daemon.lesions import References, lesion_references, may_be_lesion_object
+from daemon.reports.identity import OWN_CLASSES, is_own_report
 from daemon.spool import OUT_OF_RESOURCES, Spool
 from daemon.uids import harmless_uid
 
@@ -71,14 +71,14 @@ class Intake:
     def _accept(self, incoming: Incoming) -> None:
         self._spool.check_room()
         with self._large if incoming.is_large else contextlib.nullcontext():
-            read = _read(incoming.path)
+            read = _seen(incoming) or _read(incoming.path)
         bound = log.bind(association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid)
         if read.is_own_report:
             bound.info("own report came back, dropped")
             events.tell(events.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
             self._on_received(incoming, read.study_uid, Arrival.DUPLICATE)
             return
-        placed = self._spool.place(incoming.path, incoming.sop_instance_uid)
+        placed = self._spool.place(incoming.path, incoming.sop_instance_uid, incoming.digest)
         instance = StoredInstance(
             sop_instance_uid=incoming.sop_instance_uid,
             sop_class_uid=incoming.sop_class_uid,
@@ -98,7 +98,7 @@ class Intake:
             recorded = replace(instance, received_at=time.time())
             arrival, instance_id = instances.record(connection, recorded)
             if not self._spool.has(placed.path):  # retention removed the old row and file just now
-                self._spool.place(incoming.path, incoming.sop_instance_uid)
+                self._spool.place(incoming.path, incoming.sop_instance_uid, placed.digest)
             ready = arrival is not Arrival.DUPLICATE and self._pair(
                 connection, recorded, instance_id, read.references, read.unusable, arrival
             )
@@ -169,6 +169,19 @@ class _Read:
     unusable: str | None
 
 
+def _seen(incoming: Incoming) -> _Read | None:
+    """What needs no second look: an instance that is neither lesion object nor report. None where one has to look.
+
+    Raises:
+        RefusedInstance: status C000, study or series is no UID.
+    """
+    may_be_either = may_be_lesion_object(incoming.sop_class_uid) or incoming.sop_class_uid in OWN_CLASSES
+    if may_be_either or incoming.study_uid is None or incoming.series_uid is None:
+        return None
+    study, series = incoming.study_uid, incoming.series_uid
+    return _Read(False, _uid(study, "StudyInstanceUID"), _uid(series, "SeriesInstanceUID"), None, None)
+
+
 def _read(path: Path) -> _Read:
     """
     Raises:
@@ -178,7 +191,8 @@ def _read(path: Path) -> _Read:
         with path.open("rb") as file:
             header = dcmread(file, stop_before_pixels=True)
         own = is_own_report(header)
-        study, series = _uid(header, "StudyInstanceUID"), _uid(header, "SeriesInstanceUID")
+        study = _uid(header.get("StudyInstanceUID"), "StudyInstanceUID")
+        series = _uid(header.get("SeriesInstanceUID"), "SeriesInstanceUID")
     except RefusedInstance:
         raise
     except Exception as error:  # pydicom raises many kinds over broken input
@@ -189,13 +203,13 @@ def _read(path: Path) -> _Read:
     return _Read(own, study, series, references, unusable)
 
 
-def _uid(header: FileDataset, keyword: str) -> str:
+def _uid(value: object, keyword: str) -> str:
     """A UID that is safe to repeat in the ledger, in queries and in the audit trail; "" where there is none.
 
     Raises:
         RefusedInstance: status C000, it is no UID.
     """
-    uid = str(header.get(keyword) or "")
+    uid = str(value or "")
     if uid and not harmless_uid(uid):
         raise RefusedInstance(CANNOT_UNDERSTAND, f"{keyword} is not a UID; expected at most 64 digits and dots")
     return uid

@@ -436,4 +436,7 @@ def _incoming(association: IncomingAssociation, request: Any, context: Presentat
         peer_address=association.peer_address,
         association_id=association.id,
         is_large=facts.is_large,
+        study_uid=facts.study_uid,
+        series_uid=facts.series_uid,
+        digest=request._dataset_file.digest,
     )

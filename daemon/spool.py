@@ -11,7 +11,6 @@ it, and the directory holds copies: any of them may go and is fetched again when
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -117,22 +116,25 @@ class Spool:
             except SpoolUnavailable as error:
                 raise RefusedInstance(OUT_OF_RESOURCES, str(error)) from error
 
-    def place(self, received: Path, sop_instance_uid: str) -> Placed:
+    def place(self, received: Path, sop_instance_uid: str, digest: str | None = None) -> Placed:
         """Make a received file durable under its final name; `received` (in the same file system) stays for its owner.
 
         The same content under the same UID has the same name, so placing it twice is harmless. A bucket is given it even
-        where it has it: so it is young there, too.
+        where it has it: so it is young there, too. `digest` is that of the data set where it is known.
         """
-        digest, size = content_digest(received)
+        if digest is None:
+            digest = content_digest(received)
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
         final = self.directory / relative
         _make_parent(final)
         received.chmod(0o600)
-        _sync(received)
         with self._hold(relative):
-            with contextlib.suppress(FileExistsError):
+            try:
                 os.link(received, final)
-            os.utime(final)  # retention takes an old file without a row away, which this one may have been
+            except FileExistsError:
+                os.utime(final)  # retention takes an old file without a row away, which this one may have been
+            # After the link: what a journal writes for the file mostly holds its name already, and the folder costs little more.
+            size = _sync(final)
             _sync(final.parent)
             self._share(relative, size)
         return Placed(relative, digest, size)
@@ -338,8 +340,8 @@ def _make_parent(path: Path) -> None:
         _sync(path.parent.parent)
 
 
-def content_digest(path: Path) -> tuple[str, int]:
-    """Sha256 of the data set alone (the file meta information names who wrote the file), and the file's size."""
+def content_digest(path: Path) -> str:
+    """Sha256 of the data set alone: the file meta information names who wrote the file."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         # PS3.10 7.1: preamble 128, "DICM" 4, then (0002,0000) UL: 8 bytes of header and the length of the rest of the group
@@ -347,12 +349,14 @@ def content_digest(path: Path) -> tuple[str, int]:
         file.seek(FILE_META_START + int.from_bytes(header[-4:], "little"))
         while chunk := file.read(READ_SIZE):
             sha256.update(chunk)
-        return sha256.hexdigest(), file.tell()
+        return sha256.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def _sync(path: Path) -> int:
+    """Returns the size."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        return os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)

@@ -5,7 +5,8 @@ pynetdicom 3.0 leaves these open, each is closed by one small override below:
 - a PDU that announces 2 GiB, or that comes a byte a minute, is waited for: here the association ends;
 - requests that are sent without waiting for an answer pile up: here nothing more is read until some are answered;
 - its timers follow the clock of the day, which may be set back: here they do not;
-- delayed acknowledgements and 4,096-byte reads cost 44 ms per object and most of the throughput.
+- delayed acknowledgements and 4,096-byte reads cost 44 ms per object and most of the throughput: here they are acknowledged at
+  once and read in large pieces, and data go from the buffer they were received into to their file without another copy.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
+READ_SIZE = 1 << 16  # bytes asked for at once, unless a PDU is longer
 LONGEST_PDU = (1 << 20) + (1 << 16)  # bytes; [listener] max_pdu goes to 1 MiB, and some senders exceed it by a header
 MAX_UNANSWERED = 8  # requests; no asynchronous operations are negotiated, so an honest sender has one
 PDU_HEADER = struct.Struct(">BBL")  # type, reserved, length of what follows (PS3.8 9.3.1)
+P_DATA_TF = 4  # its type
+_PDV_HEADER = struct.Struct(">LB")  # length of what follows, presentation context (PS3.8 9.3.5.1)
 
 # A-ABORT from the service provider (source 2); reasons by PS3.8 table 9-26.
 UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
@@ -110,34 +114,63 @@ class Wakeup:
 class UpperLayerSocket(AssociationSocket):
     socket: socket.socket | None
 
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Exactly `nr_bytes`, or fewer where the connection ends, straight into one buffer of that size.
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._buffer = bytearray()  # holds what was received and not taken yet, between these two
+        self._start = self._end = 0
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were received already."""
+        return self._end - self._start
+
+    def recv(self, nr_bytes: int) -> memoryview:
+        """Exactly `nr_bytes`, or fewer where the connection ends. They lie in the buffer, until the next call.
 
         Raises:
             TimeoutError: they did not come within the association's network timeout, all of them together.
         """
+        if self._end - self._start < nr_bytes:
+            self._fill(nr_bytes)
+        start, self._start = self._start, min(self._start + nr_bytes, self._end)
+        return memoryview(self._buffer)[start : self._start]
+
+    def _fill(self, nr_bytes: int) -> None:
         connection, limit = self.socket, self.assoc.network_timeout
         assert connection is not None
-        received = bytearray(nr_bytes)
-        view = memoryview(received)
-        filled = 0
+        self._make_room(nr_bytes)
+        # With the header of the next PDU, so that it costs no call of its own and leaves little behind.
+        enough = min(max(self._start + nr_bytes + PDU_HEADER.size, self._start + READ_SIZE), len(self._buffer))
         end = time.monotonic() + limit
+        remaining = limit
         try:
-            while filled < nr_bytes:
-                count = connection.recv_into(view[filled:])
-                if count == 0:
-                    return received[:filled]
-                filled += count
-                if filled < nr_bytes:
-                    remaining = end - time.monotonic()
-                    if remaining <= 0:
-                        raise TimeoutError
-                    connection.settimeout(remaining)
+            with memoryview(self._buffer) as view:
+                while self._end - self._start < nr_bytes:
+                    count = connection.recv_into(view[self._end : enough])
+                    if count == 0:
+                        return
+                    self._end += count
+                    if self._end - self._start < nr_bytes:
+                        remaining = end - time.monotonic()
+                        if remaining <= 0:
+                            raise TimeoutError
+                        if remaining < limit - 1:
+                            connection.settimeout(remaining)
         finally:
-            with contextlib.suppress(OSError):
-                connection.settimeout(limit)
+            if remaining < limit - 1:
+                with contextlib.suppress(OSError):
+                    connection.settimeout(limit)
         self._acknowledge_now()
-        return received
+
+    def _make_room(self, nr_bytes: int) -> None:
+        size = nr_bytes + PDU_HEADER.size
+        kept = self._buffer[self._start : self._end]
+        if len(self._buffer) < size:
+            self._buffer = bytearray(max(size, READ_SIZE))  # what is still seen of the old one stays as it is
+        elif kept and self._start + size <= len(self._buffer):
+            return
+        self._buffer[: len(kept)] = kept
+        self._start, self._end = 0, len(kept)
 
     def send(self, bytestream: bytes) -> None:
         super().send(bytestream)
@@ -146,6 +179,8 @@ class UpperLayerSocket(AssociationSocket):
     @property
     def ready(self) -> bool:
         """Whether bytes can be read; by poll, as select takes no descriptor above 1,023."""
+        if self.buffered:
+            return True
         if self.socket is None or not self._is_connected:
             return False
         try:
@@ -163,6 +198,24 @@ class UpperLayerSocket(AssociationSocket):
         if self.socket is not None and hasattr(socket, "TCP_QUICKACK"):
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def _fragments(body: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Presentation context and message fragment, its control header first, of each PDV of a P-DATA-TF (PS3.8 9.3.5).
+
+    Raises:
+        ValueError: the PDVs do not fill the PDU.
+    """
+    at = 0
+    while at < len(body):
+        if at + _PDV_HEADER.size > len(body):
+            raise ValueError
+        length, context_id = _PDV_HEADER.unpack_from(body, at)
+        end = at + 4 + length
+        if length < 2 or end > len(body):
+            raise ValueError
+        yield context_id, body[at + _PDV_HEADER.size : end]
+        at = end
 
 
 class UpperLayer(DULServiceProvider):
@@ -208,6 +261,8 @@ class UpperLayer(DULServiceProvider):
             # Either a primitive is sent, by the state machine, or a PDU is received.
             if not self._process_recv_primitive() and self._is_transport_event():
                 self._idle_timer.restart()
+                if self.event_queue.empty():
+                    continue  # data that were taken at once
             try:
                 event = self.event_queue.get(block=False)
             except queue.Empty:
@@ -249,15 +304,27 @@ class UpperLayer(DULServiceProvider):
                 self.socket.send(abort_pdu(INVALID_PARAMETER))
                 self._lose(f"a PDU of {length} bytes was announced; at most {LONGEST_PDU} are taken")
             else:
-                body = self.socket.recv(length)
+                head, body = bytes(header), self.socket.recv(length)
                 if len(body) == length:
-                    self._take(bytes(header + body))
+                    if kind == P_DATA_TF and self.state_machine.current_state == "Sta6" and self.event_queue.empty():
+                        self._take_data(body)
+                    else:
+                        self._take(head + body)
                 else:
                     self._lose("the connection ended within a PDU")
         except TimeoutError:
             self._lose(f"a PDU was not complete after {self.assoc.network_timeout:g} s (listener.network_timeout_s)")
         except OSError as error:
             self._lose(f"the connection broke: {error.strerror or type(error).__name__}")
+
+    def _take_data(self, body: memoryview) -> None:
+        """What the state machine does with a P-DATA-TF in state 6 (DT-2, PS3.8 9.2), without copies."""
+        try:
+            fragments = list(_fragments(body))
+        except ValueError:
+            self._refuse(f"a PDU of type {P_DATA_TF:02X} that is malformed")
+        else:
+            self.assoc.dimse.receive_fragments(fragments)
 
     def _take(self, pdu: bytes) -> None:
         try:

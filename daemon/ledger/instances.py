@@ -42,19 +42,20 @@ def record(connection: Connection, instance: StoredInstance) -> tuple[Arrival, i
     not bring it back.
     """
     same_uid = instances.c.sop_instance_uid == instance.sop_instance_uid
-    known = connection.execute(
-        select(instances.c.id).where(same_uid, instances.c.digest == instance.digest)
-    ).scalar_one_or_none()
-    if known is not None:
+    known = connection.execute(select(instances.c.id, instances.c.digest, instances.c.state).where(same_uid)).all()
+    for row in known:
+        if row.digest == instance.digest:
+            connection.execute(
+                update(instances).where(instances.c.id == row.id).values(times_received=instances.c.times_received + 1)
+            )
+            return Arrival.DUPLICATE, row.id
+    replaced = any(row.state == InstanceState.CURRENT for row in known)
+    if replaced:
         connection.execute(
-            update(instances).where(instances.c.id == known).values(times_received=instances.c.times_received + 1)
+            update(instances)
+            .where(same_uid, instances.c.state == InstanceState.CURRENT)
+            .values(state=InstanceState.SUPERSEDED)
         )
-        return Arrival.DUPLICATE, known
-    replaced = connection.execute(
-        update(instances)
-        .where(same_uid, instances.c.state == InstanceState.CURRENT)
-        .values(state=InstanceState.SUPERSEDED)
-    ).rowcount
     instance_id = connection.execute(
         insert(instances)
         .values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import socket
 import ssl
@@ -98,6 +99,9 @@ def test_instance_is_handed_over_as_a_part_10_file_with_the_bytes_sent(listener:
             called_ae="MAMMOD",
             peer_address=HOST,
             association_id=accepted[0].association_id,
+            study_uid="1.2.826.0.1.3680043.8.498.1000",
+            series_uid="1.2.826.0.1.3680043.8.498.1001",
+            digest=hashlib.sha256(GOOD).hexdigest(),
         )
     ]
     file = accepted.file(UID)
