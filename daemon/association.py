@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import structlog
-from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.acse import ACSE
@@ -30,17 +29,17 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
 from daemon.data_set import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
+from daemon.encoding import part_10_start, store_response
 from daemon.errors import RefusedInstance
-from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.uids import valid_uid
 from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue
 
+LAST_OF_COMMAND = b"\3"  # message control header of a command set's last fragment (PS3.8 E.2)
 WRITE_BACK = 1 << 22  # bytes
 PART_SUFFIX = ".part"
 USER_REJECTION = 1  # of a presentation context (PS3.8 table 9-18)
@@ -127,18 +126,10 @@ class IncomingFile:
         if context is None:
             raise RefusedInstance(CANNOT_UNDERSTAND, "the C-STORE request came in a presentation context not accepted")
         sop_class_uid, sop_instance_uid = _command_uids(message)
-        meta = encode_file_meta(
-            create_file_meta(
-                sop_class_uid=UID(sop_class_uid),
-                sop_instance_uid=UID(sop_instance_uid),
-                transfer_syntax=context.transfer_syntax[0],
-                implementation_uid=IMPLEMENTATION_CLASS_UID,
-                implementation_version=IMPLEMENTATION_VERSION_NAME,
-            )
-        )
+        start = part_10_start(sop_class_uid, sop_instance_uid, str(context.transfer_syntax[0]))
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._file = FileIO(descriptor, "r+")
-        self._data_set_at = _write_all(self._file, bytes(128) + b"DICM" + meta)
+        self._data_set_at = _write_all(self._file, start)
 
     def data_set(self) -> BinaryIO:
         """The complete file, open and standing at the first byte of the data set.
@@ -444,12 +435,9 @@ class IncomingAssociation(Association):
         if not is_request or context is None:
             super()._serve_request(msg, context_id)
             return
-        response = C_STORE()
-        response.MessageIDBeingRespondedTo = msg.MessageID
-        response.AffectedSOPClassUID = msg.AffectedSOPClassUID
-        response.AffectedSOPInstanceUID = msg.AffectedSOPInstanceUID
-        response.Status, reason = self.acceptor_of.store(self, msg, context)
-        if reason:
-            response.ErrorComment = reason.encode("ascii", "replace").decode()[:64]  # LO: 64 characters
+        status, reason = self.acceptor_of.store(self, msg, context)
         if self.is_established:
-            self.dimse.send_msg(response, context_id)
+            answer = P_DATA()
+            command = store_response(msg.MessageID, msg.AffectedSOPClassUID, msg.AffectedSOPInstanceUID, status, reason)
+            answer.presentation_data_value_list = [[context_id, LAST_OF_COMMAND + command]]
+            self.dul.send_pdu(answer)

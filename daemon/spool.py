@@ -126,11 +126,10 @@ class Spool:
             digest = content_digest(received)
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
         final = self.directory / relative
-        _make_parent(final)
         received.chmod(0o600)
         with self._hold(relative):
             try:
-                os.link(received, final)
+                _link(received, final)
             except FileExistsError:
                 os.utime(final)  # retention takes an old file without a row away, which this one may have been
             # After the link: what a journal writes for the file mostly holds its name already, and the folder costs little more.
@@ -332,6 +331,14 @@ class Spool:
 def _relative(folder: str, identity: str) -> str:
     name = hashlib.sha256(identity.encode()).hexdigest()
     return f"{folder}/{name[:2]}/{name}.dcm"
+
+
+def _link(received: Path, final: Path) -> None:
+    try:
+        os.link(received, final)
+    except FileNotFoundError:
+        _make_parent(final)
+        os.link(received, final)
 
 
 def _make_parent(path: Path) -> None:

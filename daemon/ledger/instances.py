@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from daemon.ledger.schema import UNFINISHED, InstanceState, instances, jobs, needs
 
@@ -41,8 +41,8 @@ def record(connection: Connection, instance: StoredInstance) -> tuple[Arrival, i
     Content that was seen before is a duplicate, even where other content came in between: a late re-send of old content does
     not bring it back.
     """
-    same_uid = instances.c.sop_instance_uid == instance.sop_instance_uid
-    known = connection.execute(select(instances.c.id, instances.c.digest, instances.c.state).where(same_uid)).all()
+    uid = {"uid": instance.sop_instance_uid}
+    known = connection.execute(_OF_UID, uid).all()
     for row in known:
         if row.digest == instance.digest:
             connection.execute(
@@ -51,21 +51,23 @@ def record(connection: Connection, instance: StoredInstance) -> tuple[Arrival, i
             return Arrival.DUPLICATE, row.id
     replaced = any(row.state == InstanceState.CURRENT for row in known)
     if replaced:
-        connection.execute(
-            update(instances)
-            .where(same_uid, instances.c.state == InstanceState.CURRENT)
-            .values(state=InstanceState.SUPERSEDED)
-        )
+        connection.execute(_SUPERSEDE, uid)
+    values = {name: getattr(instance, name) for name in StoredInstance.__dataclass_fields__}
     instance_id = connection.execute(
-        insert(instances)
-        .values(
-            **{name: getattr(instance, name) for name in StoredInstance.__dataclass_fields__},
-            state=InstanceState.CURRENT,
-            times_received=1,
-        )
-        .returning(instances.c.id)
+        _INSERT, values | {"state": InstanceState.CURRENT, "times_received": 1}
     ).scalar_one()
     return (Arrival.CHANGED if replaced else Arrival.NEW), instance_id
+
+
+# Made once: each takes as long to be put together as to be carried out.
+_SAME_UID = instances.c.sop_instance_uid == bindparam("uid")
+_OF_UID = select(instances.c.id, instances.c.digest, instances.c.state).where(_SAME_UID)
+_SUPERSEDE = (
+    update(instances)
+    .where(_SAME_UID, instances.c.state == InstanceState.CURRENT)
+    .values(state=InstanceState.SUPERSEDED)
+)
+_INSERT = insert(instances).returning(instances.c.id)
 
 
 def current(connection: Connection, sop_instance_uids: Iterable[str]) -> dict[str, Row]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, Connection, Row, case, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, delete, exists, func, insert, select, update
 
 from daemon.ledger.schema import (
     UNFINISHED,
@@ -67,10 +67,11 @@ def supersede(connection: Connection, source_uid: str, keep_instance: int, now: 
     )
 
 
+_NEEDING = select(needs.c.job_id).where(needs.c.sop_instance_uid == bindparam("uid"))  # made once, as it is asked often
+
+
 def needing(connection: Connection, sop_instance_uid: str) -> list[int]:
-    return list(
-        connection.execute(select(needs.c.job_id).where(needs.c.sop_instance_uid == sop_instance_uid)).scalars()
-    )
+    return list(connection.execute(_NEEDING, {"uid": sop_instance_uid}).scalars())
 
 
 def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -> int:
