@@ -9,17 +9,14 @@ pynetdicom 3.0 leaves these open, each is closed by one small override below (an
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import structlog
 from pynetdicom import AE, evt
@@ -27,161 +24,24 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
-from daemon.data_set import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
-from daemon.encoding import part_10_start, store_response
-from daemon.errors import RefusedInstance
-from daemon.uids import valid_uid
+from daemon.encoding import store_response
+from daemon.incoming_file import IncomingFile
 from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue
 
 LAST_OF_COMMAND = b"\3"  # message control header of a command set's last fragment (PS3.8 E.2)
-WRITE_BACK = 1 << 22  # bytes
-PART_SUFFIX = ".part"
 USER_REJECTION = 1  # of a presentation context (PS3.8 table 9-18)
-MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory
 MAX_COMMAND = 1 << 16  # bytes of a command set; the longest of the standard has some hundreds
 SLOWEST = 1024  # bytes per second at which a message is still worth its place, beyond the network timeout
 END_LIMIT_S = 2.0  # for a polite end; then the connection is closed
 REJECTED_LIMIT_S = 2.0  # for a rejected peer to take the answer
 
 log = structlog.get_logger()
-
-
-class IncomingFile:
-    """The Part 10 file that the data set of one C-STORE request goes into while it is received.
-
-    pynetdicom writes each fragment to its DIMSE message's file where that has one. A failure to write is kept for the
-    answer, and the rest of the data set is received and dropped: the association goes on. While more comes, what lies here is
-    hashed and on its way to the disk, so that little is left to wait for at the end.
-    """
-
-    def __init__(self, association: IncomingAssociation, message: Any) -> None:
-        self._association = association
-        self._message = message
-        self._file: FileIO | None = None
-        self._data_set_at = 0
-        self._size = self._flushed = 0
-        self._sha256 = hashlib.sha256()
-        self.failure: RefusedInstance | OSError | None = None
-        self.began = time.monotonic()
-        self.cpu_seconds = 0.0  # of the thread that read it
-        self.path = association.folder / f"{secrets.token_hex(16)}{PART_SUFFIX}"
-
-    @property
-    def file(self) -> IncomingFile:
-        """What pynetdicom flushes after every fragment; here the buffer decides."""
-        return self
-
-    def flush(self) -> None:
-        pass
-
-    @property
-    def digest(self) -> str:
-        """Sha256 of the data set."""
-        return self._sha256.hexdigest()
-
-    def write(self, fragment: bytes | memoryview) -> None:
-        self._size += len(fragment)
-        if not isinstance(self._message, C_STORE_RQ):
-            if self._size > MAX_OTHER_DATA_SET or self._message.context_id is None:
-                raise ValueError("a data set came where none belongs")
-            self._message.data_set.write(fragment)
-        elif self.failure is None:
-            try:
-                if self._file is None:
-                    self._begin()
-                assert self._file is not None
-                _write_all(self._file, fragment)
-                self._sha256.update(fragment)
-                if self._size > self._association.acceptor_of.max_instance:
-                    self._file.truncate(0)
-                    raise RefusedInstance(
-                        CANNOT_UNDERSTAND,
-                        f"the data set is larger than listener.max_instance = {self._association.acceptor_of.max_instance} bytes",
-                    )
-                if self._size - self._flushed >= WRITE_BACK:
-                    self._start_writing_back()
-            except (OSError, RefusedInstance) as error:
-                self.failure = error
-        elif self._size > 2 * self._association.acceptor_of.max_instance:
-            raise ValueError("a data set without end")
-
-    def _start_writing_back(self) -> None:
-        # Linux begins to write such pages to the disk, and keeps those that it has to write.
-        if hasattr(os, "posix_fadvise"):
-            assert self._file is not None
-            os.posix_fadvise(self._file.fileno(), self._flushed, self._size - self._flushed, os.POSIX_FADV_DONTNEED)
-        self._flushed = self._size
-
-    def _begin(self) -> None:
-        message, association = self._message, self._association
-        association.files.add(self)
-        association.last_active = time.monotonic()
-        context = association._accepted_cx.get(message.context_id)
-        if context is None:
-            raise RefusedInstance(CANNOT_UNDERSTAND, "the C-STORE request came in a presentation context not accepted")
-        sop_class_uid, sop_instance_uid = _command_uids(message)
-        start = part_10_start(sop_class_uid, sop_instance_uid, str(context.transfer_syntax[0]))
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        self._file = FileIO(descriptor, "r+")
-        self._data_set_at = _write_all(self._file, start)
-
-    def data_set(self) -> BinaryIO:
-        """The complete file, open and standing at the first byte of the data set.
-
-        Raises:
-            RefusedInstance: the request had no data set, or its UIDs are no UIDs.
-            OSError: it could not be written.
-        """
-        if self.failure is not None:
-            raise self.failure
-        if self._file is None:
-            raise RefusedInstance(CANNOT_UNDERSTAND, "the C-STORE request came without a data set")
-        self._file.seek(self._data_set_at)
-        return BufferedReader(self._file)
-
-    def discard(self) -> None:
-        """Close the file and remove its name; what was accepted has a name of its own by now."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self.path.unlink(missing_ok=True)
-        self._association.files.discard(self)
-        self._association.last_active = time.monotonic()
-
-
-def _write_all(file: FileIO, content: bytes | memoryview) -> int:
-    size = len(content)
-    written = file.write(content)
-    while written < size:  # such as on a disk that is nearly full
-        written += file.write(memoryview(content)[written:])
-    return size
-
-
-def _command_uids(message: Any) -> list[str]:
-    """SOP Class and Instance UID of the command set.
-
-    What is no UID is taken out of the command set, or pynetdicom would end the association over it.
-
-    Raises:
-        RefusedInstance: 0117, one is missing or is no UID.
-    """
-    command = message.command_set
-    texts = {keyword: str(command.get(keyword) or "") for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID")}
-    wrong = [keyword for keyword, text in texts.items() if not valid_uid(text)]
-    for keyword in wrong:
-        command.pop(keyword, None)
-    if wrong:
-        raise RefusedInstance(
-            INVALID_OBJECT_INSTANCE,
-            f"{' and '.join(wrong)} of the C-STORE request: missing, or not a UID by PS3.5 section 9",
-        )
-    return list(texts.values())
 
 
 class _Negotiation(ACSE):

@@ -6,7 +6,6 @@ request a status (PS3.4 table B.2-1, PS3.7 annex C), and the association goes on
 
 from __future__ import annotations
 
-import functools
 import socket
 import threading
 import time
@@ -17,29 +16,23 @@ from typing import Any
 
 import structlog
 from pydicom import Dataset
-from pydicom.uid import UID, UID_dictionary
-from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
+from pydicom.uid import UID
+from pynetdicom import AE, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
 from config import settings
 from config.errors import ConfigurationError
 from daemon import events
 from daemon.archive import take_report
-from daemon.association import PART_SUFFIX, Acceptor, IncomingAssociation
+from daemon.association import Acceptor, IncomingAssociation
 from daemon.connections import Address, Connections, Limits, allow_descriptors
-from daemon.data_set import (
-    DOES_NOT_MATCH_SOP_CLASS,
-    EXPLICIT_VR_BIG_ENDIAN,
-    EXPLICIT_VR_LITTLE_ENDIAN,
-    IMPLICIT_VR_LITTLE_ENDIAN,
-    TRANSFER_SYNTAXES,
-    check_data_set,
-)
+from daemon.data_set import DOES_NOT_MATCH_SOP_CLASS, check_data_set
 from daemon.errors import RefusedInstance
 from daemon.incoming import Incoming
+from daemon.incoming_file import PART_SUFFIX
 from daemon.peers import denied_classes, entries_for
+from daemon.presentation_contexts import choose_transfer_syntax, supported_contexts
 from daemon.rejection import Rejection, RejectionKind
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.spool import NO_ROOM
@@ -64,43 +57,7 @@ DESCRIPTORS_EACH = 2 + MAX_UNANSWERED  # of an association: its connection, what
 IDLE_S = 1.0  # a stopping listener aborts an association that has sent nothing for so long
 ABORT_LIMIT_S = 2.0
 
-_UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # best first
-
 log = structlog.get_logger()
-
-
-def storage_classes() -> list[str]:
-    """Every storage SOP Class of the standard, retired ones and those of non-patient objects included."""
-    named = {
-        uid
-        for uid, (name, kind, *_) in UID_dictionary.items()
-        if kind == "SOP Class" and " Storage" in name and "Media Storage Directory" not in name
-    }
-    return sorted(named | {str(context.abstract_syntax) for context in AllStoragePresentationContexts})
-
-
-@functools.cache
-def supported_contexts() -> list[PresentationContext]:
-    """Verification, storage commitment results and every storage SOP Class, each with every transfer syntax.
-
-    Made once (it takes 0.1 s), never changed.
-    """
-    syntaxes = sorted(TRANSFER_SYNTAXES)
-    commitment = build_context(StorageCommitmentPushModel, syntaxes)
-    commitment.scu_role = commitment.scp_role = True  # its SCP calls us, in that role (PS3.4 J.3.3)
-    return [commitment, *(build_context(uid, syntaxes) for uid in (Verification, *storage_classes()))]
-
-
-def choose_transfer_syntax(offered: list[str]) -> str | None:
-    """Which of the transfer syntaxes offered in one presentation context is accepted; None where none is known.
-
-    A sender names first what it holds: a compressed syntax at the head is taken as sent. Among uncompressed ones Explicit
-    VR little endian goes first whatever the order, as it keeps the value representations of private elements.
-    """
-    known = [uid for uid in offered if uid in TRANSFER_SYNTAXES]
-    if known and known[0] in _UNCOMPRESSED:
-        return next(uid for uid in _UNCOMPRESSED if uid in known)
-    return known[0] if known else None
 
 
 def sweep(incoming: Path, older_than_s: float) -> int:

@@ -27,7 +27,8 @@ from config.errors import ConfigurationError
 from config.settings import Peer
 from daemon.errors import RefusedInstance
 from daemon.incoming import Incoming
-from daemon.listener import Listener, choose_transfer_syntax, storage_classes, sweep
+from daemon.listener import Listener, sweep
+from daemon.presentation_contexts import choose_transfer_syntax, storage_classes
 from daemon.rejection import Rejection
 from tests.daemon.scu import (
     EXPLICIT,

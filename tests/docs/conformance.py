@@ -29,9 +29,8 @@ from daemon.listener import (
     PROCESSING_FAILURE,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
-    storage_classes,
-    supported_contexts,
 )
+from daemon.presentation_contexts import storage_classes, supported_contexts
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
 from daemon.reports.kinds import KINDS
 from tests.daemon.reports import builders as b
