@@ -11,6 +11,7 @@ it, and the directory holds copies: any of them may go and is fetched again when
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -127,13 +128,12 @@ class Spool:
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
         final = self.directory / relative
         received.chmod(0o600)
+        size = _sync(received)
         with self._hold(relative):
             try:
                 _link(received, final)
             except FileExistsError:
                 os.utime(final)  # retention takes an old file without a row away, which this one may have been
-            # After the link: what a journal writes for the file mostly holds its name already, and the folder costs little more.
-            size = _sync(final)
             _sync(final.parent)
             self._share(relative, size)
         return Placed(relative, digest, size)
