@@ -238,7 +238,7 @@ def test_full_disk_while_receiving_is_out_of_resources(
 
     with listening(Listener(listener_settings(), incoming, accepted)) as listener:
         association = request_association(listener.port)
-        monkeypatch.setattr("daemon.association.os.open", no_room)
+        monkeypatch.setattr("daemon.incoming_file.os.open", no_room)
         assert store(association, GOOD, UID).Status == 0xA700
         full.clear()
         assert store(association, GOOD, UID).Status == 0x0000
