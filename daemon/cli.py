@@ -27,6 +27,8 @@ for command in (
     service.status,
     files.classify,
     network.send,
+    network.echo,
+    files.replay,
 ):
     app.command()(command)
 app.add_typer(jobs.app, name="jobs")

@@ -94,6 +94,11 @@ class Schedule:
             with suppress(JobLookupError):
                 job.modify(next_run_time=datetime.now(UTC))
 
+    def retention_now(self) -> None:
+        """Its settings changed: what is kept no longer goes now."""
+        for name in ("housekeeping", "shrink"):
+            self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
+
     def check_certificates(self) -> None:
         warn_of_ends(expiries(self._settings()))
 

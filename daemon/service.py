@@ -282,6 +282,8 @@ class Service:
                 need_restart=[name for name in changed if name not in RELOADABLE],
             )
             self._sending.wake()
+            if "retention" in changed:
+                self._schedule.retention_now()
         self._listener.reread_certificates()
         self._schedule.check_certificates()
         sd_notify("READY=1")

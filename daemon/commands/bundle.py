@@ -18,7 +18,16 @@ def bundle_show(
     path: Annotated[Path | None, typer.Argument(help="The bundle; the service's own if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Print a bundle's card: what it is, what it was trained on, how good it was measured to be, and its limits."""
+    """Print a bundle's card: what it is, what it was trained on, how good it was measured to be, and its limits.
+
+    Exit status: 0, or 1 where it cannot be used.
+
+    Examples:
+
+        mammod bundle show
+
+        mammod bundle show bundles/next
+    """
     from model.bundle import card
 
     print(card(_bundle(path, config)))
@@ -29,7 +38,14 @@ def bundle_verify(
     path: Annotated[Path | None, typer.Argument(help="The bundle; the service's own if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check a bundle: manifest complete, weights unharmed."""
+    """Check a bundle: manifest complete, weights unharmed.
+
+    Exit status: 0 it is whole, 1 it is not.
+
+    Examples:
+
+        mammod bundle verify bundles/next
+    """
     bundle = _bundle(path, config)
     trained = "trained" if bundle.manifest.trained else "UNTRAINED: its numbers mean nothing"
     print(f"ok: {bundle.manifest.name} {bundle.manifest.version} ({trained}), digest {bundle.digest}")

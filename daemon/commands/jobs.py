@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +15,16 @@ from sqlalchemy import Row, select
 
 from config.errors import ConfigurationError
 from config.settings import load_settings
-from daemon.commands.shared import ConfigOption, console, open_ledger, when
+from daemon.commands.shared import (
+    ConfigOption,
+    SinceOption,
+    UntilOption,
+    console,
+    open_ledger,
+    states_of,
+    time_of,
+    when,
+)
 
 app = typer.Typer(help="Look at jobs and act on them.", no_args_is_help=True)
 
@@ -25,12 +36,19 @@ def jobs_list(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """List jobs, newest first: one lesion object under one bundle each."""
-    from daemon.ledger.schema import JobState
+    """List jobs, newest first: one lesion object under one bundle each.
+
+    Exit status: 0, also where there is none; 1 there is no ledger or no such state; 2 the command line is wrong.
+
+    Examples:
+
+        mammod jobs list --state quarantined
+
+        mammod jobs list --limit 1000 --json | jq .reason
+    """
     from daemon.ledger.schema import jobs as table
 
-    if state is not None and state not in set(JobState):
-        raise ConfigurationError(f"--state {state}: there is no such state; allowed: {', '.join(JobState)}")
+    states_of("--state", [] if state is None else [state])
     query = select(table).order_by(table.c.id.desc()).limit(limit)
     if state is not None:
         query = query.where(table.c.state == state)
@@ -48,7 +66,14 @@ def jobs_list(
 
 @app.command("show")
 def jobs_show(job: Annotated[int, typer.Argument(help="The job's number.")], config: ConfigOption = None) -> None:
-    """Show one job whole, as JSON: what it needs, what it came to, and its reports."""
+    """Show one job whole, as JSON: what it needs, what it came to, and its reports.
+
+    Exit status: 0, or 1 where there is no such job or no ledger.
+
+    Examples:
+
+        mammod jobs show 17
+    """
     from daemon.ledger import instances, jobs, outbox
 
     with open_ledger(load_settings(config)) as ledger, ledger.read() as connection:
@@ -80,10 +105,20 @@ def jobs_retry(
     job: Annotated[list[int], typer.Argument(help="Numbers of quarantined or failed jobs.")],
     config: ConfigOption = None,
 ) -> None:
-    """Try again: quarantined work is read anew, a refused report is queued again, a damaged one is written again."""
+    """Try again: quarantined work is read anew, a refused report is queued again, a damaged one is written again.
+
+    Exit status: 0 all are tried again, 1 one could not be or does not exist.
+
+    Examples:
+
+        mammod jobs retry 17 18
+
+        mammod jobs list --state failed --json | jq .job | xargs mammod jobs retry
+    """
     from daemon.repair import write_again
     from daemon.spool import open_spool
 
+    refused = 0
     settings = load_settings(config)
     with open_ledger(settings) as ledger:
         spool = open_spool(settings.spool)
@@ -92,12 +127,14 @@ def jobs_retry(
                 print(f"job {number}: a report of it is damaged, it is written again")
                 continue
             before, after = ledger.change(partial(_retried, number))
+            refused += before == after
             hint = (
                 " (only quarantined and failed jobs can be retried, or one whose report is damaged)"
                 if before == after
                 else ""
             )
             print(f"job {number}: {before} -> {after}{hint}")
+    raise typer.Exit(1 if refused else 0)
 
 
 @app.command("purge")
@@ -106,7 +143,16 @@ def jobs_purge(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Remove finished jobs, their reports' copies and the instances that nothing needs any more. Unfinished work stays."""
+    """Remove finished jobs, their reports' copies and the instances that nothing needs any more. Unfinished work stays.
+
+    What the archive has stays there. Exit status: 0, or 1 where you said no or there is no ledger.
+
+    Examples:
+
+        mammod jobs purge --older-than-days 7
+
+        mammod jobs purge --older-than-days 7 --yes
+    """
     from config.settings import Retention
     from daemon import retention
     from daemon.spool import open_spool
@@ -127,6 +173,56 @@ def _retried(number: int, connection: Any) -> tuple[str, str]:
     from daemon.ledger import jobs
 
     return _job(connection, number).state, jobs.retry(connection, number, time.time())
+
+
+@app.command("export")
+def jobs_export(
+    output: Annotated[Path | None, typer.Option(help="The file to write; standard output if not given.")] = None,
+    format: Annotated[
+        str, typer.Option(help="csv: a row for each lesion; jsonl: one JSON object a line for each job.")
+    ] = "csv",
+    since: SinceOption = None,
+    until: UntilOption = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only jobs in this state; may be given more than once.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write jobs with times, states, probabilities and bundle to a file or a pipe. UIDs, and nothing of the patient.
+
+    Jobs are read a page at a time: any number of them needs no more memory. Times are UTC; "seconds" are those from all
+    images being here to the report being stored.
+
+    Exit status: 0; 1 the file cannot be written, or a time or state cannot be understood; 2 the command line is wrong.
+
+    Examples:
+
+        mammod jobs export --since 7d --output week.csv
+
+        mammod jobs export --state quarantined --state failed --format jsonl | jq .reason
+    """
+    from daemon.export import exported, write_csv, write_json_lines
+    from daemon.ledger.selection import Selection
+
+    write = {"csv": write_csv, "jsonl": write_json_lines}.get(format)
+    if write is None:
+        raise ConfigurationError(f"--format {format}: allowed are csv and jsonl")
+    now = time.time()
+    chosen = Selection(
+        time_of("--since", since, now), time_of("--until", until, now), states_of("--state", list(state or ()))
+    )
+    with open_ledger(load_settings(config)) as ledger:
+        if output is None:
+            write(exported(ledger, chosen), sys.stdout)
+            return
+        try:
+            with output.open("w", encoding="utf-8", newline="") as file:
+                count = write(exported(ledger, chosen), file)
+        except OSError as error:
+            raise ConfigurationError(
+                f"--output {output} cannot be written: {error.strerror}; name another file"
+            ) from error
+    print(f"{count} jobs written to {output}", file=sys.stderr)
 
 
 def _job(connection: Any, number: int) -> Row:

@@ -12,13 +12,21 @@ from rich.table import Table
 
 from config.errors import ConfigurationError, MammodError
 from config.settings import Settings, load_settings
-from daemon.commands.shared import ConfigOption, UntrainedOption, console, ending_for_good, open_ledger
+from daemon.commands.shared import ConfigOption, JsonOption, UntrainedOption, console, ending_for_good, open_ledger
+
+ARCHIVE_LIMIT_S = 10.0  # for its answer: a person waits
 
 
 def serve(config: ConfigOption = None, allow_untrained: UntrainedOption = False) -> None:
     """Run the service. Prints one line "ready" when it accepts associations; SIGTERM drains, SIGHUP reloads settings.
 
     Exit status 78: a setting or the ledger is refused, and would be again.
+
+    Examples:
+
+        mammod serve --config site.toml
+
+        systemctl reload mammod
     """
     from daemon import log
     from daemon.service import Service
@@ -36,7 +44,7 @@ def check(
     deep: Annotated[
         bool, typer.Option("--deep", help="Instead: compare ledger and spool, hashing every file. The service may run.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    as_json: JsonOption = False,
     upgrade: Annotated[
         bool,
         typer.Option(
@@ -100,18 +108,27 @@ def _ledger_outlook(settings: Settings) -> str:
     return f"ok  settings; the ledger's schema {schema.present} becomes {schema.newest} at the next start, for good"
 
 
-def status(
-    config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
-) -> None:
-    """Show what was received, jobs by state, reports, and whether the archive answers."""
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show what was received, jobs by state, reports, and whether the archive answers.
+
+    Works while the service is down too: it says so then, and what it shows is what the ledger says.
+
+    Exit status: 0, also while the service is down; 1 there is no ledger; 2 the command line is wrong.
+
+    Examples:
+
+        mammod status --config site.toml
+
+        mammod status --json | jq .jobs.quarantined
+    """
     from daemon.archive import Archive
     from daemon.opened_bundle import open_bundle, untrained_path
     from daemon.status import certificates, collect, live
 
     settings = load_settings(config)
+    limited = settings.archive.model_copy(update={"timeout_s": min(settings.archive.timeout_s, ARCHIVE_LIMIT_S)})
     with open_ledger(settings) as ledger:
-        archive = Archive(settings.archive, settings.listener.ae_title, settings.spool.directory / "incoming")
+        archive = Archive(limited, settings.listener.ae_title, settings.spool.directory / "incoming")
         try:
             # Only one that is there: status must not make one.
             there = settings.model.bundle is not None or untrained_path(settings).exists()
@@ -123,15 +140,33 @@ def status(
     if as_json:
         print(json.dumps(state, indent=2))
         return
-    table = Table(title="mammod", show_header=False)
-    for key, value in _flat(state):
-        table.add_row(key, str(value))
+    table = Table(title="mammod", show_header=False, caption=state["note"])
+    for key, value in _lines(state):
+        table.add_row(key, value)
     console.print(table)
 
 
-def _flat(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in state.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}".replace("_", " "), value
+def _lines(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The status as lines for people: what is zero, or nothing to look at, is left out."""
+    yield "service", "running" if state["running"] else "NOT RUNNING: what follows is what the ledger says"
+    yield "received", f"{state['received']} instances"
+    yield "jobs", _counts(state["jobs"])
+    yield "reports", _counts(state["reports"])
+    yield "spool", f"{state['spool_bytes'] / 2**20:.1f} MiB"
+    yield "archive", "answers" if state["archive_reachable"] else f"DOES NOT ANSWER: {state['archive_problem']}"
+    bundle = state["bundle"]
+    if bundle is None:
+        yield "bundle", "NONE that can be used; `mammod check` says why"
+    else:
+        trained = "trained" if bundle["trained"] else "UNTRAINED: its numbers mean nothing"
+        yield "bundle", f"{bundle['name']} {bundle['version']} ({bundle['digest'][:12]}), {trained}"
+    if state["rejected"]:
+        yield "callers not let in", _counts(state["rejected"])
+    for certificate in state["certificates"]:
+        yield certificate["setting"], f"ends in {certificate['days_left']:.0f} days"
+    if any((removed := state.get("removed_for_room") or {}).values()):
+        yield "removed for room", _counts(removed)
+
+
+def _counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in numbers.items() if number) or "none"

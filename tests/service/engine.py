@@ -1,6 +1,7 @@
 """A stand-in engine: its probability is the ROI's mean, so that other pixels give another result. No framework is loaded.
 
-MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves an empty file named by its process;
+MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves a file named by its process that
+holds its niceness; MAMMOD_TEST_THRESHOLD is its threshold;
 with MAMMOD_TEST_VERIFY it verifies the bundle as the real engine does.
 """
 
@@ -18,10 +19,10 @@ from model.bundle import load_bundle
 
 class MeanEngine:
     name, why = "stand-in", "a test wants it"
-    threshold = 0.5
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
+        self.threshold = float(os.environ.get("MAMMOD_TEST_THRESHOLD", "0.5"))
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
         time.sleep(float(os.environ.get("MAMMOD_TEST_BATCH_S", "0")))
@@ -39,5 +40,5 @@ def open_engine(path: str, digest: str, *_: Any) -> MeanEngine:
     if os.environ.get("MAMMOD_TEST_VERIFY"):
         assert load_bundle(Path(path), allow_untrained=True).digest == digest
     if folder := os.environ.get("MAMMOD_TEST_PIDS"):
-        (Path(folder) / str(os.getpid())).touch()
+        (Path(folder) / str(os.getpid())).write_text(str(os.nice(0)))
     return MeanEngine(digest)

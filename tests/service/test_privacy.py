@@ -186,6 +186,8 @@ def test_nothing_of_the_patient_leaves_the_spool_and_nobody_else_reads_it(
         run("status", service, "--json"),
         run("check", service),
         run("jobs", service, first="list"),
+        run("jobs", service, first="export"),
+        run("jobs", service, "--format", "jsonl", first="export"),
     ]
     said += [run("jobs", service, str(job.id), first="show") for job in service.jobs()]
     for path in ("healthz", "readyz", "status", "live", "metrics", "overview", ""):
