@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive import Archive
-from daemon.check import _certificates as check_certificates
+from daemon.checks.certificates import certificate_findings
 from daemon.errors import ArchiveError
 from daemon.listener import Listener
 from daemon.rejection import Rejection, RejectionKind
@@ -361,7 +361,7 @@ def test_check_says_what_is_wrong_with_certificates_and_keys(ca: Authority, cert
         archive={"tls": open_key.tls(ca.file)},
         audit={"tls": missing},
     )
-    said = {(finding.subject, finding.good): finding.text for finding in check_certificates(settings)}
+    said = {(finding.subject, finding.good): finding.text for finding in certificate_findings(settings)}
     assert "replace it" in said["listener.tls.certificate", False]
     assert "chmod o-r" in said["archive.tls.key", False]
     assert "missing.pem" in said["audit.tls", False]
