@@ -23,7 +23,7 @@ from config.settings import Log
 from daemon import log
 from daemon.incoming import Incoming
 from daemon.intake import Intake
-from daemon.ledger import Ledger, instances, jobs, schema
+from daemon.ledger import Ledger, instances, jobs, schema, work
 from daemon.ledger.instances import StoredInstance
 from daemon.spool import Spool
 from tests.daemon.lesions import builders
@@ -85,7 +85,7 @@ class _Grown:
 
     def _look_for_jobs(self) -> None:
         with self._ledger.read() as connection:
-            jobs.claimable(connection, time.time(), [])
+            work.claimable(connection, "benchmark", time.time(), [])
 
     def cost_ms(self, count: int, _pair: int) -> float:
         """Take `count` images and lesion objects; milliseconds for each instance."""

@@ -27,10 +27,10 @@ FORBIDDEN_FUNCTIONS = {
     "create_subprocess_shell", "mktemp", "model_from_json", "model_from_config", "deserialize_keras_object",
     "enable_unsafe_deserialization", "unsafe_load", "full_load", "load_module",
 }  # fmt: skip
-# The demo starts `mammod serve`: a fixed list of arguments, no shell.
-MAY_START_PROGRAMS = {Path("daemon/demo/service.py")}
+# The demo starts `mammod serve`, OpenVINO's engine the conversion of a network: a fixed list of arguments, no shell.
+MAY_START_PROGRAMS = {Path("daemon/demo/service.py"), Path("model/engines/openvino.py")}
 # The engine's factory is named by our own code.
-MAY_IMPORT_BY_NAME = {Path("daemon/classifier.py")}
+MAY_IMPORT_BY_NAME = {Path("daemon/classifier.py"), Path("daemon/ray_engine.py")}
 
 
 def findings(source: str, path: Path) -> list[str]:

@@ -18,7 +18,7 @@ WEIGHT, OTHER_WEIGHT = 3.0, -2.0
 
 
 def heat_maps(network: keras.Model, rois: np.ndarray) -> np.ndarray:
-    return np.asarray(keras.Model(network.inputs, [grad_cam(network)])([rois])[0])
+    return np.asarray(keras.Model(network.input, grad_cam(network))(rois))
 
 
 def corner_network() -> keras.Model:
