@@ -2,7 +2,7 @@
 
 ROIs from any thread wait in one queue of limited length; each process is fed micro-batches from it by one thread here, by
 memory that both sides see. A process that dies or hangs is replaced and its ROIs are done again one by one; a ROI that has
-met two deaths fails alone.
+met two deaths fails alone, for good unless the last was by SIGKILL from outside.
 
 With backend "ray" each process has its engine on a cluster (`daemon.ray_engine`). A cluster may be away for long and come
 back: then it is asked for again and again, and ROIs fail meanwhile as ClassifierUnavailable, so that their jobs wait.
@@ -276,7 +276,8 @@ class Classifier:
                     self._classify(worker, [item])
                 else:
                     died = f"the classifier died on this ROI, {item.deaths} time(s): {error}"
-                    blamed = DeadlyRoi if item.deaths >= _DEATHS_TO_BLAME else ClassifierError
+                    guilty = item.deaths >= _DEATHS_TO_BLAME and not error.from_outside
+                    blamed = DeadlyRoi if guilty else ClassifierError
                     item.future.set_exception(blamed(died))
         except ClassifierError as error:
             if len(batch) > 1 and not isinstance(error, ClassifierUnavailable):
@@ -315,7 +316,14 @@ class _Item:
 
 
 class _Died(ClassifierError):
-    """The process ended, or was ended, without an answer."""
+    """The process ended, or was ended, without an answer.
+
+    `from_outside`: by SIGKILL that was not ours (an operator, a system out of memory), of which no ROI is guilty.
+    """
+
+    def __init__(self, reason: str, from_outside: bool = False) -> None:
+        super().__init__(reason)
+        self.from_outside = from_outside
 
 
 class _Worker:
@@ -451,7 +459,8 @@ class _Worker:
         except (EOFError, OSError) as error:
             self._process.join()
             reason = f"gave no answer within {limit_s:g} s" if late.is_set() else f"ended ({self._process.exitcode})"
-            raise _Died(f"its process {reason}") from error
+            killed = self._process.exitcode == -signal.SIGKILL and not late.is_set()
+            raise _Died(f"its process {reason}", killed) from error
         finally:
             overdue.cancel()
         if succeeded is None:  # the engine is lost; its process ends

@@ -11,12 +11,12 @@ import multiprocessing
 import os
 import queue
 import resource
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ STOP_LIMIT_S = 30.0
 BESIDE_RECEIVING = 5  # niceness: a sender that waits for its answer comes before work that can wait
 KEPT = 256 << 20  # bytes, enough for one large image after the other
 START_LIMIT_S = 300  # for a new process to load its modules, on a machine that is busy
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 class DecoderPool:
@@ -129,73 +130,153 @@ class DecoderPool:
 
 
 class _Decoder:
-    """One process, begun anew when it had to end."""
+    """One process at the other end of a pipe, begun anew when it had to end; one object at a time.
+
+    The pipe is the process's alone, so that its death is seen at once, were it in the middle of an answer: an executor of
+    `concurrent.futures`, which holds the writing end too, would wait for the rest.
+    """
 
     def __init__(self, workers: settings.Workers) -> None:
         self._workers = workers
-        self.executor = self._new()
-        self._started: Future[int] | None = None
-
-    def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(int(self._workers.decoder_memory),),
-        )
+        self._process: Any = None
+        self._pipe: Connection
+        self._is_warm = False
+        self._at_work = threading.Lock()
+        self._ended = False
 
     @property
     def is_alive(self) -> bool:
-        return any(process.is_alive() for process in list((self.executor._processes or {}).values()))
+        process = self._process
+        return process is not None and process.is_alive()
 
-    def start(self) -> Future[int]:
-        """Load the process's modules, which no object is to be charged for."""
-        if self._started is None:
-            self._started = self.executor.submit(os.getpid)
-        return self._started
+    @property
+    def pid(self) -> int | None:
+        """The process's id while it lives."""
+        return self._process.pid if self.is_alive else None
+
+    def start(self) -> None:
+        """Begin the process if there is none; does not wait until it has loaded its modules."""
+        if self._process is None:
+            self._pipe, theirs = _SPAWN.Pipe()
+            memory = int(self._workers.decoder_memory)
+            process = _SPAWN.Process(target=_work, args=(theirs, memory), name="mammod-decoder", daemon=True)
+            process.start()
+            theirs.close()
+            self._process, self._is_warm = process, False
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function gives in the process, or raises there.
+
+        Raises:
+            ImageError: it takes too long or too much memory, or took its process down `TRIES` times.
+            DecoderUnavailable: no process can be started, or the pool was stopped.
+        """
         limit = self._workers.decode_timeout_s
-        for _ in range(TRIES):
-            future = self._submit(function, *arguments)
-            try:
-                result, cpu_seconds = future.result(limit)
-                used(Stage.DECODE, cpu_seconds)
-                return result
-            except BrokenProcessPool:
-                self._replace()
-            except TimeoutError:
-                self._replace()
-                raise ImageError(
-                    f"the object kept a decoding process over {limit:g} s (workers.decode_timeout_s)"
-                ) from None
-            except MemoryError:
-                memory = self._workers.decoder_memory.human_readable()
-                raise ImageError(f"the object needs more memory than {memory} (workers.decoder_memory)") from None
+        with self._at_work:
+            for _ in range(TRIES):
+                self._warm_up()
+                try:
+                    succeeded, answer = self._ask(limit, (function, arguments))
+                except _TooLate:
+                    self._replace()
+                    raise ImageError(
+                        f"the object kept a decoding process over {limit:g} s (workers.decode_timeout_s)"
+                    ) from None
+                except (EOFError, OSError):
+                    self._replace()
+                    continue
+                if succeeded:
+                    result, cpu_seconds = answer
+                    used(Stage.DECODE, cpu_seconds)
+                    return result
+                if isinstance(answer, MemoryError):
+                    memory = self._workers.decoder_memory.human_readable()
+                    raise ImageError(f"the object needs more memory than {memory} (workers.decoder_memory)")
+                raise answer
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
 
-    def _submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Give it to a process that lives: one that died before is no fault of the object, and costs it no try."""
+    def _warm_up(self) -> None:
+        """Have a process that lives and has loaded its modules: one that died before is no fault of the object."""
         for _ in range(STARTS):
+            if self._ended:
+                raise DecoderUnavailable("the decoding processes were stopped")
+            if self._process is not None and not self._process.is_alive():
+                self._replace()
+            self.start()
+            if self._is_warm:
+                return
             try:
-                self.start().result(START_LIMIT_S)
-                return self.executor.submit(_timed, function, *arguments)
-            except (BrokenProcessPool, TimeoutError):
+                self._ask(START_LIMIT_S, None)
+                self._is_warm = True
+                return
+            except (_TooLate, EOFError, OSError):
                 self._replace()
         raise DecoderUnavailable("no decoding process can be started; see the log and the machine's memory")
 
+    def _ask(self, limit_s: float, work: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> Any:
+        """Send `work` if there is any and wait for an answer; ending the process is what ends a wait that is too long."""
+        process, late = self._process, threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        overdue = threading.Timer(limit_s, end)
+        overdue.daemon = True
+        overdue.start()
+        try:
+            if work is not None:
+                self._pipe.send(work)
+            return self._pipe.recv()
+        except (EOFError, OSError):
+            if late.is_set():
+                raise _TooLate from None
+            raise
+        finally:
+            overdue.cancel()
+
     def _replace(self) -> None:
+        """Put away the process, which is begun anew when the next object comes."""
         events.tell(events.WorkerRestarted(events.Worker.DECODER))
-        self.end(0)
-        self.executor, self._started = self._new(), None
+        self._put_away()
+
+    def _put_away(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join()
+            self._pipe.close()
 
     def end(self, at: float) -> None:
-        """End the process, by force if it is still at work at that time (of time.monotonic())."""
-        processes = list((self.executor._processes or {}).values())
-        self.executor.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.join(max(0.0, at - time.monotonic()))
-            process.kill()
+        """End the process for good, by force if it is still at work at that time (of time.monotonic())."""
+        self._ended = True
+        if self._at_work.acquire(timeout=max(0.0, at - time.monotonic())):
+            try:
+                self._put_away()
+            finally:
+                self._at_work.release()
+        elif (process := self._process) is not None:
+            process.kill()  # whoever waits for its answer puts it away
+
+
+class _TooLate(Exception):
+    """No answer within the limit; the process was ended."""
+
+
+def _work(pipe: Connection, memory: int) -> None:
+    """The process: True once its modules are loaded, then (True, result and CPU seconds) or (False, error) for each object."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which drains through this process
+    _begin(memory)
+    pipe.send(True)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return  # the service has no more work, or is gone
+        try:
+            pipe.send((True, _timed(function, *arguments)))
+        except Exception as error:
+            pipe.send((False, error))
 
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:

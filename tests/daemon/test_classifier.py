@@ -25,7 +25,7 @@ from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
 from model.engines import hardware
 from model.normalise import NormalisationPolicy
-from tests.daemon.fake_engines import DIE, DIE_ONCE, FAIL, HANG, NO_HEAT_MAP, NOT_A_NUMBER
+from tests.daemon.fake_engines import BE_KILLED, DIE, DIE_ONCE, FAIL, HANG, NO_HEAT_MAP, NOT_A_NUMBER
 
 ROOT = Path(__file__).parents[2]
 SIZE = 32
@@ -114,6 +114,12 @@ def test_a_roi_that_kills_twice_fails_alone(start: Start) -> None:
         futures[3].result(0)
     assert [future.exception(0) for future in futures[:3] + futures[4:]] == [None] * 7
     assert classifier.submit(_roi(0.4)).result(LIMIT_S).probability == pytest.approx(0.4)
+
+
+def test_a_roi_is_not_guilty_of_what_is_killed_from_outside(start: Start) -> None:
+    """It fails, and its job is done again: a deadly ROI's would be quarantined."""
+    failed = start().submit(_roi(0.3, first=BE_KILLED)).exception(LIMIT_S)
+    assert type(failed) is ClassifierError and "ended (-9)" in str(failed)
 
 
 def test_a_hang_is_ended_like_a_death(start: Start) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +65,26 @@ def test_process_that_dies_costs_its_object_only(pool: DecoderPool, good: Path) 
 def test_process_killed_from_outside_costs_nothing(pool: DecoderPool, good: Path) -> None:
     assert len(pool.cut(good, CUT)) == 1
     for decoder in pool._decoders:
-        for process in decoder.executor._processes:
-            os.kill(process, signal.SIGKILL)
+        os.kill(decoder.pid, signal.SIGKILL)
     assert len(pool.cut(good, CUT)) == 1
+
+
+def half_an_answer(mark: Path) -> str:
+    """The first time its process ends with a part of the answer on its way."""
+    if mark.exists():
+        return "done"
+    mark.touch()
+    for number in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, struct.pack("!i", 1000) + b"half")
+    os._exit(1)
+
+
+def test_process_that_dies_in_the_middle_of_its_answer_holds_nobody_up(pool: DecoderPool, tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert pool._do(half_an_answer, tmp_path / "mark") == "done"
+    assert (tmp_path / "mark").exists() and time.monotonic() - began < 60, "its end was seen, not waited for"
 
 
 def die_twice(folder: Path) -> str:
@@ -81,10 +101,9 @@ def test_process_that_died_idle_costs_the_next_object_no_try(pool: DecoderPool, 
     marks.mkdir()
     assert len(pool.cut(good, CUT)) == 1
     for decoder in pool._decoders:
-        for process in list(decoder.executor._processes):
-            os.kill(process, signal.SIGKILL)
-    # The pool has seen that its process is gone before the object comes.
-    wait_until(lambda: all(decoder.executor._broken for decoder in pool._decoders), "the pools broken", 30)
+        os.kill(decoder.pid, signal.SIGKILL)
+    # They are gone before the object comes.
+    wait_until(lambda: not any(decoder.is_alive for decoder in pool._decoders), "the processes gone", 30)
     assert pool._do(die_twice, marks) == "done"
 
 
