@@ -2,7 +2,7 @@
 
 ROIs from any thread wait in one queue of limited length; each process is fed micro-batches from it by one thread here, by
 memory that both sides see. A process that dies or hangs is replaced and its ROIs are done again one by one; a ROI that has
-met two deaths fails alone, for good unless the last was by SIGKILL from outside.
+met two deaths fails alone: for good, or for a while where the last was by SIGKILL from outside.
 
 With backend "ray" each process has its engine on a cluster (`daemon.ray_engine`). A cluster may be away for long and come
 back: then it is asked for again and again, and ROIs fail meanwhile as ClassifierUnavailable, so that their jobs wait.
@@ -276,9 +276,7 @@ class Classifier:
                     self._classify(worker, [item])
                 else:
                     died = f"the classifier died on this ROI, {item.deaths} time(s): {error}"
-                    guilty = item.deaths >= _DEATHS_TO_BLAME and not error.from_outside
-                    blamed = DeadlyRoi if guilty else ClassifierError
-                    item.future.set_exception(blamed(died))
+                    item.future.set_exception(_verdict(error, item.deaths)(died))
         except ClassifierError as error:
             if len(batch) > 1 and not isinstance(error, ClassifierUnavailable):
                 for item in batch:
@@ -290,6 +288,13 @@ class Classifier:
             events.tell(events.BatchClassified(len(batch)))
             for item, (probability, heat_map) in zip(batch, answers, strict=True):
                 worker.answer(item.future, probability, heat_map)
+
+
+def _verdict(death: _Died, deaths: int) -> type[ClassifierError]:
+    """What a ROI fails as whose process died: its job is quarantined, put off, or done again."""
+    if death.from_outside:
+        return ClassifierUnavailable
+    return DeadlyRoi if deaths >= _DEATHS_TO_BLAME else ClassifierError
 
 
 def open_engine(path: str, digest: str, engine: str, max_batch: int, cache: Path | None = None) -> Engine:

@@ -20,7 +20,7 @@ import pytest
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon.classifier import Classifier, _environments
-from daemon.errors import ClassifierError, DeadlyRoi
+from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi
 from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
 from model.engines import hardware
@@ -117,9 +117,9 @@ def test_a_roi_that_kills_twice_fails_alone(start: Start) -> None:
 
 
 def test_a_roi_is_not_guilty_of_what_is_killed_from_outside(start: Start) -> None:
-    """It fails, and its job is done again: a deadly ROI's would be quarantined."""
+    """It fails, and its job is put off: a deadly ROI's would be quarantined."""
     failed = start().submit(_roi(0.3, first=BE_KILLED)).exception(LIMIT_S)
-    assert type(failed) is ClassifierError and "ended (-9)" in str(failed)
+    assert type(failed) is ClassifierUnavailable and "ended (-9)" in str(failed)
 
 
 def test_a_hang_is_ended_like_a_death(start: Start) -> None:
