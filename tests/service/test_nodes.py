@@ -57,7 +57,8 @@ def test_two_nodes_start_at_once_and_one_is_killed_in_mid_work(
 ) -> None:
     first, second = (new_node(name, (storescp.aet, storescp.dicom_port)) for name in ("first", "second"))
     for service in (first, second):
-        service.environment["MAMMOD_TEST_BATCH_S"] = "0.3"
+        # So slow that one node cannot do them all before the other has looked.
+        service.environment["MAMMOD_TEST_BATCH_S"] = "2"
         service.start(wait=False)  # on an empty database, which one of them migrates
     for service in (first, second):
         service.wait_ready(service.folder / "service-01.log")
