@@ -269,7 +269,8 @@ class Classifier:
             wanted = [item.heat_map for item in batch]
             answers = worker.predict([item.pixels for item in batch], wanted)
         except _Died as error:
-            log.warning("classifier process died", reason=str(error), rois=len(batch))
+            if self._open:  # else it was ended by us, at the end of the program perhaps, where nobody may write any more
+                log.warning("classifier process died", reason=str(error), rois=len(batch))
             for item in batch:
                 item.deaths += 1
                 if item.deaths < _DEATHS_TO_BLAME and self._open:
