@@ -269,7 +269,9 @@ class Classifier:
             wanted = [item.heat_map for item in batch]
             answers = worker.predict([item.pixels for item in batch], wanted)
         except _Died as error:
-            if self._open:  # else it was ended by us, at the end of the program perhaps, where nobody may write any more
+            if (
+                self._open
+            ):  # else it was ended by us, at the end of the program perhaps, where nobody may write any more
                 log.warning("classifier process died", reason=str(error), rois=len(batch))
             for item in batch:
                 item.deaths += 1
