@@ -14,13 +14,12 @@ import atexit
 import ctypes
 import importlib
 import importlib.util
-import multiprocessing
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -33,6 +32,7 @@ import structlog
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon import events
+from daemon.child import SPAWN, Child, TooLate, end_with_parent
 from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi, EngineLost
 from daemon.stages import Stage, used
 from model.bundle import Bundle, load_bundle
@@ -45,11 +45,9 @@ log = structlog.get_logger(__name__)
 
 _DEATHS_TO_BLAME = 2
 _BATCHES_WAITING = 4  # for each process: enough to keep it busy, and all the memory that a burst takes
-_PARENT_CHECK_S = 0.5
 _AWAY_S = 10.0  # until a cluster that could not be had is asked for again
 _ABANDONED_S = 5.0  # for a thread to find that its process was ended
 _THREADS = "TF_NUM_INTRAOP_THREADS"  # TensorFlow reads it by itself
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 class Classifier:
@@ -351,11 +349,10 @@ class _Worker:
         self._patience_s = patience_s  # after a start that failed
         # ROIs go over in memory that both processes map: a file that has no name any more, gone with the last of them.
         count, size = batch
-        self._memory = _SPAWN.RawArray(ctypes.c_float, count * size * size)
+        self._memory = SPAWN.RawArray(ctypes.c_float, count * size * size)
         self._rois = _as_rois(self._memory, size)
         self._start_limit_s, self._hang_limit_s = start_limit_s, hang_limit_s
-        self._process: Any = None
-        self._pipe: Connection
+        self._child: Child | None = None
         self.engine, self.why = "", ""
         self._digest, self._threshold = "", 0.5
         self.trouble: str | None = None
@@ -363,8 +360,7 @@ class _Worker:
 
     @property
     def pid(self) -> int | None:
-        process = self._process
-        return process.pid if process is not None and process.is_alive() else None
+        return None if self._child is None else self._child.pid
 
     def start(self) -> None:
         """Start the process and wait for its engine.
@@ -376,21 +372,16 @@ class _Worker:
         """
         if self.trouble and time.monotonic() - self._failed_at < self._patience_s:
             raise ClassifierUnavailable(self.trouble)
-        self._pipe, theirs = _SPAWN.Pipe()
-        size = self._rois.shape[1]
-        work = (theirs, os.getpid(), self._factory, self._arguments, self._environment, self._memory, size)
-        process = _SPAWN.Process(target=_work, args=work, name="mammod-classifier", daemon=True)
-        process.start()
-        self._process = process  # not before it can be ended
-        theirs.close()
+        work = (self._factory, self._arguments, self._environment, self._memory, self._rois.shape[1])
+        self._child = child = Child("mammod-classifier", _work, *work)
         try:
-            facts = self._within(self._start_limit_s, self._pipe.recv)
+            facts = _answer(child, self._start_limit_s)
         except ClassifierError as error:
-            self._end()
+            child.end()
             self.trouble, self._failed_at = f"the classifier cannot start: {error}", time.monotonic()
             raise ClassifierUnavailable(self.trouble) from error
         except ConfigurationError as error:
-            self._end()
+            child.end()
             self.trouble = str(error)
             raise
         self.engine, self.why, self._digest, self._threshold = facts
@@ -413,14 +404,10 @@ class _Worker:
                 self.start()
             except ConfigurationError as error:  # it was right when the service started
                 raise ClassifierUnavailable(f"the classifier cannot start: {error}") from error
+        assert self._child is not None
         for place, roi in enumerate(rois):
             self._rois[place] = roi
-
-        def ask() -> Any:
-            self._pipe.send(heat_maps)
-            return self._pipe.recv()
-
-        answers, cpu_seconds = self._within(self._hang_limit_s, ask)
+        answers, cpu_seconds = _answer(self._child, self._hang_limit_s, heat_maps)
         used(Stage.CLASSIFY, cpu_seconds)
         return answers
 
@@ -434,57 +421,44 @@ class _Worker:
 
     def stop(self) -> None:
         """Let the process end by itself, or end it."""
+        if (child := self._child) is None:
+            return
         try:
-            self._pipe.send(None)
-            self._process.join(5)
+            child.pipe.send(None)
+            child.join(5)
         except OSError:
             pass  # it is gone already
-        self._end()
+        child.end()
 
     def kill(self) -> None:
-        """End the process now; from any thread. Its pipe is its own thread's, which may be reading from it."""
-        if (process := self._process) is not None:
-            process.kill()
+        """End the process now; from any thread."""
+        if (child := self._child) is not None:
+            child.kill()
 
-    def _end(self) -> None:
-        self.kill()
-        self._process.join()
-        self._pipe.close()
 
-    def _within(self, limit_s: float, ask: Callable[[], Any]) -> Any:
-        """Do `ask` and read its answer; ending the process is what ends a wait for one that hangs."""
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._process.kill()
-
-        overdue = threading.Timer(limit_s, end)
-        overdue.daemon = True
-        overdue.start()
-        try:
-            succeeded, answer = ask()
-        except (EOFError, OSError) as error:
-            self._process.join()
-            reason = f"gave no answer within {limit_s:g} s" if late.is_set() else f"ended ({self._process.exitcode})"
-            killed = self._process.exitcode == -signal.SIGKILL and not late.is_set()
-            raise _Died(f"its process {reason}", killed) from error
-        finally:
-            overdue.cancel()
-        if succeeded is None:  # the engine is lost; its process ends
-            self._process.kill()
-            self._process.join()
-            raise _Died(answer)
-        if isinstance(answer, ConfigurationError):
-            raise answer
-        if not succeeded:
-            raise ClassifierError(answer)
-        return answer
+def _answer(child: Child, limit_s: float, *request: Any) -> Any:
+    """What a process answers, to `request` where there is one."""
+    try:
+        succeeded, answer = child.ask(limit_s, *request)
+    except TooLate as error:
+        child.join()
+        raise _Died(f"its process gave no answer within {limit_s:g} s") from error
+    except (EOFError, OSError) as error:
+        child.join()
+        raise _Died(f"its process ended ({child.exitcode})", child.exitcode == -signal.SIGKILL) from error
+    if succeeded is None:  # the engine is lost; its process ends
+        child.kill()
+        child.join()
+        raise _Died(answer)
+    if isinstance(answer, ConfigurationError):
+        raise answer
+    if not succeeded:
+        raise ClassifierError(answer)
+    return answer
 
 
 def _work(
     pipe: Connection,
-    parent: int,
     factory: str,
     arguments: tuple[Any, ...],
     environment: dict[str, str],
@@ -495,7 +469,7 @@ def _work(
     # A signal to the whole group is for the daemon, which drains through this process and then ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with_parent()
     os.environ.update(environment)
     try:
         module, function = factory.split(":")
@@ -544,13 +518,6 @@ def _next(pipe: Connection) -> Sequence[bool] | None:
         return pipe.recv()
     except (EOFError, OSError):
         return None  # the daemon is gone
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent ended, be it by SIGKILL and in the middle of a batch."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_CHECK_S)
-    os._exit(1)
 
 
 def _on_ray(

@@ -7,7 +7,6 @@ do at a time: what ends a process costs the object it worked on, and no other.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import queue
 import resource
@@ -24,6 +23,7 @@ from pydicom import dcmread
 
 from config import settings
 from daemon import events
+from daemon.child import Child, TooLate, end_with_parent
 from daemon.errors import DecoderUnavailable
 from daemon.lesion import LesionReading
 from daemon.lesions import read_lesions
@@ -41,7 +41,6 @@ STOP_LIMIT_S = 30.0
 BESIDE_RECEIVING = 5  # niceness: a sender that waits for its answer comes before work that can wait
 KEPT = 256 << 20  # bytes, enough for one large image after the other
 START_LIMIT_S = 300  # for a new process to load its modules, on a machine that is busy
-_SPAWN = multiprocessing.get_context("spawn")
 
 
 class DecoderPool:
@@ -67,7 +66,7 @@ class DecoderPool:
     @property
     def alive(self) -> int:
         """How many there are; one that died is begun anew when the next object comes."""
-        return sum(decoder.is_alive for decoder in self._decoders)
+        return sum(decoder.pid is not None for decoder in self._decoders)
 
     @property
     def waiting(self) -> int:
@@ -130,39 +129,25 @@ class DecoderPool:
 
 
 class _Decoder:
-    """One process at the other end of a pipe, begun anew when it had to end; one object at a time.
-
-    The pipe is the process's alone, so that its death is seen at once, were it in the middle of an answer: an executor of
-    `concurrent.futures`, which holds the writing end too, would wait for the rest.
-    """
+    """One process, begun anew when it had to end; one object at a time."""
 
     def __init__(self, workers: settings.Workers) -> None:
         self._workers = workers
-        self._process: Any = None
-        self._pipe: Connection
+        self._child: Child | None = None
         self._is_warm = False
         self._at_work = threading.Lock()
         self._ended = False
 
     @property
-    def is_alive(self) -> bool:
-        process = self._process
-        return process is not None and process.is_alive()
-
-    @property
     def pid(self) -> int | None:
         """The process's id while it lives."""
-        return self._process.pid if self.is_alive else None
+        return None if self._child is None else self._child.pid
 
-    def start(self) -> None:
+    def start(self) -> Child:
         """Begin the process if there is none; does not wait until it has loaded its modules."""
-        if self._process is None:
-            self._pipe, theirs = _SPAWN.Pipe()
-            memory = int(self._workers.decoder_memory)
-            process = _SPAWN.Process(target=_work, args=(theirs, memory), name="mammod-decoder", daemon=True)
-            process.start()
-            theirs.close()
-            self._process, self._is_warm = process, False
+        if self._child is None:
+            self._child, self._is_warm = Child("mammod-decoder", _work, int(self._workers.decoder_memory)), False
+        return self._child
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function gives in the process, or raises there.
@@ -174,10 +159,10 @@ class _Decoder:
         limit = self._workers.decode_timeout_s
         with self._at_work:
             for _ in range(TRIES):
-                self._warm_up()
+                child = self._warm()
                 try:
-                    succeeded, answer = self._ask(limit, (function, arguments))
-                except _TooLate:
+                    succeeded, answer = child.ask(limit, (function, arguments))
+                except TooLate:
                     self._replace()
                     raise ImageError(
                         f"the object kept a decoding process over {limit:g} s (workers.decode_timeout_s)"
@@ -195,45 +180,23 @@ class _Decoder:
                 raise answer
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
 
-    def _warm_up(self) -> None:
-        """Have a process that lives and has loaded its modules: one that died before is no fault of the object."""
+    def _warm(self) -> Child:
+        """A process that lives and has loaded its modules: one that died before is no fault of the object."""
         for _ in range(STARTS):
             if self._ended:
                 raise DecoderUnavailable("the decoding processes were stopped")
-            if self._process is not None and not self._process.is_alive():
+            if self._child is not None and self._child.pid is None:
                 self._replace()
-            self.start()
+            child = self.start()
             if self._is_warm:
-                return
+                return child
             try:
-                self._ask(START_LIMIT_S, None)
+                child.ask(START_LIMIT_S)
                 self._is_warm = True
-                return
-            except (_TooLate, EOFError, OSError):
+                return child
+            except (TooLate, EOFError, OSError):
                 self._replace()
         raise DecoderUnavailable("no decoding process can be started; see the log and the machine's memory")
-
-    def _ask(self, limit_s: float, work: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> Any:
-        """Send `work` if there is any and wait for an answer; ending the process is what ends a wait that is too long."""
-        process, late = self._process, threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        overdue = threading.Timer(limit_s, end)
-        overdue.daemon = True
-        overdue.start()
-        try:
-            if work is not None:
-                self._pipe.send(work)
-            return self._pipe.recv()
-        except (EOFError, OSError):
-            if late.is_set():
-                raise _TooLate from None
-            raise
-        finally:
-            overdue.cancel()
 
     def _replace(self) -> None:
         """Put away the process, which is begun anew when the next object comes."""
@@ -241,11 +204,9 @@ class _Decoder:
         self._put_away()
 
     def _put_away(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.join()
-            self._pipe.close()
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
     def end(self, at: float) -> None:
         """End the process for good, by force if it is still at work at that time (of time.monotonic())."""
@@ -255,12 +216,8 @@ class _Decoder:
                 self._put_away()
             finally:
                 self._at_work.release()
-        elif (process := self._process) is not None:
-            process.kill()  # whoever waits for its answer puts it away
-
-
-class _TooLate(Exception):
-    """No answer within the limit; the process was ended."""
+        elif (child := self._child) is not None:
+            child.kill()  # whoever waits for its answer puts it away
 
 
 def _work(pipe: Connection, memory: int) -> None:
@@ -324,11 +281,4 @@ def _begin(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     os.nice(BESIDE_RECEIVING)
     keep_freed_memory()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()

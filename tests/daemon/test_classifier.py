@@ -307,7 +307,9 @@ def test_rois_go_over_in_memory_that_both_sides_map(start: Start) -> None:
     classifier = start()
     (pid,) = classifier.pids
     sent: list[Any] = []
-    pipe = classifier._workers[0]._pipe
+    child = classifier._workers[0]._child
+    assert child is not None
+    pipe = child.pipe
     real = pipe.send
     pipe.send = lambda message: (sent.append(message), real(message))[1]  # type: ignore[method-assign]
     futures = [classifier.submit(_roi(0.125 * n)) for n in range(8)]

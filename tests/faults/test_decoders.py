@@ -103,7 +103,7 @@ def test_process_that_died_idle_costs_the_next_object_no_try(pool: DecoderPool, 
     for decoder in pool._decoders:
         os.kill(decoder.pid, signal.SIGKILL)
     # They are gone before the object comes.
-    wait_until(lambda: not any(decoder.is_alive for decoder in pool._decoders), "the processes gone", 30)
+    wait_until(lambda: not pool.alive, "the processes gone", 30)
     assert pool._do(die_twice, marks) == "done"
 
 
