@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-
-from sqlalchemy.engine import make_url
 
 from config.errors import MammodError
 from config.settings import Settings
@@ -20,6 +17,7 @@ from daemon.checks.storage import storage_findings
 from daemon.deep_check import deep_check
 from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger, look
+from daemon.ledger.database import missing_file
 from daemon.opened_bundle import open_bundle
 from daemon.spool import open_spool
 
@@ -49,9 +47,8 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
             "spool", False, f"there is no {directory}; is this the service's settings file, and did it ever start?"
         )
         return
-    url = make_url(settings.ledger_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        yield Finding("ledger", False, f"there is no {url.database}; is this the service's settings file?")
+    if missing := missing_file(settings.ledger_url):
+        yield Finding("ledger", False, f"there is no {missing}; is this the service's settings file?")
         return
     try:
         schema = look(settings.ledger_url, settings.ledger.password_file)

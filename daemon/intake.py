@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import events
+from daemon.data_set import CANNOT_UNDERSTAND
 from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
@@ -28,8 +29,6 @@ from daemon.lesions import References, lesion_references, may_be_lesion_object
 from daemon.reports.identity import OWN_CLASSES, is_own_report
 from daemon.spool import OUT_OF_RESOURCES, Spool
 from daemon.uids import harmless_uid
-
-CANNOT_UNDERSTAND = 0xC000  # PS3.4 table B.2-1
 
 log = structlog.get_logger()
 

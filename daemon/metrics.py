@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from pydicom import uid
 from sqlalchemy.exc import SQLAlchemyError
 
 import config
@@ -38,6 +39,8 @@ from daemon.ledger import Ledger, jobs, outbox
 from daemon.ledger.instances import Arrival
 from daemon.ledger.overview import Pressing, pressing
 from daemon.ledger.schema import OutboxState
+from daemon.lesions import REPORT_CLASSES
+from daemon.lesions.reference import SEGMENTATION_CLASSES
 from daemon.outgoing import OutcomeKind
 from daemon.rejection import Rejection, RejectionKind
 from daemon.reports.kinds import KINDS
@@ -49,12 +52,10 @@ STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
 TURNAROUND_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # ROIs
 MAMMOGRAMS = (
-    "1.2.840.10008.5.1.4.1.1.1.2",  # Digital Mammography For Presentation
-    "1.2.840.10008.5.1.4.1.1.1.2.1",  # Digital Mammography For Processing
-    "1.2.840.10008.5.1.4.1.1.13.1.3",  # Breast Tomosynthesis
+    uid.DigitalMammographyXRayImageStorageForPresentation,
+    uid.DigitalMammographyXRayImageStorageForProcessing,
+    uid.BreastTomosynthesisImageStorage,
 )
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # SEG, Label Map SEG
-STRUCTURED_REPORTS = "1.2.840.10008.5.1.4.1.1.88."
 
 log = structlog.get_logger()
 
@@ -63,9 +64,9 @@ def kind_of(sop_class_uid: str) -> str:
     """What an instance is to an operator, by its SOP Class."""
     if sop_class_uid in MAMMOGRAMS:
         return "mammogram"
-    if sop_class_uid in SEGMENTATIONS:
+    if sop_class_uid in SEGMENTATION_CLASSES:
         return "segmentation"
-    return "structured_report" if sop_class_uid.startswith(STRUCTURED_REPORTS) else "other"
+    return "structured_report" if sop_class_uid.startswith(REPORT_CLASSES) else "other"
 
 
 class _Live(Collector):

@@ -45,7 +45,6 @@ from model.bundle import Bundle
 
 MAIN_LOOP_S = 1.0
 LAST_STEPS_S = 5.0  # of a stop whose limit has passed: for each kind of process to end
-DISPATCHER_SILENT_S = 60
 
 # What a SIGHUP takes over from the settings file; everything else needs a restart.
 RELOADABLE = ("archive", "lesions", "reports", "retention", "log")
@@ -242,7 +241,7 @@ class Service:
             set_back += clock.set_back()
             if set_back and self._clock_was_set_back(set_back):
                 set_back = 0.0
-            supervised.look(alive=time.monotonic() - self._dispatcher.beat < DISPATCHER_SILENT_S)
+            supervised.look(alive=not self._observation.alive())
         self.stop()
         if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
             # Threads that did not end in time hold nothing that is not in the ledger, and Python would wait for them.

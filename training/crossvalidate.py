@@ -329,8 +329,4 @@ def _roc(scores: np.ndarray, malignant: np.ndarray) -> list[tuple[float, float]]
 
 
 def _figures(row: dict[str, Any], *keys: str) -> tuple[str, ...]:
-    return tuple(_figure(row[key]) for key in keys)
-
-
-def _figure(figure: dict[str, float]) -> str:
-    return str(Figure(**figure))
+    return tuple(str(Figure(**row[key])) for key in keys)

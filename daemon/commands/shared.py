@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from sqlalchemy.engine import make_url
 
 from config.errors import ConfigurationError
 from config.settings import Settings
@@ -52,11 +51,11 @@ def ending_for_good() -> Iterator[None]:
 @contextmanager
 def open_ledger(settings: Settings) -> Iterator[Ledger]:
     from daemon.ledger import Ledger
+    from daemon.ledger.database import missing_file
 
-    url = make_url(settings.ledger_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    if missing := missing_file(settings.ledger_url):
         raise ConfigurationError(
-            f"there is no ledger at {url.database}; is this the service's settings file, and did the service ever start?"
+            f"there is no ledger at {missing}; is this the service's settings file, and did the service ever start?"
         )
     ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
     try:

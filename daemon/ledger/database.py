@@ -143,6 +143,13 @@ class Schema:
     newest: str
 
 
+def missing_file(url: str) -> Path | None:
+    """The SQLite file of the ledger at `url`, where it is not there."""
+    parsed = make_url(url)
+    file = Path(parsed.database or "")
+    return file if parsed.get_backend_name() == "sqlite" and not file.exists() else None
+
+
 def schema_of(url: str, password_file: Path | None = None) -> Schema:
     """Of the ledger at `url`, which is left as it is; no SQLite file is made.
 
@@ -150,8 +157,7 @@ def schema_of(url: str, password_file: Path | None = None) -> Schema:
         LedgerTooNew: the schema is one that this program does not know.
         SQLAlchemyError, ImportError, ValueError: it cannot be opened.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+    if missing_file(url):
         return Schema(None, _scripts().get_current_head() or "")
     engine = open_engine(url, password_file)
     try:

@@ -23,7 +23,7 @@ from daemon.lesions.sr_tree import Tree
 
 MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
 _REASONS_SHOWN = 5
-_REPORT_CLASSES = "1.2.840.10008.5.1.4.1.1.88."  # every Structured Report storage class begins so (PS3.4 B.5)
+REPORT_CLASSES = "1.2.840.10008.5.1.4.1.1.88."  # every Structured Report storage class begins so (PS3.4 B.5)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class References:
 
 def may_be_lesion_object(sop_class_uid: str) -> bool:
     """Whether `lesion_references` can find anything in an instance of this class."""
-    return sop_class_uid in SEGMENTATION_CLASSES or sop_class_uid.startswith(_REPORT_CLASSES)
+    return sop_class_uid in SEGMENTATION_CLASSES or sop_class_uid.startswith(REPORT_CLASSES)
 
 
 def lesion_references(dataset: Dataset) -> References | None:
@@ -119,7 +119,7 @@ def _references(marks: list[Mark]) -> References | None:
 
 
 def _marks(dataset: Dataset) -> list[Mark]:
-    if not str(dataset.get("SOPClassUID") or "").startswith(_REPORT_CLASSES):
+    if not str(dataset.get("SOPClassUID") or "").startswith(REPORT_CLASSES):
         return []
     tree = Tree(dataset)
     marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + other_marks(tree)

@@ -10,10 +10,11 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as Concept
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import Comprehensive3DSRStorage
 
 from daemon.errors import ReportError
 from daemon.lesion import Lesion
+from daemon.lesions.reference import SEGMENTATION_CLASSES
 from daemon.reports import image_header
 from daemon.reports.facts import (
     Algorithm,
@@ -49,8 +50,6 @@ PIXELS = Concept("{pixels}", "UCUM", "Pixels")
 SERIES_NUMBER = 9147  # type 1 in the SR series; far from the numbers that modalities give
 
 Group: TypeAlias = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations | hd.sr.MeasurementsAndQualitativeEvaluations
-
-LABELMAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # pydicom 3.0 has no name for it
 
 
 def build(case: Case, edition: Edition) -> list[Dataset]:
@@ -116,7 +115,7 @@ def comment(statement: str, text: Text) -> hd.sr.TextContentItem:
 def _source_item(source: Dataset) -> hd.sr.ContentItem:
     """The reference to the lesion object: a segmentation counts as an image, an SR does not (PS3.3 C.17.3)."""
     reference = source.SOPClassUID, source.SOPInstanceUID
-    if source.SOPClassUID in (SegmentationStorage, LABELMAP_SEGMENTATION_STORAGE):
+    if source.SOPClassUID in SEGMENTATION_CLASSES:
         return hd.sr.ImageContentItem(SEGMENTATION, *reference, relationship_type="CONTAINS")
     return hd.sr.CompositeContentItem(SOURCE_REPORT, *reference, relationship_type="CONTAINS")
 

@@ -66,10 +66,10 @@ def set_clock(file: Path) -> None:
 
 
 def hang_dispatcher(file: Path) -> None:
-    import daemon.service
+    import daemon.health
     from daemon.dispatcher import Dispatcher
 
-    daemon.service.DISPATCHER_SILENT_S = 2
+    daemon.health.SILENT_S = 2
     claim = Dispatcher._claim
 
     def wrapped(self: Dispatcher) -> None:
