@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from pydicom import Dataset
 
 from daemon.incoming import Incoming
@@ -14,13 +12,6 @@ from daemon.ledger import Ledger, jobs
 from daemon.spool import Spool
 from tests.service.fixtures import Case, make_case
 from tests.service.running import save
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    yield opened
-    opened.close()
 
 
 def test_the_dispatcher_is_woken_where_a_job_may_have_become_ready(tmp_path: Path, ledger: Ledger) -> None:

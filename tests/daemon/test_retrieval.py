@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from daemon.service import require_archive
 from daemon.spool import Spool
 from tests.daemon.dicomweb_stubs import MULTIPART, Answer, instance, match, matches, multipart, stub
 from tests.service.fixtures import Case, make_case
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    yield opened
-    opened.close()
 
 
 class Node:
