@@ -19,7 +19,7 @@ from model.engines.convert import STEMS
 from model.engines.quiet import framework_start
 from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
 from model.networks import build_network
-from tests.model.builders import small_bundle, small_description
+from tests.model.builders import small_description
 
 ROOT = Path(__file__).parents[2]
 
