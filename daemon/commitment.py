@@ -20,6 +20,7 @@ from config.settings import Archive as ArchiveSettings
 from daemon.archive import INVALID_ARGUMENT, Archive, ContextsRefused
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.ledger import Ledger, outbox
+from daemon.ledger.schema import OutboxState
 from daemon.node import Hold
 from daemon.sender import next_attempt
 
@@ -56,7 +57,7 @@ class Commitment:
         """
         settings = self._archive.settings
         with self._ledger.read() as connection:
-            due = outbox.next_attempt(connection, hold.id)
+            due = outbox.next_attempt(connection, hold.id, OutboxState.COMMITTING)
         if due is None or due > time.time():
             return 0
         rows = self._ledger.change(

@@ -16,6 +16,7 @@ from config.settings import Archive as ArchiveSettings
 from daemon import events
 from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger, outbox
+from daemon.ledger.schema import OutboxState
 from daemon.node import Hold
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.stages import Stage, Took, tell
@@ -67,7 +68,7 @@ def send_due(
     further report is sent.
     """
     with ledger.read() as connection:
-        due = outbox.next_attempt(connection, hold.id)
+        due = outbox.next_attempt(connection, hold.id, OutboxState.QUEUED)
     if due is None or due > time.time():
         return SendSummary()
     rows = ledger.change(lambda connection: outbox.claim(connection, hold.id, time.time(), REPORTS_AT_ONCE))

@@ -1,7 +1,7 @@
 """The outbox in the ledger: reports that wait for the archive, were stored in it, or are refused by it for good.
 
 A node that sends reports, or asks about them, has claimed them: they carry it as `owner`. What it says of one counts only
-while it is the owner (None: nobody is); an answer of the archive to a request for commitment counts in any case.
+while it is the owner; an answer of the archive to a request for commitment counts in any case.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Update, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Update, delete, func, insert, select, update
 
 from daemon.ledger import jobs as job_rows
 from daemon.ledger import nodes
@@ -69,11 +69,6 @@ def put(connection: Connection, job_id: int, source_uid: str, reports: Sequence[
     return len(new)
 
 
-def due(connection: Connection, now: float, limit: int) -> Sequence[Row]:
-    """Reports to be sent now that no node has."""
-    return connection.execute(_due_in(OutboxState.QUEUED, None, now, limit)).all()
-
-
 def claim(connection: Connection, owner: str, now: float, limit: int) -> Sequence[Row]:
     """Node `owner` takes the reports to be sent now, its own of an earlier call among them; it is the only one to send them."""
     return _claim_in(connection, OutboxState.QUEUED, owner, now, limit)
@@ -84,45 +79,40 @@ def claim_uncommitted(connection: Connection, owner: str, now: float, limit: int
     return _claim_in(connection, OutboxState.COMMITTING, owner, now, limit)
 
 
-def _due_in(state: OutboxState, owner: str | None, now: float, limit: int) -> Select[Any]:
-    return (
+def _claim_in(connection: Connection, state: OutboxState, owner: str, now: float, limit: int) -> Sequence[Row]:
+    if not nodes.lives(connection, owner):
+        return []
+    due = (
         select(outbox)
         .where(outbox.c.state == state, outbox.c.next_attempt_at <= now, _free_for(owner))
         .order_by(outbox.c.next_attempt_at, outbox.c.id)
         .limit(limit)
     )
-
-
-def _claim_in(connection: Connection, state: OutboxState, owner: str, now: float, limit: int) -> Sequence[Row]:
-    if not nodes.lives(connection, owner):
-        return []
-    rows = connection.execute(_due_in(state, owner, now, limit).with_for_update(skip_locked=True)).all()
+    rows = connection.execute(due.with_for_update(skip_locked=True)).all()
     connection.execute(update(outbox).where(outbox.c.id.in_([row.id for row in rows])).values(owner=owner))
     return rows
 
 
-def _free_for(owner: str | None) -> ColumnElement[bool]:
+def _free_for(owner: str) -> ColumnElement[bool]:
     return outbox.c.owner.is_(None) | (outbox.c.owner == owner)
 
 
-def next_attempt(connection: Connection, owner: str | None = None) -> float | None:
-    """When a report is due next for `owner` to be sent or asked about (seconds since the epoch), None when none is."""
-    waiting = outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING])
-    return connection.execute(select(func.min(outbox.c.next_attempt_at)).where(waiting, _free_for(owner))).scalar_one()
+def next_attempt(connection: Connection, owner: str, state: OutboxState) -> float | None:
+    """When a report in this state (QUEUED: to be sent, COMMITTING: to be asked about) is due next for `owner`, in seconds since
+    the epoch; None when none is."""
+    due = select(func.min(outbox.c.next_attempt_at)).where(outbox.c.state == state, _free_for(owner))
+    return connection.execute(due).scalar_one()
 
 
-def _said(
-    connection: Connection, item_id: int, owner: str | None, among: OutboxState | None = None, **values: object
-) -> bool:
+def _said(connection: Connection, item_id: int, owner: str, among: OutboxState | None = None, **values: object) -> bool:
     """The owner says of a report that is under way what came of it; False where it is not the owner's any more."""
     under_way = [OutboxState.QUEUED, OutboxState.COMMITTING] if among is None else [among]
-    own = outbox.c.owner.is_(None) if owner is None else outbox.c.owner == owner
-    said = update(outbox).where(outbox.c.id == item_id, outbox.c.state.in_(under_way), own)
+    said = update(outbox).where(outbox.c.id == item_id, outbox.c.state.in_(under_way), outbox.c.owner == owner)
     return bool(connection.execute(said.values(owner=None, **values)).rowcount)
 
 
 def stored(
-    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float, owner: str | None = None
+    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float, owner: str
 ) -> bool:
     """The archive has it (a warning is kept in `reason`)."""
     ended = {"state": OutboxState.STORED, "status": status, "reason": reason, "stored_at": now}
@@ -132,9 +122,7 @@ def stored(
     return said
 
 
-def failed(
-    connection: Connection, item_id: int, status: int | None, reason: str, now: float, owner: str | None = None
-) -> bool:
+def failed(connection: Connection, item_id: int, status: int | None, reason: str, now: float, owner: str) -> bool:
     """The archive refuses it for good, or does not commit it; only an operator's retry sends it again."""
     ended: dict[str, Any] = {"state": OutboxState.FAILED, "status": status, "reason": reason}
     said = _said(connection, item_id, owner, attempts=outbox.c.attempts + 1, **ended)
@@ -143,9 +131,7 @@ def failed(
     return said
 
 
-def retry_at(
-    connection: Connection, item_id: int, when: float, status: int | None, reason: str, owner: str | None = None
-) -> bool:
+def retry_at(connection: Connection, item_id: int, when: float, status: int | None, reason: str, owner: str) -> bool:
     again = {"next_attempt_at": when, "status": status, "reason": reason}
     return _said(connection, item_id, owner, OutboxState.QUEUED, attempts=outbox.c.attempts + 1, **again)
 
@@ -161,7 +147,7 @@ def due_now(connection: Connection, now: float, longest_ask_wait_s: float) -> in
 
 
 def stored_uncommitted(
-    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float, owner: str | None = None
+    connection: Connection, item_id: int, status: int | None, reason: str | None, now: float, owner: str
 ) -> bool:
     """The archive has it, and is to be asked to commit it."""
     now_stored = {"state": OutboxState.COMMITTING, "stored_at": now, "next_attempt_at": now}

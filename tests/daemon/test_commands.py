@@ -54,11 +54,11 @@ def site(tmp_path: Path) -> Path:
                 else:
                     work.sending(connection, row, {"lesions": LESIONS if number == 1 else []}, at + 1)
                     outbox.put(connection, job, source, [report(f"2.25.{number}")], at + 1)
-                    (item,) = outbox.of_job(connection, job)
+                    (item,) = outbox.claim(connection, NODE, at + 1, 1)
                     if number == 1:
-                        outbox.stored(connection, item.id, 0, None, at + 2.5)
+                        outbox.stored(connection, item.id, 0, None, at + 2.5, NODE)
                     else:
-                        outbox.failed(connection, item.id, 0xA900, "refused", at + 2)
+                        outbox.failed(connection, item.id, 0xA900, "refused", at + 2, NODE)
     ledger.close()
     return tmp_path / "site.toml"
 

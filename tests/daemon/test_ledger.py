@@ -17,7 +17,7 @@ from sqlalchemy import delete, select, text, update
 from daemon.errors import LedgerError
 from daemon.ledger import Ledger, instances, jobs, nodes, outbox, work
 from daemon.ledger.instances import Arrival, StoredInstance
-from daemon.ledger.schema import JobState, metadata
+from daemon.ledger.schema import JobState, OutboxState, metadata
 from daemon.ledger.schema import instances as instance_table
 from daemon.ledger.schema import jobs as job_table
 from daemon.ledger.schema import outbox as outbox_table
@@ -154,12 +154,12 @@ def test_a_job_passes_through_to_done(ledger: Ledger) -> None:
         assert outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0) == 1
     assert state_of(ledger, job) == "sending"
     with ledger.write() as connection:
-        (item,) = outbox.due(connection, 11.0, 10)
-        outbox.retry_at(connection, item.id, 50.0, 0xA700, "out of resources")
-        assert list(outbox.due(connection, 49.9, 10)) == []
-        assert outbox.next_attempt(connection) == 50.0
-        (item,) = outbox.due(connection, 50.0, 10)
-        outbox.stored(connection, item.id, 0, None, 51.0)
+        (item,) = outbox.claim(connection, NODE, 11.0, 10)
+        outbox.retry_at(connection, item.id, 50.0, 0xA700, "out of resources", NODE)
+        assert list(outbox.claim(connection, NODE, 49.9, 10)) == []
+        assert outbox.next_attempt(connection, NODE, OutboxState.QUEUED) == 50.0
+        (item,) = outbox.claim(connection, NODE, 50.0, 10)
+        outbox.stored(connection, item.id, 0, None, 51.0, NODE)
     assert state_of(ledger, job) == "done"
 
 
@@ -210,8 +210,8 @@ def done_twice(ledger: Ledger) -> tuple[int, int]:
         with ledger.write() as connection:
             work.sending(connection, row, {}, 11.0)
             outbox.put(connection, row.id, SOURCE, [report(f"2.25.{row.id}")], 11.0)
-            (item,) = outbox.due(connection, 11.0, 10)
-            outbox.stored(connection, item.id, 0, None, 11.0)
+            (item,) = outbox.claim(connection, NODE, 11.0, 10)
+            outbox.stored(connection, item.id, 0, None, 11.0, NODE)
     return ids[0], ids[1]
 
 
@@ -228,7 +228,7 @@ def test_a_retry_starts_no_work_on_a_lesion_object_that_was_replaced(ledger: Led
         connection.execute(update(job_table).where(job_table.c.id == old).values(state=ended))
         connection.execute(update(outbox_table).where(outbox_table.c.job_id == old).values(state="failed"))
         assert jobs.retry(connection, old, 13.0) == "superseded"
-        assert work.claim(connection, NODE, 9, 14.0) == outbox.due(connection, 14.0, 9) == []
+        assert work.claim(connection, NODE, 9, 14.0) == outbox.claim(connection, NODE, 14.0, 9) == []
 
 
 def test_the_same_report_twice_is_queued_once(ledger: Ledger) -> None:
@@ -240,8 +240,8 @@ def test_the_same_report_twice_is_queued_once(ledger: Ledger) -> None:
         with ledger.write() as connection:
             work.sending(connection, row, {}, 11.0)
             assert outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0) == expected
-            for item in outbox.due(connection, 11.0, 10):
-                outbox.stored(connection, item.id, 0, None, 11.0)
+            for item in outbox.claim(connection, NODE, 11.0, 10):
+                outbox.stored(connection, item.id, 0, None, 11.0, NODE)
         assert state_of(ledger, job) == "done"
 
 
@@ -259,15 +259,16 @@ def test_a_job_that_comes_to_the_report_of_an_older_one_ends_by_what_becomes_of_
         work.sending(connection, row, {}, 12.0)
         assert outbox.put(connection, new, SOURCE, [report("2.25.1")], 12.0) == 0
         reason = connection.execute(select(job_table.c.reason).where(job_table.c.id == old)).scalar_one()
-        (item,) = outbox.due(connection, 12.0, 10)
+        (item,) = outbox.claim(connection, NODE, 12.0, 10)
     assert (state_of(ledger, old), state_of(ledger, new)) == ("done", "sending")
     assert f"job {new}" in reason
     with ledger.write() as connection:
-        outbox.failed(connection, item.id, 0xC000, "cannot understand", 13.0)
+        outbox.failed(connection, item.id, 0xC000, "cannot understand", 13.0, NODE)
     assert state_of(ledger, new) == "failed"
     with ledger.write() as connection:
         assert jobs.retry(connection, new, 14.0) == "sending"
-        outbox.stored(connection, item.id, 0, None, 15.0)
+        (item,) = outbox.claim(connection, NODE, 14.0, 10)
+        outbox.stored(connection, item.id, 0, None, 15.0, NODE)
     assert state_of(ledger, new) == "done"
 
 
@@ -300,13 +301,13 @@ def test_a_refused_report_fails_the_job_until_an_operator_retries(ledger: Ledger
     with ledger.write() as connection:
         work.sending(connection, row, {}, 11.0)
         outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0)
-        (item,) = outbox.due(connection, 11.0, 10)
-        outbox.failed(connection, item.id, 0xC000, "cannot understand", 12.0)
+        (item,) = outbox.claim(connection, NODE, 11.0, 10)
+        outbox.failed(connection, item.id, 0xC000, "cannot understand", 12.0, NODE)
     assert state_of(ledger, job) == "failed"
     with ledger.write() as connection:
         assert jobs.retry(connection, job, 13.0) == "sending"
-        (item,) = outbox.due(connection, 13.0, 10)
-        outbox.stored(connection, item.id, 0, None, 14.0)
+        (item,) = outbox.claim(connection, NODE, 13.0, 10)
+        outbox.stored(connection, item.id, 0, None, 14.0, NODE)
     assert state_of(ledger, job) == "done"
 
 
@@ -319,19 +320,19 @@ def test_every_object_of_a_kind_counts_and_none_of_an_older_edition(ledger: Ledg
         with ledger.write() as connection:
             work.sending(connection, row, {}, at)
             outbox.put(connection, job, SOURCE, [report(uid) for uid in uids], at)
-            return [item.id for item in outbox.due(connection, at, 10)]
+            return [item.id for item in outbox.claim(connection, NODE, at, 10)]
 
     first, second = put(11.0, "2.25.1", "2.25.2")
     with ledger.write() as connection:
-        outbox.failed(connection, first, 0xC000, "cannot understand", 12.0)
+        outbox.failed(connection, first, 0xC000, "cannot understand", 12.0, NODE)
     assert state_of(ledger, job) == "sending"
     with ledger.write() as connection:
-        outbox.stored(connection, second, 0, None, 13.0)
+        outbox.stored(connection, second, 0, None, 13.0, NODE)
     assert state_of(ledger, job) == "failed", "the other object of the kind was refused"
     arrive(ledger, stored(IMAGE, "b"))
     (third,) = put(14.0, "2.25.3")
     with ledger.write() as connection:
-        outbox.stored(connection, third, 0, None, 15.0)
+        outbox.stored(connection, third, 0, None, 15.0, NODE)
     assert state_of(ledger, job) == "done", "what was refused is replaced"
 
 
@@ -361,8 +362,8 @@ def test_a_report_of_a_failure_goes_out_and_is_not_forgotten_before(ledger: Ledg
         assert work.quarantine(connection, row, "cannot be used", 11.0)
         outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0)
         assert jobs.forget_finished(connection, 100.0, [JobState.QUARANTINED]) == [], "its report is not stored yet"
-        (item,) = outbox.due(connection, 11.0, 10)
-        outbox.stored(connection, item.id, 0, None, 12.0)
+        (item,) = outbox.claim(connection, NODE, 11.0, 10)
+        outbox.stored(connection, item.id, 0, None, 12.0, NODE)
     assert state_of(ledger, job) == "quarantined"
     with ledger.write() as connection:
         assert jobs.forget_finished(connection, 100.0, [JobState.QUARANTINED]) == ["2.25.1"]
@@ -375,8 +376,8 @@ def test_a_job_keeps_why_its_report_holds_no_result(ledger: Ledger) -> None:
     with ledger.write() as connection:
         work.sending(connection, row, {}, 11.0, reason="nothing to classify")
         outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0)
-        (item,) = outbox.due(connection, 11.0, 10)
-        outbox.stored(connection, item.id, 0, None, 12.0)
+        (item,) = outbox.claim(connection, NODE, 11.0, 10)
+        outbox.stored(connection, item.id, 0, None, 12.0, NODE)
         (ended,) = connection.execute(select(job_table.c.state, job_table.c.reason)).all()
     assert tuple(ended) == ("done", "nothing to classify")
 
@@ -459,13 +460,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def archive_answers(self, answer: str) -> None:
         now = self.tick()
         with self.ledger.write() as connection:
-            for item in outbox.due(connection, now, 1):
+            for item in outbox.claim(connection, NODE, now, 1):
                 if answer == "stored":
-                    outbox.stored(connection, item.id, 0, None, now)
+                    outbox.stored(connection, item.id, 0, None, now, NODE)
                 elif answer == "failed":
-                    outbox.failed(connection, item.id, 0xC000, "no", now)
+                    outbox.failed(connection, item.id, 0xC000, "no", now, NODE)
                 else:
-                    outbox.retry_at(connection, item.id, now + 2, None, "later")
+                    outbox.retry_at(connection, item.id, now + 2, None, "later", NODE)
 
     @rule()
     def operator_retries(self) -> None:

@@ -22,9 +22,9 @@ from daemon import process
 from daemon.archive import Archive
 from daemon.checks.nodes import node_findings
 from daemon.ledger import Ledger, database, instances, jobs, nodes, outbox, work
+from daemon.ledger.schema import OutboxState
 from daemon.ledger.schema import jobs as job_table
 from daemon.ledger.schema import nodes as node_table
-from daemon.ledger.schema import outbox as outbox_table
 from daemon.node import Node
 from daemon.retention import remove_files
 from daemon.spool import Spool
@@ -131,7 +131,10 @@ def test_reports_go_out_by_one_node_and_a_dead_ones_by_another(ledger: Ledger) -
         work.sending(connection, row, {}, 11.0)
         outbox.put(connection, job, "1.2.9.0", [report("2.25.1")], 11.0)
         (item,) = outbox.claim(connection, A, 12.0, 9)
-        assert outbox.claim(connection, B, 12.0, 9) == [] and outbox.next_attempt(connection, B) is None
+        assert (
+            outbox.claim(connection, B, 12.0, 9) == []
+            and outbox.next_attempt(connection, B, OutboxState.QUEUED) is None
+        )
         assert len(outbox.claim(connection, A, 12.0, 9)) == 1, "what an earlier call left"
     silence(ledger, A)
     with ledger.write() as connection:
@@ -177,12 +180,12 @@ def test_the_last_two_reports_of_a_job_end_at_once(ledger: Ledger) -> None:
         (row,) = work.claim(connection, A, 1, 10.0)
         work.sending(connection, row, {}, 11.0)
         outbox.put(connection, job, "1.2.9.0", [report("2.25.1"), report("2.25.2")], 11.0)
-        items = list(connection.execute(select(outbox_table.c.id)).scalars())
+        items = [item.id for item in outbox.claim(connection, A, 11.0, 9)]
     both = threading.Barrier(2)
 
     def ends(item: int) -> None:
         both.wait(10)
-        ledger.change(lambda connection: outbox.stored(connection, item, 0, None, 12.0))
+        ledger.change(lambda connection: outbox.stored(connection, item, 0, None, 12.0, A))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(ends, items))

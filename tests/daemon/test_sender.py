@@ -16,11 +16,11 @@ from config.settings import Archive as ArchiveSettings
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
-from daemon.ledger.schema import JobState
+from daemon.ledger.schema import JobState, OutboxState
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome
 from daemon.sender import SendSummary, next_attempt, send_due
 from tests.daemon.archive_stubs import archive, outgoing, stub
-from tests.daemon.ledgers import hold, join
+from tests.daemon.ledgers import NODE, hold, join
 from tests.peers.programs import free_port, wait_until
 
 STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
@@ -101,7 +101,7 @@ def test_each_outcome_ends_in_the_ledger(ledger: Ledger, tmp_path: Path) -> None
     assert retried == ("queued", "sending", 1, 0xA700)
     assert failed == ("failed", "failed", 1, None)
     with ledger.read() as connection:
-        again = outbox.next_attempt(connection)
+        again = outbox.next_attempt(connection, NODE, OutboxState.QUEUED)
     assert again is not None
     assert began + 5 <= again <= time.time() + 10  # first wait: half of 10 s to 10 s
 

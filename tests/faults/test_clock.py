@@ -57,11 +57,11 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
         _, row = instances.record(connection, lacking)
         jobs.create(connection, row, "1.6", ("1.7",), "bundle", now + HOUR)
         assert work.claim(connection, NODE, 9, now) == []
-        assert list(outbox.due(connection, now, 9)) == []
+        assert list(outbox.claim(connection, NODE, now, 9)) == []
         assert jobs.due_now(connection, now) == 2
         assert outbox.due_now(connection, now, longest_ask_wait_s=60) == 1
         assert [job.source_uid for job in work.claim(connection, NODE, 9, now)] == ["1.5"]
-        assert len(outbox.due(connection, now, 9)) == 1
+        assert len(outbox.claim(connection, NODE, now, 9)) == 1
         asked = jobs.waiting_for(connection, now - 60, now, 9)
         assert [item.sop_instance_uid for item in asked] == ["1.7"], "retrieval does not wait for its hour either"
     ledger.close()
@@ -131,5 +131,5 @@ def test_a_restart_after_the_clock_was_set_back(tmp_path: Path) -> None:
     with ledger.write() as connection:
         connection.execute(update(schema.outbox).values(next_attempt_at=10 + HOUR, state="committing"))
         assert outbox.due_now(connection, 10.0, longest_ask_wait_s=60) == 1
-        assert outbox.next_attempt(connection) == 10.0
+        assert outbox.next_attempt(connection, NODE, schema.OutboxState.COMMITTING) == 10.0
     ledger.close()

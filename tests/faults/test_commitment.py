@@ -17,13 +17,16 @@ from sqlalchemy import select, update
 from config.errors import ConfigurationError
 from config.settings import Settings
 from daemon.archive import Archive
+from daemon.audit import Audit
 from daemon.commitment import Commitment
 from daemon.incoming import Incoming
 from daemon.ledger import Ledger, jobs, outbox, schema
 from daemon.listener import Listener
 from daemon.outgoing import Outgoing
 from daemon.sender import SendSummary, send_due
+from daemon.sending import Sending as SendingThreads
 from daemon.service import require_archive
+from daemon.spool import Spool
 from tests.daemon.archive_stubs import archive, outgoing, stub
 from tests.daemon.ledgers import hold, join
 from tests.daemon.scu import listener_settings, listening
@@ -107,6 +110,33 @@ def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sendi
         sending.item.sop_class_uid,
         sending.item.sop_instance_uid,
     )
+
+
+def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive takes the request for commitment and says no more: its association stays open for the answer."""
+    monkeypatch.setattr("daemon.commitment.LINGER_S", 60)
+    with committing_archive(silent) as peer:
+        sending.to(peer.port, timeout_s=60)
+        settings = Settings(archive=sending.archive.settings)
+        threads = SendingThreads(
+            sending.ledger,
+            hold,
+            sending.archive,
+            Spool(sending.folder),
+            lambda: settings,
+            sending.commitment,
+            Audit(settings),
+        )
+        threads.start()
+        wait_until(lambda: peer.requests, "the question about the first report")
+        second = outgoing(sending.folder)
+        queue(sending.ledger, second, time.time())
+        threads.wake()
+        wait_until(lambda: second.sop_instance_uid in peer.stored, "the second report stored", 20)
+        threads.stop()
+        assert not threads.finish(lambda: 0.1), "the question is still under way"
 
 
 def never(_incoming: Incoming) -> None:

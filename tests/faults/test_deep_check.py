@@ -59,8 +59,8 @@ class Kept:
                 placed.path, placed.size, placed.digest,
             )  # fmt: skip
             outbox.put(connection, self.job, self.source.sop_instance_uid, [report], 3.0)
-            (item,) = outbox.due(connection, 4.0, 9)
-            outbox.stored(connection, item.id, 0, None, 4.0)
+            (item,) = outbox.claim(connection, NODE, 4.0, 9)
+            outbox.stored(connection, item.id, 0, None, 4.0, NODE)
         self.report = report
 
     def _instance(self, folder: Path) -> StoredInstance:
