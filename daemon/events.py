@@ -100,6 +100,24 @@ class ArchiveSilent:
     reason: str
 
 
+@dataclass(frozen=True)
+class Removed:
+    """What retention by size removed from the ledger; `bytes` of the files that go with it."""
+
+    jobs: int = 0
+    instances: int = 0
+    reports: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Removed) -> Removed:
+        return Removed(
+            self.jobs + other.jobs,
+            self.instances + other.instances,
+            self.reports + other.reports,
+            self.bytes + other.bytes,
+        )
+
+
 Event = (
     AssociationAccepted
     | Rejection
@@ -111,6 +129,7 @@ Event = (
     | ReportSent
     | ArchiveAnswered
     | ArchiveSilent
+    | Removed
 )
 
 T = TypeVar("T")

@@ -31,11 +31,12 @@ from daemon.events import (
     InstanceAnswered,
     JobWorked,
     Outcome,
+    Removed,
     ReportSent,
     Worker,
     WorkerRestarted,
 )
-from daemon.ledger import Ledger, jobs, outbox
+from daemon.ledger import Ledger, jobs, nodes, outbox
 from daemon.ledger.instances import Arrival
 from daemon.ledger.overview import Pressing, pressing
 from daemon.ledger.schema import OutboxState
@@ -50,6 +51,7 @@ from model.bundle import Bundle
 
 STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 TURNAROUND_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
+REMOVED_FOR_ROOM = ("jobs", "instances", "reports")  # of `Removed`
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # ROIs
 MAMMOGRAMS = (
     uid.DigitalMammographyXRayImageStorageForPresentation,
@@ -103,6 +105,8 @@ class Metrics:
         self._worked = counter("jobs_worked", "Attempts at jobs, by what came of them.", "outcome")
         self._lesions = counter("lesions_classified", "Lesions classified.")
         self._sent = counter("reports_sent", "Attempts to store a report, by its kind and outcome.", "kind", "outcome")
+        self._removed = counter("removed_for_room", "What retention by size removed.", "what")
+        self._removed_bytes = counter("removed_for_room_bytes", "Bytes of the files that went with it.")
         self._restarts = counter("worker_restarts", "Processes that died or hung and were replaced.", "worker")
         self._cpu = counter("stage_cpu_seconds", "CPU seconds spent on a stage, by all processes.", "stage")
         self._stages = Histogram(
@@ -139,6 +143,8 @@ class Metrics:
                 self._sent.labels(kind, sent.value)
         for worker in Worker:
             self._restarts.labels(worker.value)
+        for what in REMOVED_FOR_ROOM:
+            self._removed.labels(what)
         for stage in Stage:
             self._stages.labels(stage.value)
             self._cpu.labels(stage.value)
@@ -161,6 +167,10 @@ class Metrics:
                     self._turnaround.observe(event.seconds)
             case BatchClassified():
                 self._batches.observe(event.rois)
+            case Removed():
+                for what in REMOVED_FOR_ROOM:
+                    self._removed.labels(what).inc(getattr(event, what))
+                self._removed_bytes.inc(event.bytes)
             case WorkerRestarted():
                 self._restarts.labels(event.worker.value).inc()
             case ReportSent():
@@ -293,6 +303,7 @@ def _ledger(now: Now, ledger: Ledger) -> Iterator[Metric]:
         with ledger.read() as connection:
             urgent = pressing(connection)
             job_counts, report_counts = jobs.by_state(connection), outbox.by_state(connection)
+            alive = [bool(row.alive) for row in nodes.all(connection)]
     except SQLAlchemyError as error:
         log.error("the ledger cannot be read for metrics", error=type(error).__name__)
         yield _gauge("ledger_up", "1 where the ledger could be read for these metrics.", False)
@@ -301,6 +312,8 @@ def _ledger(now: Now, ledger: Ledger) -> Iterator[Metric]:
     yield _gauge("ledger_up", "1 where the ledger could be read for these metrics.", True)
     yield _by("jobs", "Jobs in the ledger, by state.", "state", job_counts)
     yield _by("reports", "Reports in the ledger, by state.", "state", report_counts)
+    node_counts = {"alive": alive.count(True), "silent": alive.count(False)}
+    yield _by("nodes", "Nodes that share the ledger, by whether their lease runs.", "state", node_counts)
     yield _by("job_oldest_age_seconds", "Age of the job longest in a state; 0: there is none.", "state", ages(urgent))
     of_ledger = {"outbox": OutboxState.QUEUED, "commitment": OutboxState.COMMITTING}
     depths = {name: urgent.reports[state].count for name, state in of_ledger.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import structlog
 from sqlalchemy import Connection
 
 from config.settings import Retention
+from daemon import events
+from daemon.events import Removed
 from daemon.ledger import Ledger, instances, jobs, outbox, removal
 from daemon.ledger.database import IDLE_IN_TRANSACTION_S
 from daemon.ledger.schema import JobState
@@ -97,24 +98,6 @@ def _end() -> float:
     return time.monotonic() + IDLE_IN_TRANSACTION_S / 2
 
 
-@dataclass(frozen=True)
-class Removed:
-    """What retention by size removed."""
-
-    jobs: int = 0
-    instances: int = 0
-    reports: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Removed) -> Removed:
-        return Removed(
-            self.jobs + other.jobs,
-            self.instances + other.instances,
-            self.reports + other.reports,
-            self.bytes + other.bytes,
-        )
-
-
 def size_limit(settings: Retention, directory: Path | None) -> int | None:
     """Bytes that the spool may fill: `max_bytes`, `max_share` of its disk, or the smaller of both; None without a limit.
 
@@ -138,6 +121,8 @@ def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
     excess = 0
     while True:
         excess, step, paths = ledger.change(partial(_shrink_to, limit))
+        if step != Removed():
+            events.tell(step)
         remove_files(ledger, spool, paths)
         removed += step
         if not step.jobs + step.instances:

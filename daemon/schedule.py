@@ -12,7 +12,7 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from config.settings import Settings
-from daemon import retention, retrieval
+from daemon import events, retention, retrieval
 from daemon.archive import Archive
 from daemon.audit import Audit
 from daemon.history import SAMPLE_S
@@ -65,7 +65,7 @@ class Schedule:
         self._bundle_watch = bundle_watch
         self._observation = observation
         self._on_ready = on_ready
-        self.removed = retention.Removed()
+        self.removed = events.Removed()
         self._scheduler = BackgroundScheduler(timezone=UTC)
 
     def start(self) -> None:

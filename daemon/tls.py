@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
 import structlog
@@ -161,9 +162,9 @@ class Expiry:
 def expiries(settings: Settings) -> list[Expiry]:
     """The first end in each file of certificates that the settings name; unreadable files are left to `Credentials`."""
     return [
-        Expiry(setting, file, min(certificate.not_valid_after_utc for certificate in certificates))
+        Expiry(setting, file, end)
         for setting, file in _certificate_files(settings)
-        if (certificates := _certificates(file))
+        if (seen := _stat(file)) is not None and (end := _first_end(file, seen)) is not None
     ]
 
 
@@ -175,11 +176,14 @@ def _certificate_files(settings: Settings) -> Iterator[tuple[str, Path]]:
             yield f"{section}.tls.ca", tls.ca
 
 
-def _certificates(file: Path) -> list[x509.Certificate]:
+@lru_cache(maxsize=32)
+def _first_end(file: Path, _seen: tuple[int, ...]) -> datetime | None:
+    """Of the certificates in a file; read once for each state in which it is seen, as metrics ask every few seconds."""
     try:
-        return x509.load_pem_x509_certificates(file.read_bytes())
+        certificates = x509.load_pem_x509_certificates(file.read_bytes())
     except (OSError, ValueError):
-        return []
+        return None
+    return min(certificate.not_valid_after_utc for certificate in certificates)
 
 
 def warn_of_ends(found: Iterable[Expiry]) -> None:

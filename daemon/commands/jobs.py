@@ -76,7 +76,9 @@ def jobs_show(job: Annotated[int, typer.Argument(help="The job's number.")], con
     """
     from daemon.ledger import instances, jobs, outbox
 
-    with open_ledger(load_settings(config)) as ledger, ledger.read() as connection:
+    settings = load_settings(config)
+    place = settings.spool.url or settings.spool.directory
+    with open_ledger(settings) as ledger, ledger.read() as connection:
         row = _job(connection, job)
         needed = jobs.needed_by(connection, job)
         here = instances.current(connection, needed)
@@ -92,7 +94,7 @@ def jobs_show(job: Annotated[int, typer.Argument(help="The job's number.")], con
                     "reason": report.reason,
                     "next_attempt": when(report.next_attempt_at) if report.state == "queued" else None,
                     "stored": when(report.stored_at),
-                    "file": str(load_settings(config).spool.directory / report.path),
+                    "file": f"{str(place).rstrip('/')}/{report.path}",
                 }
                 for report in outbox.of_job(connection, job)
             ],

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from config.errors import ConfigurationError, MammodError
+from config.settings import load_settings
 from daemon.cli import app
 from daemon.commands.shared import time_of
 from daemon.ledger import Ledger, instances, jobs, outbox, work
@@ -150,6 +151,22 @@ def test_times_and_ages() -> None:
             time_of("--since", wrong, NOW)
 
 
+def test_show_names_where_a_report_lies_in_a_bucket_and_reads_the_settings_once(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAMMOD_SPOOL__URL", "s3://films/mammod/")
+    read: list[Path | None] = []
+
+    def counted(path: Path | None) -> Any:
+        read.append(path)
+        return load_settings(path)
+
+    monkeypatch.setattr("daemon.commands.jobs.load_settings", counted)
+    (report,) = json.loads(mammod(site, "jobs", "show", 3).stdout)["reports"]
+    assert report["file"] == "s3://films/mammod/2.25.3"
+    assert read == [site]
+
+
 def test_list_show_retry_and_purge(site: Path) -> None:
     assert [json.loads(line)["job"] for line in mammod(site, "jobs", "list", "--json").stdout.splitlines()] == [
         4,
@@ -160,6 +177,7 @@ def test_list_show_retry_and_purge(site: Path) -> None:
     assert "no such state" in said(mammod(site, "jobs", "list", "--state", "lost"))
     shown = json.loads(mammod(site, "jobs", "show", 3).stdout)
     assert shown["state"] == "failed" and shown["reports"][0]["reason"] == "refused"
+    assert shown["reports"][0]["file"] == str(site.parent / "spool" / "2.25.3")
     assert "there is no job 99" in said(mammod(site, "jobs", "show", 99))
 
     tried = mammod(site, "jobs", "retry", 2, 3)

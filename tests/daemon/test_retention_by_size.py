@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 
 from config.settings import Retention
 from daemon.deep_check import deep_check
+from daemon.events import Removed
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances, jobs, needs, outbox
-from daemon.retention import Removed, forget, shrink, size_limit
+from daemon.retention import forget, shrink, size_limit
 from daemon.spool import Spool
 
 DAY = 86_400

@@ -329,6 +329,32 @@ def test_host_name_is_compared_where_a_web_server_is_called(ca: Authority, certi
 # --- when certificates end -------------------------------------------------------------------------------------------
 
 
+def test_a_file_of_certificates_is_read_once_until_it_changes(
+    ca: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics and status page ask every few seconds."""
+    read: list[bytes] = []
+    load = x509.load_pem_x509_certificates
+
+    def counted(content: bytes) -> list[x509.Certificate]:
+        read.append(content)
+        return load(content)
+
+    monkeypatch.setattr("daemon.tls.x509.load_pem_x509_certificates", counted)
+    own = Authority(tmp_path, "own")
+    files = own.issue("server", ends=timedelta(days=5))
+    settings = Settings(listener={"tls": files.tls(own.file)})
+    before = [expiries(settings) for _ in range(5)]
+    assert len(read) == 2, "certificate and CA"
+    assert all(found == before[0] for found in before)
+    files.replace(own.issue("renewed", ends=timedelta(days=50)))
+    now = datetime.now(UTC)
+    assert [round(found[0].days_left(now)) for found in (before[0], expiries(settings))] == [5, 50]
+    assert len(read) == 3
+    files.certificate.unlink()
+    assert [one.setting for one in expiries(settings)] == ["listener.tls.ca"]
+
+
 @pytest.mark.parametrize(
     ("days", "level", "said"),
     [(29, "warning", "certificate ends soon"), (-1, "error", "certificate has ended"), (60, None, "")],

@@ -59,6 +59,7 @@ def test_what_was_done_is_what_is_told(node: Node, case: Case, tmp_path: Path) -
     served = node.service
     assert value(served, "instances_accepted_total", arrival="new") == 0, "every series is there from the start"
     assert values(served, "archive_up") == [], "it was not asked anything yet"
+    assert (value(served, "nodes", state="alive"), value(served, "nodes", state="silent")) == (1, 0)
 
     send(case, served)
     dcmsend([case.image_path], served.host, served.port, served.aet)

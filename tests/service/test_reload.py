@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from tests.peers.archives import StoreSCP
 from tests.peers.programs import dcmsend, wait_until
 from tests.service.fixtures import Case, make_case
+from tests.service.prometheus import ask, value
 from tests.service.running import Service
 
 pytestmark = pytest.mark.peers
@@ -48,9 +48,16 @@ def test_a_reloaded_limit_of_size_removes_what_is_finished_and_only_that(
     assert len(service.files()) == 1, "the lesion object that waits"
     assert service.outbox() == [] and len(storescp.files()) == 1, "the archive keeps its report"
     wait_until(lambda: "nothing finished is left to remove" in service.log, "the warning", 30)
-    with urllib.request.urlopen(f"http://127.0.0.1:{service.status_port}/live", timeout=30) as answer:
-        removed = json.loads(answer.read())["removed_for_room"]
-    assert (removed["jobs"], removed["instances"], removed["reports"]) == (1, 2, 1)
+
+    def removed_for_room() -> dict[str, int]:
+        return dict(json.loads(ask(service, "/live")[1])["removed_for_room"])
+
+    wait_until(lambda: removed_for_room()["jobs"] == 1, "the sum of what was removed", 30)
+    removed = removed_for_room()
+    assert (removed["instances"], removed["reports"]) == (2, 1)
+    for what in ("jobs", "instances", "reports"):
+        assert value(service, "removed_for_room_total", what=what) == removed[what]
+    assert value(service, "removed_for_room_bytes_total") == removed["bytes"] > 0
     # The image that comes at last still makes the job that was kept.
     dcmsend([waits.parent / "image-2.dcm"], service.host, service.port, service.aet)
     wait_until(lambda: len(storescp.files()) == 2, "its report", 60)
