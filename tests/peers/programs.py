@@ -36,6 +36,7 @@ DEBIAN_PACKAGES = {
     "dcmpschk": "dcmtk",
     "dcmj2pnm": "dcmtk",
     "dciodvfy": "dicom3tools",
+    "dcentvfy": "dicom3tools",
     "openssl": "openssl",
     "java": "default-jre-headless",
     "nginx": "nginx-light",
@@ -150,6 +151,12 @@ def storescu(
 def dciodvfy(path: Path) -> list[str]:
     """The Error lines that dciodvfy prints for a DICOM file; an empty list is the bar."""
     return [line for line in _run([program("dciodvfy"), str(path)]).splitlines() if line.startswith("Error")]
+
+
+def dcentvfy(paths: Iterable[Path]) -> list[str]:
+    """The Error lines of dcentvfy: patient, study, series and equipment attributes that differ where they must not."""
+    said = _run([program("dcentvfy"), *map(str, paths)]).splitlines()
+    return [line for line in said if line.startswith("Error")]
 
 
 def dsrdump(path: Path) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Every kind of report before validators that are not ours: dicom3tools, DCMTK and PixelMed.
+"""Every kind of report before validators that are not ours: dicom3tools, DCMTK, PixelMed and dicom-validator.
 
 DCMTK's dcmpschk and what renders pictures stand in the tests of presentation states and Secondary Captures.
 """
@@ -12,8 +12,9 @@ import pytest
 from daemon.reports.facts import RESEARCH_USE
 from daemon.reports.kinds import KINDS
 from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import CASES, DOCUMENTS, file_of
-from tests.peers.programs import dciodvfy, dsr2html, dsrdump, pixelmed
+from tests.daemon.reports.cases import CAD_CASES, CASES, DOCUMENTS, file_of
+from tests.peers.iods import iod_errors
+from tests.peers.programs import dcentvfy, dciodvfy, dsr2html, dsrdump, pixelmed
 
 pytestmark = pytest.mark.peers
 
@@ -37,13 +38,43 @@ def test_dciodvfy_finds_no_error(file: Path) -> None:
     assert dciodvfy(file) == []
 
 
+# Device UID in Contributing Equipment Sequence is younger than both validators' edition of the standard (dciodvfy warns).
+NEWER_ATTRIBUTE = "sop-common (0018,A001)/(0018,1002): TagUnexpected"
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_dciodvfy_finds_no_error_in_any_object_of_any_kind(kind: str, tmp_path: Path) -> None:
-    made = CASES["everything"]().objects(kind)
-    for number, item in enumerate(made):
-        (tmp_path / f"{number}.dcm").write_bytes(b.saved(item))
-        assert dciodvfy(tmp_path / f"{number}.dcm") == []
-    assert made
+def test_dciodvfy_and_dicom_validator_find_no_error_in_any_object_of_any_kind(kind: str, tmp_path: Path) -> None:
+    for case in set(CAD_CASES) - {"view as orientation"}:  # whose image says no Rows, which a presentation state needs
+        made = CASES[case]().objects(kind)
+        assert made
+        for number, item in enumerate(made):
+            file = tmp_path / f"{case} {number}.dcm"
+            file.write_bytes(b.saved(item))
+            assert iod_errors(file) == [NEWER_ATTRIBUTE], case
+            if case == "everything":
+                assert dciodvfy(file) == []
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("gsps", "PresentationLUTShape"), ("sc", "ConversionType")])
+def test_dicom_validator_would_see_what_is_missing(kind: str, lost: str, tmp_path: Path) -> None:
+    made = CASES["everything"]().objects(kind)[0]
+    tag = made[lost].tag
+    del made[lost]
+    (tmp_path / "made.dcm").write_bytes(b.saved(made))
+    said = iod_errors(tmp_path / "made.dcm")
+    assert any(error.endswith(f" ({tag.group:04X},{tag.elem:04X}): TagMissing") for error in said)
+
+
+def test_dcentvfy_finds_image_lesion_object_and_all_reports_to_be_of_one_patient_and_study(tmp_path: Path) -> None:
+    given = CASES["polyline"]()
+    instances = [*given.images, *(made for kind in KINDS for made in given.objects(kind))]
+    files = [tmp_path / f"{number}.dcm" for number in range(len(instances))]
+    for file, instance in zip(files, instances, strict=True):
+        file.write_bytes(b.saved(instance))
+    assert len(files) == 1 + len(KINDS) and dcentvfy(files) == []
+    instances[0].PatientID = instances[0].PatientID + "X"
+    files[0].write_bytes(b.saved(instances[0]))
+    assert any("PatientID" in line for line in dcentvfy(files))
 
 
 @pytest.mark.parametrize(("kind", "case"), DOCUMENTS)
