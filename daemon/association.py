@@ -24,16 +24,17 @@ from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.acse import ACSE
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
-from daemon.encoding import store_response
+from daemon.encoding import StoreRequest, store_request, store_response
 from daemon.incoming_file import IncomingFile
-from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue
+from daemon.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue, set_timeout
 
+STORE_REQUESTS = (C_STORE, StoreRequest)
 LAST_OF_COMMAND = b"\3"  # message control header of a command set's last fragment (PS3.8 E.2)
 USER_REJECTION = 1  # of a presentation context (PS3.8 table 9-18)
 MAX_COMMAND = 1 << 16  # bytes of a command set; the longest of the standard has some hundreds
@@ -53,6 +54,34 @@ class _Negotiation(ACSE):
         super().send_accept()
 
 
+class _PlainStore(C_STORE_RQ):
+    """A C-STORE request whose command set was read without pydicom."""
+
+    def __init__(self, context_id: int, message_id: int, sop_class_uid: str, sop_instance_uid: str) -> None:
+        self.context_id = context_id
+        self.message_id = message_id
+        self.command_set = {"AffectedSOPClassUID": sop_class_uid, "AffectedSOPInstanceUID": sop_instance_uid}
+
+    def message_to_primitive(self) -> StoreRequest:
+        uids = self.command_set
+        return StoreRequest(
+            self.message_id, uids["AffectedSOPClassUID"], uids["AffectedSOPInstanceUID"], self._data_set_file
+        )
+
+
+def _plain_store(
+    fragments: Sequence[tuple[int, bytes | memoryview]], contexts: dict[int, PresentationContext]
+) -> _PlainStore | None:
+    """Of the first fragments of a message; None where they are not the whole command set of a plain C-STORE request."""
+    if len(fragments) != 1:
+        return None
+    ((context_id, fragment),) = fragments
+    if context_id not in contexts or fragment[:1] != LAST_OF_COMMAND:
+        return None
+    request = store_request(bytes(fragment[1:]))
+    return _PlainStore(context_id, *request) if request else None
+
+
 class _StoreProvider(DIMSEServiceProvider):
     """Collects the fragments of one message after the other (PS3.7 section 6, PS3.8 annex E)."""
 
@@ -69,20 +98,13 @@ class _StoreProvider(DIMSEServiceProvider):
         """Fragments with their presentation contexts, as they came in one P-DATA-TF; they are not kept."""
         try:
             if self.message is None:
-                self._begin()
+                self._begin(fragments)
             self._check(fragments)
-            if self._is_data_set and not any(fragment[0] & 3 for _, fragment in fragments):
-                for _, fragment in fragments:
-                    self.message._data_set_file.write(fragment[1:])
+            if not self._add(fragments):
                 return
-            primitive = P_DATA()
-            primitive.presentation_data_value_list = [[context, bytes(fragment)] for context, fragment in fragments]
-            if self.message.decode_msg(primitive, self.assoc):
-                message, self.message = self.message, None
-                message._data_set_file.cpu_seconds = time.thread_time() - self._cpu_began
-                request = message.message_to_primitive()
-            else:
-                return
+            message, self.message = self.message, None
+            message._data_set_file.cpu_seconds = time.thread_time() - self._cpu_began
+            request = message.message_to_primitive()
         except Exception as error:
             reason = str(error) if type(error) is ValueError else type(error).__name__
             self.assoc.log.warning("association aborted", reason=f"a DIMSE message cannot be read: {reason}")
@@ -91,11 +113,29 @@ class _StoreProvider(DIMSEServiceProvider):
         if isinstance(request, C_CANCEL):
             return
         # Where nothing else is under way, a C-STORE is served by the thread that received it, which has nothing better to do.
-        if not (isinstance(request, C_STORE) and self.assoc.serve_at_once(request, message.context_id)):
+        if not (isinstance(request, STORE_REQUESTS) and self.assoc.serve_at_once(request, message.context_id)):
             self.msg_queue.put((message.context_id, request))
 
-    def _begin(self) -> None:
-        self.message = DIMSEMessage()
+    def _add(self, fragments: Sequence[tuple[int, bytes | memoryview]]) -> bool:
+        """Whether the message is complete with them."""
+        file = self.message._data_set_file
+        if self._is_data_set and not any(fragment[0] & 3 for _, fragment in fragments):
+            for _, fragment in fragments:
+                file.write(fragment[1:])
+            return False
+        if isinstance(self.message, _PlainStore):
+            for _, fragment in fragments:
+                if not fragment[0] & 1:  # the command set has been read
+                    file.write(fragment[1:])
+                    if fragment[0] & 2:
+                        return True
+            return False
+        primitive = P_DATA()
+        primitive.presentation_data_value_list = [[context, bytes(fragment)] for context, fragment in fragments]
+        return bool(self.message.decode_msg(primitive, self.assoc))
+
+    def _begin(self, fragments: Sequence[tuple[int, bytes | memoryview]]) -> None:
+        self.message = _plain_store(fragments, self.assoc._accepted_cx) or DIMSEMessage()
         self.message._data_set_file = IncomingFile(self.assoc, self.message)
         self._began, self._cpu_began = time.monotonic(), time.thread_time()
         self._received = self._command = 0
@@ -167,7 +207,7 @@ class IncomingAssociation(Association):
         self.denied: frozenset[str] = frozenset()
         self.acse_timeout = acceptor.ae.acse_timeout  # again: they set the timers of the upper layer
         self.network_timeout = acceptor.ae.network_timeout
-        connection.settimeout(self.network_timeout)
+        set_timeout(connection, self.network_timeout)
         self._connection = connection
         self.set_socket(UpperLayerSocket(self, client_socket=connection))
         self.acceptor.maximum_length = acceptor.ae.maximum_pdu_size
@@ -269,7 +309,7 @@ class IncomingAssociation(Association):
             elif self.dimse.msg_queue.empty():
                 self._work.wait(max(self.dul._idle_timer.remaining, 0) + 0.01)
 
-    def serve_at_once(self, request: C_STORE, context_id: int) -> bool:
+    def serve_at_once(self, request: C_STORE | StoreRequest, context_id: int) -> bool:
         """Serve a request in the calling thread, unless another one is being served or waits, or it is too early."""
         if not self.is_established or not self._serving.acquire(blocking=False):
             return False
@@ -291,7 +331,9 @@ class IncomingAssociation(Association):
         # pynetdicom chooses the service by the request's SOP Class, and aborts or stays silent where that is unknown,
         # missing or malformed. Here a C-STORE request is always answered.
         context = self._accepted_cx.get(context_id)
-        is_request = isinstance(msg, C_STORE) and msg.MessageID is not None and msg.MessageIDBeingRespondedTo is None
+        is_request = (
+            isinstance(msg, STORE_REQUESTS) and msg.MessageID is not None and msg.MessageIDBeingRespondedTo is None
+        )
         if not is_request or context is None:
             super()._serve_request(msg, context_id)
             return

@@ -104,7 +104,7 @@ class Intake:
             return arrival, ready
 
         try:
-            arrival, ready = self._ledger.change(transition)
+            arrival, ready = self._ledger.change_together(transition)
         except UNAVAILABLE as error:
             raise RefusedInstance(
                 OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"

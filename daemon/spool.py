@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -87,6 +88,8 @@ class Spool:
         for folder in (self.directory, self.incoming, *(self.directory / name for name in FOLDERS)):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
+        for name in FOLDERS:
+            _make_parents(self.directory / name)
         self._cache = cache
         self._unseen = float("inf")  # bytes that came since the copies were last looked at
         self._held: Counter[str] = Counter()
@@ -128,12 +131,10 @@ class Spool:
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
         final = self.directory / relative
         received.chmod(0o600)
-        size = _sync(received)
         with self._hold(relative):
-            try:
-                _link(received, final)
-            except FileExistsError:
-                os.utime(final)  # retention takes an old file without a row away, which this one may have been
+            _link(received, final)
+            # The name first: syncing the file then writes it too (ext4, XFS), and the folder costs next to nothing.
+            size = _sync(received)
             _sync(final.parent)
             self._share(relative, size)
         return Placed(relative, digest, size)
@@ -334,11 +335,29 @@ def _relative(folder: str, identity: str) -> str:
 
 
 def _link(received: Path, final: Path) -> None:
+    """Give the file the name `final`, too. What has it already may be half of it, left by a power cut, or old."""
     try:
         os.link(received, final)
     except FileNotFoundError:
         _make_parent(final)
-        os.link(received, final)
+        _link(received, final)
+    except FileExistsError:
+        if final.samefile(received):  # placed again; a rename would leave both names
+            os.utime(final)  # retention takes an old file without a row away, which this one may have been
+            return
+        temporary = final.with_suffix(f".{secrets.token_hex(4)}.tmp")
+        os.link(received, temporary)
+        os.utime(temporary)
+        temporary.rename(final)
+
+
+def _make_parents(folder: Path) -> None:
+    """All that `_relative` names below `folder`, once: made while an instance waits, each costs it a write to the disk."""
+    missing = {f"{number:02x}" for number in range(256)} - {path.name for path in folder.iterdir()}
+    for name in missing:
+        (folder / name).mkdir(mode=0o700, exist_ok=True)
+    if missing:
+        _sync(folder)
 
 
 def _make_parent(path: Path) -> None:

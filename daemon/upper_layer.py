@@ -27,7 +27,8 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
-READ_SIZE = 1 << 16  # bytes asked for at once, unless a PDU is longer
+READ_SIZE = 1 << 18  # bytes of an association's buffer, unless a PDU is longer; several PDUs may be read at once
+WORTH_WAITING_FOR = 1 << 12  # bytes; for so many of one PDU the kernel is asked to wait until they are all there
 LONGEST_PDU = (1 << 20) + (1 << 16)  # bytes; [listener] max_pdu goes to 1 MiB, and some senders exceed it by a header
 MAX_UNANSWERED = 8  # requests; no asynchronous operations are negotiated, so an honest sender has one
 PDU_HEADER = struct.Struct(">BBL")  # type, reserved, length of what follows (PS3.8 9.3.1)
@@ -111,6 +112,17 @@ class Wakeup:
                 self._descriptor = None
 
 
+def set_timeout(connection: socket.socket, limit_s: float) -> None:
+    """By the kernel, where it can be: a socket with a timeout of Python's is asked twice for everything, and never waits."""
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(limit_s)
+        return
+    connection.settimeout(None)
+    timeval = struct.pack("@ll", int(limit_s), int(limit_s % 1 * 1e6) or int(limit_s < 1))  # 0 would be no limit
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, timeval)
+
+
 class UpperLayerSocket(AssociationSocket):
     socket: socket.socket | None
 
@@ -139,14 +151,16 @@ class UpperLayerSocket(AssociationSocket):
         connection, limit = self.socket, self.assoc.network_timeout
         assert connection is not None
         self._make_room(nr_bytes)
-        # With the header of the next PDU, so that it costs no call of its own and leaves little behind.
-        enough = min(max(self._start + nr_bytes + PDU_HEADER.size, self._start + READ_SIZE), len(self._buffer))
+        whole = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
         end = time.monotonic() + limit
         remaining = limit
         try:
             with memoryview(self._buffer) as view:
-                while self._end - self._start < nr_bytes:
-                    count = connection.recv_into(view[self._end : enough])
+                while (missing := nr_bytes - (self._end - self._start)) > 0:
+                    if whole and missing >= WORTH_WAITING_FOR:
+                        count = connection.recv_into(view[self._end : self._start + nr_bytes], 0, whole)
+                    else:  # with what follows, so that it costs no call of its own
+                        count = connection.recv_into(view[self._end :])
                     if count == 0:
                         return
                     self._end += count
@@ -155,11 +169,13 @@ class UpperLayerSocket(AssociationSocket):
                         if remaining <= 0:
                             raise TimeoutError
                         if remaining < limit - 1:
-                            connection.settimeout(remaining)
+                            set_timeout(connection, remaining)
+        except BlockingIOError:
+            raise TimeoutError from None
         finally:
             if remaining < limit - 1:
                 with contextlib.suppress(OSError):
-                    connection.settimeout(limit)
+                    set_timeout(connection, limit)
         self._acknowledge_now()
 
     def _make_room(self, nr_bytes: int) -> None:
@@ -175,6 +191,12 @@ class UpperLayerSocket(AssociationSocket):
     def send(self, bytestream: bytes) -> None:
         super().send(bytestream)
         self._acknowledge_now()
+
+    def forget_unsent(self) -> None:
+        """When the connection is closed, let the peer know at once, though it has not taken what was sent before."""
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
 
     @property
     def ready(self) -> bool:
@@ -313,6 +335,7 @@ class UpperLayer(DULServiceProvider):
                 else:
                     self._lose("the connection ended within a PDU")
         except TimeoutError:
+            self.socket.forget_unsent()
             self._lose(f"a PDU was not complete after {self.assoc.network_timeout:g} s (listener.network_timeout_s)")
         except OSError as error:
             self._lose(f"the connection broke: {error.strerror or type(error).__name__}")

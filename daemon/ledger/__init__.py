@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from daemon.errors import LedgerError
 from daemon.ledger.database import SPOOL_LOCK, Schema, begin_again, migrate, open_engine, schema_of
+from daemon.ledger.together import Together
 
 # What is raised while the database cannot be reached, is locked or full: it passes, and what was asked can be asked again.
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout)
@@ -63,6 +64,7 @@ class Ledger:
         self._writing = self._engine.execution_options(write=True, **by_itself)
         self._reading = self._engine.execution_options(**unchanged)
         self._alone = self._engine.execution_options(write=True)
+        self._together = Together(self.change, UNAVAILABLE)
 
     def change(self, transition: Callable[[Connection], Result]) -> Result:
         """What `transition` returns, done in one transaction.
@@ -79,6 +81,10 @@ class Ledger:
             with attempt, self.write() as connection:
                 return transition(connection)
         raise AssertionError("unreachable")
+
+    def change_together(self, transition: Callable[[Connection], Result]) -> Result:
+        """As `change`, in one transaction with what other threads bring at the same time, where the database has one writer."""
+        return self._together.change(transition) if self._is_sqlite else self.change(transition)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
