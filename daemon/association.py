@@ -304,6 +304,7 @@ class IncomingAssociation(Association):
             elif self.dul.idle_timer_expired():
                 reason = f"nothing came for {self.network_timeout:g} s (listener.network_timeout_s)"
                 self.log.warning("association aborted", reason=reason)
+                self.dul.socket.give_up()
                 self.abort()
                 self.kill()
             elif self.dimse.msg_queue.empty():

@@ -12,12 +12,14 @@ pynetdicom 3.0 leaves these open, each is closed by one small override below:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
 import select
 import socket
 import ssl
 import struct
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,10 +194,14 @@ class UpperLayerSocket(AssociationSocket):
         super().send(bytestream)
         self._acknowledge_now()
 
-    def forget_unsent(self) -> None:
-        """When the connection is closed, let the peer know at once, though it has not taken what was sent before."""
-        if self.socket is not None:
-            with contextlib.suppress(OSError):
+    def give_up(self) -> None:
+        """A peer that has not taken what was sent to it will not: closing resets, or the kernel would try on for minutes."""
+        if self.socket is None:
+            return
+        with contextlib.suppress(OSError):
+            unsent = bytearray(4)
+            fcntl.ioctl(self.socket, termios.TIOCOUTQ, unsent)
+            if any(unsent):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("@ii", 1, 0))
 
     @property
@@ -335,7 +341,7 @@ class UpperLayer(DULServiceProvider):
                 else:
                     self._lose("the connection ended within a PDU")
         except TimeoutError:
-            self.socket.forget_unsent()
+            self.socket.give_up()
             self._lose(f"a PDU was not complete after {self.assoc.network_timeout:g} s (listener.network_timeout_s)")
         except OSError as error:
             self._lose(f"the connection broke: {error.strerror or type(error).__name__}")
