@@ -147,6 +147,7 @@ programs:
 	command -v storescu >/dev/null || packages="$$packages dcmtk"
 	[ -x /usr/sbin/Orthanc ] || command -v Orthanc >/dev/null || packages="$$packages orthanc"
 	[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ] || packages="$$packages orthanc-dicomweb"
+	[ -e /usr/share/orthanc/plugins/libOrthancWebViewer.so ] || packages="$$packages orthanc-webviewer"
 	command -v dciodvfy >/dev/null || packages="$$packages dicom3tools"
 	[ -e /usr/share/java/pixelmed.jar ] || packages="$$packages libpixelmed-java"
 	command -v java >/dev/null || packages="$$packages default-jre-headless"

@@ -115,12 +115,15 @@ def series_description(algorithm: Algorithm) -> str:
 def short_result(prediction: Prediction, algorithm: Algorithm) -> str:
     """Class and probability as they are drawn on an image, such as "malignant 0.87".
 
-    Two digits, and more where two would put the probability on the wrong side of the threshold ("benign 0.498").
+    Two digits, and more where two would put the probability on the wrong side of the threshold ("benign 0.498"); none is
+    said to be 0 or 1.
     """
     digits = 2
     while digits < 6 and (round(prediction.probability, digits) >= algorithm.threshold) != prediction.malignant:
         digits += 1
-    return f"{'malignant' if prediction.malignant else 'benign'} {prediction.probability:.{digits}f}"
+    number = f"{prediction.probability:.{digits}f}"
+    called = "malignant" if prediction.malignant else "benign"
+    return f"{called} {({'0.00': '<0.01', '1.00': '>0.99'}).get(number, number)}"
 
 
 def in_full(threshold: float) -> str:

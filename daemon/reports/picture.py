@@ -47,6 +47,7 @@ _PANELS_WIDTH = 1100
 _LEAST_HEIGHT = 760
 _TITLE, _NOTE = 34, 44  # height above and below the two crops of a lesion
 _HEAT_OPACITY = 0.75
+_PRINT_WIDTH = 0.7  # of the picture, in its middle: viewers write into the four corners
 _LABELS_WITH_RESULT = 12  # of more lesions only the number stands in the view: long labels would land far away
 
 
@@ -94,7 +95,7 @@ def _draw(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorit
     columns = math.ceil(len(drawn) / rows)
     width = picture.width + columns * (2 * side + 2 * _GAP) + 2 * _GAP
     heads = [(RESEARCH, _AMBER, _GROUND)] + ([] if algorithm.trained else [(UNTRAINED, _INK, _RED)])
-    lines = _wrapped(_small_print(algorithm, len(numbered) - len(drawn)), width - 2 * _GAP)
+    lines = _wrapped(_small_print(algorithm, len(numbered) - len(drawn)), round(_PRINT_WIDTH * width))
     top = _GAP + 40 * len(heads) + 30
     bottom = top + max(picture.height, min(rows, len(drawn)) * (side + _TITLE + _NOTE)) + _GAP
     canvas = Image.new("RGB", (width, bottom + 24 * len(lines) + _GAP), _GROUND)
@@ -102,15 +103,15 @@ def _draw(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorit
     for line, (words, ink, ground) in enumerate(heads):
         y = _GAP // 2 + 40 * line
         draw.rectangle((0, y, width, y + 36), fill=ground)
-        draw.text((_GAP, y + 4), words, ink, _font(24))
-    draw.text((_GAP, top - 28), caption, _INK, _font(18))
+        draw.text((width / 2, y + 4), words, ink, _font(24), anchor="ma")
+    draw.text((_GAP + picture.width, top - 28), caption, _INK, _font(18), anchor="ra")
     canvas.paste(picture, (_GAP, top))
     for index, (number, result) in enumerate(drawn):
         column, row = divmod(index, rows)
         left = picture.width + 2 * _GAP + column * (2 * side + 2 * _GAP)
         _panel(canvas, left, top + row * (side + _TITLE + _NOTE), side, number, result, algorithm)
     for line, words in enumerate(lines):
-        draw.text((_GAP, bottom + 24 * line), words, _SOFT, _font(16))
+        draw.text((width / 2, bottom + 24 * line), words, _SOFT, _font(16), anchor="ma")
     return np.asarray(canvas)
 
 

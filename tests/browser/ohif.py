@@ -35,6 +35,7 @@ CONFIGURATION = {
     "showWarningMessageForCrossOrigin": False,
     "showCPUFallbackMessage": False,
     "strictZSpacingForVolumeViewport": True,
+    "customizationService": [{"autoCineModalities": {"$set": []}}],  # else a cine bar lies over pictures (modality OT)
     "investigationalUseDialog": {"option": "never"},
     "defaultDataSourceName": "archive",
     "dataSources": [

@@ -16,6 +16,7 @@ from pydicom import dcmread
 from tests.peers.programs import answers_echo, free_port, missing, program, running
 
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+WEB_VIEWER_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancWebViewer.so")
 
 
 @dataclass(frozen=True)
@@ -88,24 +89,29 @@ def running_orthanc(
     modalities: Mapping[str, tuple[str, int]] | None = None,
     overwrite: bool = True,
     dicomweb: bool = False,
+    web_viewer: bool = False,
     options: Mapping[str, Any] | None = None,
     answers: Callable[[int, str], bool] = answers_echo,
 ) -> Iterator[Orthanc]:
     """Orthanc in an empty `folder`; `modalities` maps a name to (AE title, port on loopback), `options` are its own.
 
     `answers` says whether its DICOM port and AE title answer (by TLS, say). `dicomweb` loads the DICOMweb
-    plugin under /dicom-web/ (skips the test where it is not installed).
+    plugin under /dicom-web/, `web_viewer` Orthanc's own viewer (both skip the test where they are not installed).
     """
     executable = program("Orthanc")
     if dicomweb and not DICOMWEB_PLUGIN.exists():
         missing("Orthanc's DICOMweb plugin", "orthanc-dicomweb")
+    if web_viewer and not WEB_VIEWER_PLUGIN.exists():
+        missing("Orthanc's web viewer", "orthanc-webviewer")
+    plugins = [str(DICOMWEB_PLUGIN)] * dicomweb + [str(WEB_VIEWER_PLUGIN)] * web_viewer
     orthanc = Orthanc(aet, free_port(), free_port())
     (folder / "storage").mkdir(parents=True)
     configuration = {
         "Name": "tests",
         "StorageDirectory": str(folder / "storage"),
         "IndexDirectory": str(folder / "storage"),
-        "Plugins": [str(DICOMWEB_PLUGIN)] if dicomweb else [],
+        "Plugins": plugins,
+        "WebViewer": {"CachePath": str(folder / "web-viewer")},
         "DicomWeb": {"Enable": dicomweb, "Root": "/dicom-web/", "EnableWado": False},
         "DicomAet": aet,
         "DicomPort": orthanc.dicom_port,

@@ -100,7 +100,16 @@ def test_each_lesion_has_outline_number_class_and_probability() -> None:
 
 @pytest.mark.parametrize(
     ("probability", "said"),
-    [(0.4961, "benign 0.496"), (0.4996, "benign 0.4996"), (0.494, "benign 0.49"), (0.5, "malignant 0.50")],
+    [
+        (0.4961, "benign 0.496"),
+        (0.4996, "benign 0.4996"),
+        (0.494, "benign 0.49"),
+        (0.5, "malignant 0.50"),
+        (0.0018, "benign <0.01"),
+        (0.0051, "benign 0.01"),
+        (0.9949, "malignant 0.99"),
+        (0.9983, "malignant >0.99"),
+    ],
 )
 def test_what_is_drawn_does_not_contradict_the_threshold(probability: float, said: str) -> None:
     """The threshold of these tests is 0.5: "benign 0.50" would be one."""

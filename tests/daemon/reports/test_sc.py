@@ -136,6 +136,19 @@ def test_nothing_of_the_patient_or_of_free_words_is_drawn() -> None:
     np.testing.assert_array_equal(pixels(captures([result(one)], one)[0]), pixels(captures([named], other)[0]))
 
 
+def test_nothing_is_written_where_viewers_write_their_own() -> None:
+    """Patient, series and window stand in the corners of nearly every viewer."""
+    image = b.mammogram()
+    drawn = pixels(captures([result(image)], image)[0])
+    row, _ = view_corner(drawn)
+    below = row + 850
+    side = round(0.14 * drawn.shape[1])
+    ground = (drawn == [16, 20, 24]).all(axis=-1)
+    for corner in (np.s_[:row, :side], np.s_[:row, -side:], np.s_[below:, :side], np.s_[below:, -side:]):
+        assert ground[corner].all()
+    assert not ground[:row].all() and not ground[below:].all()
+
+
 def test_view_and_frame_are_named_from_codes() -> None:
     tomo = b.mammogram("tomo", SOPClassUID=b.BREAST_TOMOSYNTHESIS, NumberOfFrames=60)
     assert picture._caption(tomo, 17) == "right CC frame 17 of 60"
