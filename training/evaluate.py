@@ -231,7 +231,7 @@ def _write_report(
     parts += [page.note(text) for text in result["remarks"]]
     parts += [page.heading("Figures, with 95 % bootstrap intervals over patients"), _figures(measured)]
     for one, test, score in zip(measured, sets, scores, strict=True):
-        parts += _set_section(one, test, score)
+        parts += _set_section(one, test, score, result["threshold"])
     parts += [page.heading("Training"), curves({name: result["log"]})]
     page.write_page(path, f"Evaluation of {name}", parts)
 
@@ -263,12 +263,13 @@ def _figures(measured: Sequence[Measured]) -> str:
     return page.table(header, rows)
 
 
-def _set_section(one: Measured, test: LesionSet, score: np.ndarray) -> list[str]:
+def _set_section(one: Measured, test: LesionSet, score: np.ndarray, threshold: float) -> list[str]:
     truth = test.crops.malignant[test.part.samples]
     false_positive, true_positive, _ = metrics.roc(score, truth)
     roc = page.Line(f"AUC {one.auc.value:.3f}", list(zip(false_positive.tolist(), true_positive.tolist(), strict=True)))
     bins = page.Line("measured", [(said, share) for said, share, _ in one.reliability], dots=True)
-    wrong = np.argsort(-np.abs(score - truth))[:_WORST]
+    furthest = np.argsort(-np.abs(score - threshold))
+    wrong = [place for place in furthest if (score[place] >= threshold) != truth[place]][:_WORST]
     worst = [
         (
             test.crops.roi(int(test.part.samples[place])),
@@ -276,14 +277,13 @@ def _set_section(one: Measured, test: LesionSet, score: np.ndarray) -> list[str]
             f"truth {'malignant' if truth[place] else 'benign'}",
         )
         for place in wrong
-        if abs(score[place] - truth[place]) > 0.5
     ]
     return [
         page.heading(one.name),
         page.chart("ROC", "1 - specificity", "sensitivity", [roc], diagonal=True),
         page.chart("Reliability", "probability of malignancy", "share malignant", [bins], diagonal=True),
-        page.confusion_table("Confusion matrix at the threshold", one.confusion),
-        *(["<h3>Worst errors</h3>", page.roi_sheet(worst)] if worst else []),
+        page.confusion_table(f"Confusion matrix at the threshold, {threshold:.3f}", one.confusion),
+        *([f"<h3>Called wrongly at {threshold:.3f}, the worst first</h3>", page.roi_sheet(worst)] if worst else []),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2330 }
 table { border-collapse: collapse; margin: .8rem 0 } th, td { padding: .25rem .8rem; border-bottom: 1px solid #d8dde6 }
-th { text-align: left } td + td { text-align: right } .note { background: #fff4d6; padding: .6rem 1rem }
+th { text-align: left } th + th, td + td { text-align: right } .note { background: #fff4d6; padding: .6rem 1rem }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top } figcaption { font-size: 13px }
 .roi figure { width: 150px } .roi img { width: 150px; display: block }
 """
@@ -66,7 +67,7 @@ def chart(
     y_range: tuple[float, float] = (0, 1),
     diagonal: bool = False,
 ) -> str:
-    """A line chart with axes, five ticks each and a legend; `diagonal` draws the line of chance or of perfect
+    """A line chart with axes, some five ticks each and a legend; `diagonal` draws the line of chance or of perfect
     agreement.
     """
 
@@ -76,10 +77,12 @@ def chart(
         return _LEFT + across * (_WIDTH - _LEFT - 12), _TOP + (1 - up) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []
-    for step in range(6):
-        x, y = (low + (high - low) * step / 5 for low, high in (x_range, y_range))
-        (left, bottom), (end, top) = at(x, y_range[0]), at(x_range[1], y)
-        parts.append(_text(left, bottom + 16, f"{x:.3g}", "middle") + _text(_LEFT - 6, top + 4, f"{y:.3g}", "end"))
+    for x in _ticks(*x_range):
+        left, bottom = at(x, y_range[0])
+        parts.append(_text(left, bottom + 16, f"{x:.3g}", "middle"))
+    for y in _ticks(*y_range):
+        end, top = at(x_range[1], y)
+        parts.append(_text(_LEFT - 6, top + 4, f"{y:.3g}", "end"))
         parts.append(f'<path d="M{_LEFT} {top:.1f}H{end:.1f}" stroke="#e3e7ee"/>')
     if diagonal:
         parts.append(_path([at(x_range[0], y_range[0]), at(x_range[1], y_range[1])], "#8a93a3", dash=True))
@@ -98,6 +101,13 @@ def chart(
     )
     svg = f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">{"".join(parts)}</svg>'
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Six from `low` to `high`; of a range of whole numbers (epochs) at most six that are whole."""
+    if high - low > 1 and float(low).is_integer() and float(high).is_integer():
+        return [float(tick) for tick in range(round(low), round(high) + 1, max(1, math.ceil((high - low) / 5)))]
+    return [low + (high - low) * step / 5 for step in range(6)]
 
 
 def confusion_table(caption: str, matrix: Sequence[Sequence[int]]) -> str:

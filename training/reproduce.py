@@ -6,6 +6,7 @@ Each cell is a run of its own below `out`/runs, finished cells are kept, so the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,4 +221,6 @@ def _percent(row: dict[str, Any] | None, key: str) -> str:
     if row is None:
         return "-"
     figure = row[key]
+    if math.isnan(figure["low"]):
+        return f"{100 * figure['value']:.2f} (too few for an interval)"
     return f"{100 * figure['value']:.2f} ({100 * figure['low']:.1f} to {100 * figure['high']:.1f})"

@@ -150,6 +150,18 @@ def test_orthanc_s_web_viewer_shows_the_picture(browser: Browser, made: Made) ->
     page.close()
 
 
+@pytest.mark.parametrize("kind", ["tid1500", "mammo-cad-sr", "gsps"])
+def test_orthanc_s_web_viewer_says_that_it_cannot_show_the_others(kind: str, browser: Browser, made: Made) -> None:
+    uid = str(made.reports[kind].SeriesInstanceUID)
+    (series,) = json.loads(made.archive.rest("/tools/lookup", "POST", uid.encode()))
+    watched = Watched(browser)
+    with watched.page.expect_event("dialog") as said:
+        watched.page.once("dialog", lambda dialog: dialog.dismiss())
+        watched.page.goto(f"{made.archive.url}/web-viewer/app/viewer.html?series={series['ID']}")
+    assert "does not support the decoding of this image" in said.value.message
+    watched.page.close()
+
+
 def test_the_pictures_that_classify_wrote_are_the_archive_s(made: Made) -> None:
     """The picture is kept beside the screenshots; what the archive gives back are its pixels."""
     uid = str(made.reports["sc"].SOPInstanceUID)

@@ -85,6 +85,7 @@ class Expected:
     lines: int
     crops: int
     words: Sequence[str]
+    of_training: int = 0
 
 
 def evaluated(crops: Crops, out: Path) -> Expected:
@@ -95,13 +96,14 @@ def evaluated(crops: Crops, out: Path) -> Expected:
         row
         for rows in predictions.values()
         for row in rows
-        if abs(row["probability"] - truth_of(crops, row["identity"])) > 0.5
+        if (row["probability"] >= result["threshold"]) != truth_of(crops, row["identity"])
     ]
     assert 0 < len(wrong) <= 24
+    assert len(wrong) == sum(one["confusion"][0][1] + one["confusion"][1][0] for one in result["sets"])
     sets = result["sets"]
     words = [one["name"] for one in sets] + [row["identity"] for row in wrong] + [f"{sets[0]['auc']['value']:.3f}"]
     # For each set ROC, reliability and a confusion matrix; once the accuracy and the loss by epoch.
-    return Expected(out / "e", 2 + len(sets), 2 * len(sets) + 2, 2 * len(sets) + 2, len(wrong), words)
+    return Expected(out / "e", 2 + len(sets), 2 * len(sets) + 2, 2 * len(sets) + 2, len(wrong), words, of_training=2)
 
 
 def truth_of(crops: Crops, identity: str) -> bool:
@@ -117,7 +119,9 @@ def reproduced(crops: Crops, out: Path) -> Expected:
         (weights / WEIGHTS[cell.network]).touch()  # the stand-in network does not open them
     reproduce(cells, RECIPE, weights, crops, small_split(crops), out, build=small_network)
     # Tables 1 and 2 of the paper, its curves from two starts, its confusion matrix.
-    return Expected(out, 4, 2, 4, 0, ["Table 1", "97.46", "99.12", "Fig. 8", "imagenet", "random", "Fig. 9"])
+    return Expected(
+        out, 4, 2, 4, 0, ["Table 1", "97.46", "99.12", "Fig. 8", "imagenet", "random", "Fig. 9"], of_training=2
+    )
 
 
 def crossvalidated(crops: Crops, out: Path) -> Expected:
@@ -134,16 +138,22 @@ def test_the_pages_of_mammod_train_show_their_tables_charts_and_crops(
     expected = made(small_crops(tmp_path / "crops"), tmp_path / "out")
     watched = opened(browser, expected.report / "report.html", f"training-{made.__name__}")
     text = watched.page.inner_text("body")
-    assert "not a medical device" in text and "too few" in text
+    assert "not a medical device" in text and "too few" in text and "nan to" not in text
     assert [words for words in expected.words if words not in text] == []
     assert len(boxes(watched, "table")) == expected.tables
     assert len(boxes(watched, "svg")) == expected.charts
     assert len(boxes(watched, "svg path[fill=none]:not([stroke-dasharray])")) == expected.lines
     assert watched.page.evaluate(_TEXT_OUTSIDE_ITS_CHART) == []
+    assert watched.page.evaluate(_EPOCHS) == [["0", "1", "2"]] * expected.of_training
     assert crops_shown(watched) == [SIZE] * expected.crops
     watched.page.close()
 
 
+# What is written below the axis of each chart by epoch: whole numbers.
+_EPOCHS = """() => [...document.querySelectorAll('svg')]
+    .filter(chart => [...chart.querySelectorAll('text')].some(text => text.textContent == 'epoch'))
+    .map(chart => [...chart.querySelectorAll('text[text-anchor=middle]')].map(text => text.textContent)
+        .filter(text => text.match(/\\d/)))"""
 _TEXT_OUTSIDE_ITS_CHART = """() => [...document.querySelectorAll('svg text')].filter(text => {
     const [inner, outer] = [text.getBoundingClientRect(), text.closest('svg').getBoundingClientRect()];
     return !inner.width || inner.left < outer.left || inner.right > outer.right
