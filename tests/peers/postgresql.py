@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -61,10 +62,12 @@ class PostgreSQL:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         wait_until(self._answers, "PostgreSQL answers", READY_LIMIT_S)
 
-    def stop(self) -> None:
-        """At once, as a server that is restarted ends: connections are closed, transactions undone."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """At once, as a server that is restarted ends ("fast"): connections are closed, transactions undone. SIGQUIT
+        ("immediate"): as in a crash, from which the next start recovers.
+        """
         if self.process is not None:
-            self.process.send_signal(2)  # SIGINT: "fast"
+            self.process.send_signal(how)
             self.process.wait(60)
             self.process = None
 
