@@ -107,7 +107,7 @@ class _StoreProvider(DIMSEServiceProvider):
             request = message.message_to_primitive()
         except Exception as error:
             reason = str(error) if type(error) is ValueError else type(error).__name__
-            self.assoc.log.warning("association aborted", reason=f"a DIMSE message cannot be read: {reason}")
+            self.assoc.dul.tell_end("association aborted", f"a DIMSE message cannot be read: {reason}")
             self.dul.event_queue.put("Evt19")  # unrecognized or invalid PDU: abort (PS3.8 9.2)
             return
         if isinstance(request, C_CANCEL):
@@ -303,7 +303,7 @@ class IncomingAssociation(Association):
                 self.kill()
             elif self.dul.idle_timer_expired():
                 reason = f"nothing came for {self.network_timeout:g} s (listener.network_timeout_s)"
-                self.log.warning("association aborted", reason=reason)
+                self.dul.tell_end("association aborted", reason)
                 self.dul.socket.give_up()
                 self.abort()
                 self.kill()
@@ -337,6 +337,10 @@ class IncomingAssociation(Association):
         )
         if not is_request or context is None:
             super()._serve_request(msg, context_id)
+            if self._sent_abort:
+                what = f"a {msg.msg_type} message in presentation context {context_id}"
+                reason = "which is not open" if context is None else "for which there is no service"
+                self.dul.tell_end("association aborted", f"{what}, {reason}")
             return
         status, reason = self.acceptor_of.store(self, msg, context)
         if self.is_established:

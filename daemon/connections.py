@@ -23,7 +23,7 @@ from typing import Any
 
 import structlog
 
-from daemon.upper_layer import INVALID_PARAMETER, PDU_HEADER, UNEXPECTED_PDU, UNRECOGNIZED_PDU, abort_pdu
+from daemon.pdu import INVALID_PARAMETER, PDU_HEADER, UNEXPECTED_PDU, UNRECOGNIZED_PDU, abort_pdu
 
 LONGEST_REQUEST = 1 << 18  # bytes; 128 presentation contexts with every transfer syntax each have 220,000
 BACKLOG = 1024

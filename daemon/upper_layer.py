@@ -2,6 +2,8 @@
 
 pynetdicom 3.0 leaves these open, each is closed by one small override below:
 - its threads look for work a thousand times a second: here they sleep until there is some, so an idle association costs nothing;
+- lengths in an association request that reach beyond it are taken for what is there: here it is refused;
+- an association that ends for its protocol version or a PDU out of state leaves no word: here it is logged;
 - a PDU that announces 2 GiB, or that comes a byte a minute, is waited for: here the association ends;
 - requests that are sent without waiting for an answer pile up: here nothing more is read until some are answered;
 - its timers follow the clock of the day, which may be set back: here they do not;
@@ -22,28 +24,34 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import TRANSITION_TABLE
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
+
+from daemon.pdu import (
+    A_ASSOCIATE_RQ,
+    INVALID_PARAMETER,
+    P_DATA_TF,
+    PDU_HEADER,
+    UNEXPECTED_PDU,
+    abort_pdu,
+    check_request,
+    fragments,
+)
 
 READ_SIZE = 1 << 18  # bytes of an association's buffer, unless a PDU is longer; several PDUs may be read at once
 WORTH_WAITING_FOR = 1 << 12  # bytes; for so many of one PDU the kernel is asked to wait until they are all there
 LONGEST_PDU = (1 << 20) + (1 << 16)  # bytes; [listener] max_pdu goes to 1 MiB, and some senders exceed it by a header
 MAX_UNANSWERED = 8  # requests; no asynchronous operations are negotiated, so an honest sender has one
-PDU_HEADER = struct.Struct(">BBL")  # type, reserved, length of what follows (PS3.8 9.3.1)
-P_DATA_TF = 4  # its type
-_PDV_HEADER = struct.Struct(">LB")  # length of what follows, presentation context (PS3.8 9.3.5.1)
-
-# A-ABORT from the service provider (source 2); reasons by PS3.8 table 9-26.
-UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
-
-
-def abort_pdu(reason: int) -> bytes:
-    """An A-ABORT PDU of the service provider (PS3.8 9.3.8)."""
-    return bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
+# What is received, by pynetdicom's names of events (PS3.8 table 9-10).
+_RECEIVED = {
+    "Evt3": "A-ASSOCIATE-AC", "Evt4": "A-ASSOCIATE-RJ", "Evt6": "A-ASSOCIATE-RQ",
+    "Evt10": "P-DATA-TF", "Evt12": "A-RELEASE-RQ", "Evt13": "A-RELEASE-RP",
+}  # fmt: skip
 
 
 class WakingQueue(queue.Queue[Any]):
@@ -228,24 +236,6 @@ class UpperLayerSocket(AssociationSocket):
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-def _fragments(body: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Presentation context and message fragment, its control header first, of each PDV of a P-DATA-TF (PS3.8 9.3.5).
-
-    Raises:
-        ValueError: the PDVs do not fill the PDU.
-    """
-    at = 0
-    while at < len(body):
-        if at + _PDV_HEADER.size > len(body):
-            raise ValueError
-        length, context_id = _PDV_HEADER.unpack_from(body, at)
-        end = at + 4 + length
-        if length < 2 or end > len(body):
-            raise ValueError
-        yield context_id, body[at + _PDV_HEADER.size : end]
-        at = end
-
-
 class UpperLayer(DULServiceProvider):
     """Reads and writes the PDUs of one association in a thread of its own; `request` is its A-ASSOCIATE-RQ PDU, read already."""
 
@@ -257,6 +247,7 @@ class UpperLayer(DULServiceProvider):
         self.wakeup = Wakeup()
         self.ended = threading.Event()
         self._request: bytes | None = request
+        self._told = False
         self.event_queue = WakingQueue(self.wakeup.set)
         self.to_provider_queue = WakingQueue(self.wakeup.set)
         self.to_user_queue = WakingQueue(association.wake)
@@ -270,7 +261,7 @@ class UpperLayer(DULServiceProvider):
         try:
             self._run()
         except Exception:  # PDUs that pynetdicom's state machine does not expect
-            self.assoc.log.warning("association aborted", reason="protocol error: a PDU that cannot be understood here")
+            self.tell_end("association aborted", "protocol error: a PDU that cannot be understood here")
             with contextlib.suppress(Exception):
                 self.socket.send(abort_pdu(UNEXPECTED_PDU))
             self.kill_dul()
@@ -296,7 +287,14 @@ class UpperLayer(DULServiceProvider):
             except queue.Empty:
                 self._wait()
             else:
+                self._tell_unexpected(event)
                 self.state_machine.do_action(event)
+
+    def _tell_unexpected(self, event: str) -> None:
+        """Log a PDU that is sound, and ends the association since it is not its turn (PS3.8 9.2.3: actions AA-1 and AA-8)."""
+        action = TRANSITION_TABLE.get((event, self.state_machine.current_state))
+        if event in _RECEIVED and action in ("AA-1", "AA-8"):
+            self.tell_end("association aborted", f"an unexpected {_RECEIVED[event]}")
 
     def _wait(self) -> None:
         connection = self.socket.socket
@@ -349,27 +347,38 @@ class UpperLayer(DULServiceProvider):
     def _take_data(self, body: memoryview) -> None:
         """What the state machine does with a P-DATA-TF in state 6 (DT-2, PS3.8 9.2), without copies."""
         try:
-            fragments = list(_fragments(body))
+            found = list(fragments(body))
         except ValueError:
             self._refuse(f"a PDU of type {P_DATA_TF:02X} that is malformed")
         else:
-            self.assoc.dimse.receive_fragments(fragments)
+            self.assoc.dimse.receive_fragments(found)
 
     def _take(self, pdu: bytes) -> None:
         try:
+            if pdu[0] == A_ASSOCIATE_RQ:
+                check_request(pdu[PDU_HEADER.size :])
             decoded, event = self._decode_pdu(bytearray(pdu))
         except Exception:  # pynetdicom's decoders raise almost anything
             self._refuse(f"a PDU of type {pdu[0]:02X} that is malformed")
         else:
+            if self.state_machine.current_state == "Sta2" and (version := int.from_bytes(pdu[6:8], "big")) != 1:
+                # pynetdicom answers (PS3.8 9.3.4: 1, 2, 2).
+                self.tell_end("association rejected", f"protocol version {version}; expected 1")
             self._recv_pdu.put(decoded)
             self.event_queue.put(event)
 
     def _refuse(self, reason: str) -> None:
         if self.state_machine.current_state != "Sta13":  # there the association has ended, and the reason was told
-            self.assoc.log.warning("association aborted", reason=reason)
+            self.tell_end("association aborted", reason)
         self.event_queue.put("Evt19")
 
     def _lose(self, reason: str) -> None:
         if self.state_machine.current_state != "Sta13":
-            self.assoc.log.warning("connection closed", reason=reason)
+            self.tell_end("connection closed", reason)
         self.event_queue.put("Evt17")
+
+    def tell_end(self, what: str, reason: str) -> None:
+        """Why the association ends, once: what follows is of its end."""
+        if not self._told:
+            self._told = True
+            self.assoc.log.warning(what, reason=reason)

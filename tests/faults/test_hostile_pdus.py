@@ -52,7 +52,8 @@ def incoming(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def listener(tmp_path: Path, incoming: Path) -> Iterator[Listener]:
+def listener(tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    monkeypatch.setattr("daemon.connections.TOLD_EVERY_S", 0.01)  # so that what is told belongs to what was just said
     with listening(
         Listener(listener_settings(max_associations=100), incoming, Accepted(tmp_path / "accepted"))
     ) as running:
@@ -62,10 +63,26 @@ def listener(tmp_path: Path, incoming: Path) -> Iterator[Listener]:
 @given(st.integers(0, 2**32))
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nonsense_ends_its_connection_and_leaves_nothing(listener: Listener, incoming: Path, seed: int) -> None:
-    """A thread that died of it would fail the test, and so would a file that stays."""
-    say(listener.port, pdus.talk(random.Random(seed)))
-    wait_until(lambda: not listener._open, "its association has ended")
+    """A thread that died of it would fail the test, and so would a file that stays, or a refusal without a reason in the log."""
+    with capture_logs() as events:
+        answer = say(listener.port, pdus.talk(random.Random(seed)))
+        wait_until(lambda: not listener._open, "its association has ended")
+        refused = wire.kinds_of(answer)[-1:] in ([wire.REJECTED], [wire.ABORTED])
+        wait_until(lambda: not refused or reasons(events), "the reason is logged", 5)
     assert not any(incoming.iterdir())
+    of_associations = [event for event in events if "before an association" not in event["event"]]
+    assert len(reasons(of_associations)) <= 1 and all(reasons(events))
+
+
+def reasons(events: list[Any]) -> list[str]:
+    """Why associations and connections were refused or ended by us."""
+    told = (
+        "association rejected",
+        "association aborted",
+        "connection closed",
+        "connection closed before an association",
+    )
+    return [event["reason"] for event in events if event["event"] in told]
 
 
 @pytest.mark.parametrize(
@@ -99,14 +116,19 @@ ECHO_WITH_DATA = wire.p_data((3, 3, wire.echo_command().replace(struct.pack("<H"
     [
         (struct.pack(">BBI", 4, 0, 0x80000000), "a PDU of 2147483648 bytes was announced"),
         (wire.pdu(8, b""), "unknown type 08"),
-        (wire.pdu(4, b"\0\0"), ""),
+        (wire.pdu(4, b"\0\0"), "a PDU of type 04 that is malformed"),
+        (wire.p_data((1, 3, b""))[:8] + struct.pack(">I", 0x7FFFFFFF) + b"\1\3", "a PDU of type 04 that is malformed"),
+        (wire.p_data((99, 3, wire.echo_command())), "presentation context 99, which is not open"),
         (wire.p_data((1, 0, GOOD)), "a data set came without its command set"),
         (STORE + STORE, "a second command set"),
         (STORE + wire.p_data((3, 2, GOOD)), "several presentation contexts"),
         (wire.p_data((1, 1, bytes(40_000)), (1, 1, bytes(40_000))), "command set is longer than 65536 bytes"),
-        (wire.p_data((3, 3, wire.echo_command()[:30])), ""),
+        (wire.p_data((3, 3, wire.echo_command()[:30])), "a DIMSE message cannot be read"),
         (ECHO_WITH_DATA + wire.p_data((3, 0, b"x" * 65_000)) * 20, "none belongs"),
-        (wire.association_request(), ""),
+        (wire.association_request(), "an unexpected A-ASSOCIATE-RQ"),
+        (wire.pdu(2, wire.association_request()[6:]), "an unexpected A-ASSOCIATE-AC"),
+        (wire.pdu(3, bytes((0, 1, 1, 1))), "an unexpected A-ASSOCIATE-RJ"),
+        (wire.pdu(6, bytes(4)), "an unexpected A-RELEASE-RP"),
     ],
 )  # fmt: skip
 def test_refusal_within_an_association_aborts_it_and_is_logged_once(
@@ -122,11 +144,8 @@ def test_refusal_within_an_association_aborts_it_and_is_logged_once(
         wait_until(lambda: not listener._open, "the association has ended")
         connection.close()
     assert not any(incoming.iterdir())
-    told = [event for event in events if event["event"] in ("association aborted", "connection closed")]
-    if reason:
-        (event,) = told
-        assert reason in event["reason"]
-    assert len(told) <= 1
+    (told,) = reasons(events)
+    assert reason in told
     assert [event["event"] for event in events][-1] == "association ended"
 
 
@@ -191,3 +210,43 @@ def test_broken_instance_has_its_status_and_leaves_nothing_in_the_spool(
     assert len([path for path in spool.directory.rglob("*") if path.is_file()]) == 1
     (refused,) = (event for event in events if event["event"] == "instance refused")
     assert refused["status"] == f"{status:04X}"
+
+
+REQUEST = wire.association_request()
+ITEM = REQUEST.index(
+    b"\x20\x00", 6 + 68
+)  # the first presentation context's (PS3.8 9.3.2.2): type, reserved, length, id
+USER = REQUEST.index(b"\x50\x00", ITEM)  # the user information item's
+
+
+def changed(at: int, to: bytes) -> bytes:
+    return REQUEST[:at] + to + REQUEST[at + len(to) :]
+
+
+# A-ASSOCIATE-RQ that cannot be right: what is answered (PS3.8 9.3.4 and 9.3.8) and what the log says.
+ABSURD_REQUESTS = {
+    "item longer than the PDU": (changed(ITEM + 2, b"\xff\xff"), wire.ABORTED, "that is malformed"),
+    "item of no length": (changed(ITEM + 2, b"\0\0"), wire.ABORTED, "that is malformed"),
+    "sub-item longer than its item": (changed(ITEM + 10, b"\xff\xff"), wire.ABORTED, "that is malformed"),
+    "user information longer than the PDU": (changed(USER + 2, b"\xff\xff"), wire.ABORTED, "that is malformed"),
+    "shorter than its fixed part": (wire.pdu(1, REQUEST[6:40]), wire.ABORTED, "that is malformed"),
+    "of nothing": (wire.pdu(1, b""), wire.ABORTED, "that is malformed"),
+    "of another protocol version": (changed(6, b"\0\2"), wire.REJECTED, "protocol version 2"),
+    "cut within an item's header": (
+        wire.pdu(1, changed(USER + 2, struct.pack(">H", len(REQUEST) - USER - 4 - 2))[6:]),
+        wire.ABORTED,
+        "that is malformed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_pdu", "answered", "reason"), ABSURD_REQUESTS.values(), ids=list(ABSURD_REQUESTS))
+def test_absurd_association_request_is_refused_with_its_reason(
+    listener: Listener, request_pdu: bytes, answered: bytes, reason: str
+) -> None:
+    with capture_logs() as events:
+        assert wire.kinds_of(say(listener.port, request_pdu)) == [answered]
+        wait_until(lambda: reasons(events), "it is logged")
+        wait_until(lambda: not listener._open, "the association has ended")
+    (told,) = reasons(events)
+    assert reason in told

@@ -110,6 +110,15 @@ def receive_pdu(connection: socket.socket) -> bytes:
     return received
 
 
+def kinds_of(heard: bytes) -> list[bytes]:
+    """The first byte of each PDU in what was answered."""
+    kinds, at = [], 0
+    while at + 6 <= len(heard):
+        kinds.append(heard[at : at + 1])
+        at += 6 + int.from_bytes(heard[at + 2 : at + 6], "big")
+    return kinds
+
+
 def associate(port: int, source: str = HOST, request: bytes | None = None) -> tuple[socket.socket, bytes]:
     """A connection that asked for an association, and what was answered."""
     connection = connect(port, source)
