@@ -21,8 +21,8 @@ from tests.peers.programs import free_port
 SR = str(Comprehensive3DSRStorage)
 
 
-def outgoing(folder: Path, sop_class: str = SR, syntax: str = ExplicitVRLittleEndian) -> Outgoing:
-    """A small valid Part 10 file of the class, encoded in `syntax`."""
+def outgoing(folder: Path, sop_class: str = SR, syntax: str = ExplicitVRLittleEndian, text: str = "") -> Outgoing:
+    """A valid Part 10 file of the class, encoded in `syntax`, small but for its `text`."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -30,6 +30,8 @@ def outgoing(folder: Path, sop_class: str = SR, syntax: str = ExplicitVRLittleEn
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = uid = generate_uid()
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(), generate_uid()
     dataset.PatientName, dataset.PatientID, dataset.Modality = "Test^Only", "T1", "SR"
+    if text:
+        dataset.TextValue = text
     path = folder / f"{uid}.dcm"
     dcmwrite(path, dataset, enforce_file_format=True)
     return Outgoing(path, sop_class, str(uid), syntax)

@@ -227,10 +227,12 @@ def test_certificates_replaced_while_running_are_shown_to_the_next_caller_and_op
 
 
 class Server:
-    """A TLS server that would do anything but for what it is told to offer; `told` is how each handshake ended."""
+    """A TLS server that would do anything but for what it is told to offer; `told` is how each handshake ended, `shown` the
+    numbers of the certificates that its callers showed."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.told: list[str] = []
+        self.shown: list[int] = []
         self._context = context
         self._listening = socket.create_server((HOST, 0))
         self.port = int(self._listening.getsockname()[1])
@@ -247,6 +249,8 @@ class Server:
             try:
                 with self._context.wrap_socket(raw, server_side=True) as connection:
                     connection.recv(1)
+                    shown = connection.getpeercert(binary_form=True)
+                    self.shown += [x509.load_der_x509_certificate(shown).serial_number] if shown else []
                     self.told.append(str(connection.version()))
             except OSError as error:
                 self.told.append(type(error).__name__)
@@ -318,6 +322,35 @@ def test_we_do_not_talk_to_an_archive_without_a_good_certificate(
         assert "failed the TLS handshake" in call(server.port, certificates["client"], ca, tmp_path)
         wait_until(lambda: server.told, "the handshake is over")
         assert server.told[0] not in ("TLSv1.2", "TLSv1.3")
+
+
+def test_our_certificate_for_the_archive_is_replaced_while_running(tmp_path: Path) -> None:
+    own, other = Authority(tmp_path, "own"), Authority(tmp_path, "other")
+    ours, theirs = own.issue("ours"), own.issue("theirs")
+    with serving(server_context(theirs, own)) as server:
+        settings = ArchiveSettings(host=HOST, port=server.port, tls=ours.tls(own.file), timeout_s=2)
+        archive = Archive(settings, "MAMMOD", tmp_path)
+
+        def called() -> str:
+            before = len(server.told)
+            with pytest.raises(ArchiveError) as refused:  # it hears everything and answers nothing
+                archive.echo()
+            wait_until(lambda: len(server.told) > before, "the handshake is over")
+            return str(refused.value)
+
+        called()
+        assert server.shown == [ours.serial]
+        first = ours.serial
+        ours.certificate.write_text("half of a file")
+        called()
+        assert server.shown == [first, first], "the last usable stays in force"
+        renewed = own.issue("renewed")
+        ours.replace(renewed)
+        called()
+        assert server.shown == [first, first, renewed.serial]
+        own.file.write_bytes(other.file.read_bytes())  # from now on another authority signs archives
+        assert "failed the TLS handshake" in called()
+        assert len(server.shown) == 3
 
 
 def test_host_name_is_compared_where_a_web_server_is_called(ca: Authority, certificates: dict[str, Files]) -> None:

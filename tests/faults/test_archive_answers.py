@@ -42,7 +42,37 @@ def answering(status: int) -> Callable[[], AbstractContextManager[int]]:
     return lambda: stub(lambda event: status)
 
 
-def closing() -> AbstractContextManager[int]:
+LARGE = 8 << 20  # bytes: more than the kernel's buffers hold, so that the sender is still at it
+CLOSES_AFTER = 1 << 20
+
+
+@contextmanager
+def closing_mid_transfer() -> Iterator[int]:
+    """Ends the connection, without an abort, when an eighth of the report is there."""
+    heard = {"bytes": 0, "stores": 0}
+
+    def on_data(event: evt.Event) -> None:
+        heard["bytes"] += len(event.data)
+        if heard["bytes"] >= CLOSES_AFTER:
+            event.assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+
+    def on_store(event: evt.Event) -> int:
+        heard["stores"] += 1
+        return 0x0000
+
+    with stub(on_store, handlers=((evt.EVT_DATA_RECV, on_data),)) as port:
+        yield port
+    assert CLOSES_AFTER <= heard["bytes"] < LARGE and heard["stores"] == 0, "it was in the middle"
+
+
+@contextmanager
+def saying_nothing() -> Iterator[int]:
+    """Takes the connection, and never answers the association's request."""
+    with socket.create_server(("127.0.0.1", 0)) as server_socket:
+        yield int(server_socket.getsockname()[1])
+
+
+def closing_before_the_answer() -> AbstractContextManager[int]:
     """Ends the connection between request and answer, without an abort."""
 
     def on_store(event: evt.Event) -> int:
@@ -87,7 +117,9 @@ DICOM: dict[str, tuple[Callable[[], AbstractContextManager[int]], tuple[str, str
     "answering A700": (answering(0xA700), AGAIN, "0xA700"),
     "answering C000": (answering(0xC000), FAILED, "0xC000"),
     "answering A900": (answering(0xA900), FAILED, "0xA900"),
-    "closing mid-transfer": (closing, AGAIN, "broke the association off"),
+    "closing mid-transfer": (closing_mid_transfer, AGAIN, "broke the association off"),
+    "closing before the answer": (closing_before_the_answer, AGAIN, "broke the association off"),
+    "never answering the association's request": (saying_nothing, AGAIN, "did not answer the association request"),
     "resetting the connection": (resetting, AGAIN, "did not answer the association request"),
     "accepting and never answering": (never_answering, AGAIN, "gave no answer in 0.5 s"),
     "rejecting the presentation context": (
@@ -120,7 +152,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 @pytest.mark.parametrize("fault", DICOM)
 def test_each_fault_of_a_dicom_archive(fault: str, ledger: Ledger, tmp_path: Path) -> None:
     peer, expected, said = DICOM[fault]
-    item = outgoing(tmp_path)
+    item = outgoing(tmp_path, text="x" * LARGE if "mid-transfer" in fault else "")
     with peer() as port:
         _send_once(ledger, item, archive(port, tmp_path, timeout_s=0.5 if "never" in fault else 10), tmp_path)
     _check(ledger, item.sop_instance_uid, expected, said)

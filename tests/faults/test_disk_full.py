@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Row
+from structlog.testing import capture_logs
 
+from daemon.dispatcher import Dispatcher
 from daemon.incoming import Incoming
 from daemon.intake import Intake
-from daemon.ledger import Ledger, database
+from daemon.ledger import Ledger, database, instances, jobs, work
+from daemon.ledger.instances import StoredInstance
 from daemon.listener import Listener
 from daemon.spool import Spool
+from tests.daemon.ledgers import hold, join
 from tests.daemon.scu import encode, listener_settings, listening, mammogram, request_association, store
 from tests.peers.archives import StoreSCP
 from tests.peers.programs import dcmsend, wait_until
@@ -24,6 +31,33 @@ from tests.service.fixtures import make_case
 from tests.service.running import Service
 
 MIB = 1 << 20
+
+
+LOCKS = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.readline()
+connection.execute("COMMIT")
+"""
+
+
+@contextmanager
+def locked_elsewhere(ledger: Path) -> Iterator[Callable[[], None]]:
+    """Another process holds SQLite's write lock until what this gives is called."""
+    command = [sys.executable, "-c", LOCKS, str(ledger)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+
+        def give_back() -> None:
+            other.communicate("go on\n", timeout=20)
+
+        try:
+            assert other.stdout.readline() == "locked\n"
+            yield give_back
+        finally:
+            other.kill()
 
 
 class Disk:
@@ -145,17 +179,45 @@ def test_a_ledger_that_another_process_locks(tmp_path: Path, monkeypatch: pytest
     receiving = Receiving(tmp_path / "spool", tmp_path / "ledger.sqlite")
     first, second = mammogram(1), mammogram(2)
     with listening(receiving.listener):
-        other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None, check_same_thread=False)
-        other.execute("BEGIN IMMEDIATE")
-        assert receiving.send(first) == [0xA700], "it may be sent again, as nothing is wrong with it"
-        ends_in_time = threading.Timer(0.5, lambda: other.execute("COMMIT"))
-        ends_in_time.start()
-        assert receiving.send(second) == [0]
-        ends_in_time.join()
-        other.close()
+        with locked_elsewhere(tmp_path / "ledger.sqlite") as give_back:
+            assert receiving.send(first) == [0xA700], "it may be sent again, as nothing is wrong with it"
+            ends_in_time = threading.Timer(0.5, give_back)
+            ends_in_time.start()
+            assert receiving.send(second) == [0]
+            ends_in_time.join()
         assert receiving.send(first) == [0]
     assert receiving.known() == {first.SOPInstanceUID, second.SOPInstanceUID}
     receiving.ledger.close()
+
+
+def test_jobs_go_on_when_the_ledger_that_was_locked_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "SQLITE_BUSY_TIMEOUT_MS", 100)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    join(ledger)
+    done: list[int] = []
+
+    def do(job: Row) -> None:
+        ledger.change(lambda connection: work.done(connection, job, "nothing to classify", None, time.time()))
+        done.append(job.id)
+
+    def make_job(uid: str) -> None:
+        with ledger.write() as connection:
+            instance = StoredInstance(uid, "1.2", "1.2", "1.2", "1.2", "d", 1, uid, "TESTS", 1.0)
+            _, row = instances.record(connection, instance)
+            jobs.create(connection, row, uid, (), "bundle", 1.0)
+
+    dispatcher = Dispatcher(ledger, hold, do, lambda: None)
+    make_job("1.5")
+    with capture_logs() as events, locked_elsewhere(tmp_path / "ledger.sqlite") as give_back:
+        dispatcher.start()
+        wait_until(lambda: any("cannot be claimed" in event["event"] for event in events), "the lock met")
+        assert done == []
+        give_back()
+        wait_until(lambda: done == [1], "the job done")
+    make_job("1.6")
+    wait_until(lambda: done == [1, 2], "and the next")
+    assert dispatcher.stop(10)
+    ledger.close()
 
 
 @pytest.mark.peers

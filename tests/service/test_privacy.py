@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lxml import etree
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.encaps import encapsulate
@@ -158,6 +159,8 @@ def test_nothing_of_the_patient_leaves_the_spool_and_nobody_else_reads_it(
             "listener": {"peers": [{"ae_title": "MODALITY"}]},
         },
     )
+    service.environment["TMPDIR"] = str(temporary := tmp_path / "temporary")
+    temporary.mkdir()
     before = os.umask(0)  # what the service inherits: everything open to everybody
     try:
         service.start()
@@ -198,6 +201,9 @@ def test_nothing_of_the_patient_leaves_the_spool_and_nobody_else_reads_it(
     assert service.stop() == 0
 
     said += [service.log, audit.read_text()]
+    # The ledger may lie on another machine; and nothing is left among the system's temporary files.
+    said += [path.read_bytes().decode("latin-1") for path in service.spool.glob("ledger.sqlite*")]
+    said += [path.read_bytes().decode("latin-1") for path in temporary.rglob("*") if path.is_file()]
     for piece in (
         "instance refused",
         "lesion object quarantined|job quarantined",
@@ -207,10 +213,20 @@ def test_nothing_of_the_patient_leaves_the_spool_and_nobody_else_reads_it(
         assert re.search(piece, service.log), piece
     for piece in ("110104", "110113", "110120", "110121"):
         assert piece in audit.read_text(), "transfers, alerts, start and stop are in the trail"
+    assert transfers(audit) >= {("MODALITY", service.aet), (orthanc.aet, service.aet), (service.aet, orthanc.aet)}
     assert [match.group() for text in said if (match := FOUND.search(text))] == []
     assert audit.stat().st_mode & 0o777 == 0o600
     planted = b"".join(path.read_bytes() for path in service.spool.rglob("*.dcm"))
     assert b"PLANTED" in planted and BIRTH_DATE.encode() in planted, "the spool has it: the search can find something"
+
+
+def transfers(audit: Path) -> set[tuple[str, ...]]:
+    """AE titles of sender and receiver in each message of instances transferred."""
+    roots = [etree.fromstring(line) for line in audit.read_bytes().splitlines() if b"110104" in line]
+    return {
+        tuple(one.get("AlternativeUserID").removeprefix("AETITLES=") for one in root.findall("ActiveParticipant"))
+        for root in roots
+    }
 
 
 def wanted(path: Path) -> int:
