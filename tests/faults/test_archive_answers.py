@@ -6,6 +6,7 @@ stands in tests/daemon/test_archive.py and test_stow.py; here it is seen to the 
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -117,7 +118,8 @@ DICOM: dict[str, tuple[Callable[[], AbstractContextManager[int]], tuple[str, str
     "answering A700": (answering(0xA700), AGAIN, "0xA700"),
     "answering C000": (answering(0xC000), FAILED, "0xC000"),
     "answering A900": (answering(0xA900), FAILED, "0xA900"),
-    "closing mid-transfer": (closing_mid_transfer, AGAIN, "broke the association off"),
+    # Which is said depends on whether our half of the connection sees its end before it waits for the answer.
+    "closing mid-transfer": (closing_mid_transfer, AGAIN, "broke the association off|gave no answer"),
     "closing before the answer": (closing_before_the_answer, AGAIN, "broke the association off"),
     "never answering the association's request": (saying_nothing, AGAIN, "did not answer the association request"),
     "resetting the connection": (resetting, AGAIN, "did not answer the association request"),
@@ -190,7 +192,7 @@ def _check(ledger: Ledger, uid: str, expected: tuple[str, str], said: str) -> No
     with ledger.read() as connection:
         row = connection.exec_driver_sql("SELECT reason, next_attempt_at, attempts FROM outbox").one()
         (why,) = connection.exec_driver_sql("SELECT reason FROM jobs").one()
-    assert said in row.reason
+    assert re.search(said, row.reason)
     if expected == FAILED:
         assert why == row.reason, "the job shows the reason to the operator"
     if expected == AGAIN:
