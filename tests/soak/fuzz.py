@@ -7,6 +7,7 @@ that sent to a whole service. What raises something unforeseen is kept in the ru
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import re
 import resource
@@ -213,6 +214,11 @@ def _service(bounds: Bounds, bundle: Path, figures: dict[str, Any]) -> Counter[s
         figures["jobs of the service"] = dict(Counter(job.state for job in running.jobs()))
         assert figures["peak memory of the service, MB"] < MEMORY >> 20
         assert "Traceback" not in running.log
+        told = [json.loads(line) for line in running.log.splitlines() if '"instance refused"' in line]
+        assert all(event["reason"] for event in told)
+        refused = Counter({kind: number for kind, number in outcomes.items() if kind not in ("0000", "no answer")})
+        assert Counter(event["status"] for event in told) == refused, "every refusal is logged with its reason"
+        assert all(job.reason for job in running.jobs() if job.state == "quarantined")
         assert not [name for name in running.files() if name.startswith("incoming/")]
         assert running.stop() == 0
     return outcomes
