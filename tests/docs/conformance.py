@@ -7,7 +7,7 @@ It lies among the tests because the attributes of each object are read off the o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydicom import DataElement, Dataset
@@ -43,7 +43,9 @@ LISTENER, ARCHIVE = settings.Listener(), settings.Archive()
 
 def statement() -> str:
     """The whole document."""
-    return "\n".join([_HEAD, *_overview(), *_receiving(), *_sending(), *_web(), *_security(), *_objects(), *_codes()])
+    return "\n".join(
+        [_HEAD, *_overview(), *_receiving(), *_sending(), *_web(), *_security(), *_objects(), *_codes(), *_REST]
+    )
 
 
 def examples() -> dict[str, Dataset]:
@@ -212,33 +214,11 @@ def _objects() -> list[str]:
         "## 6 Objects that mammod creates",
         "",
         "By `[reports] kinds`. Patient and study attributes are the image's, byte for byte. The attributes below are those of an example (an ordinary",
-        "mammogram with one lesion, a trained bundle); sequences of content are described in [report.md](report.md).",
+        "mammogram with one lesion, a trained bundle; `>` is within the sequence above it, whose first item is shown); the content tree of an",
+        "SR is described in [report.md](report.md).",
     ]
     for number, (kind, example) in enumerate(examples().items(), start=1):
-        rows = []
-        for element in example:
-            if not dictionary_has_tag(element.tag):
-                continue
-            value = ""
-            if element.VR in ("CS", "LO", "UI", "US", "IS", "SH") and element.tag.group in (
-                0x0008,
-                0x0018,
-                0x0028,
-                0x0040,
-                0x0070,
-            ):
-                fixed = element.keyword not in _OF_THE_CASE
-                value = _cell(element) if fixed else "of the case"
-            elif element.VR == "SQ":
-                value = f"{len(element.value)} item" + ("s" if len(element.value) != 1 else "")
-            rows.append(
-                (
-                    f"({element.tag.group:04X},{element.tag.elem:04X})",
-                    dictionary_description(element.tag),
-                    element.VR,
-                    value,
-                )
-            )
+        rows = list(_attributes(example))
         lines += [
             "",
             f"### 6.{number} {_name(example.SOPClassUID)} (`{kind}`)",
@@ -248,9 +228,28 @@ def _objects() -> list[str]:
     return lines
 
 
+def _attributes(item: Dataset, depth: int = 0) -> Iterator[tuple[str, str, str, str]]:
+    """Rows of a data set; below a sequence those of its first item, but for the content tree."""
+    for element in item:
+        assert not element.tag.is_private, "the statement says that there is none"
+        if not dictionary_has_tag(element.tag):
+            continue
+        value = ""
+        if element.VR in ("CS", "LO", "UI", "US", "IS", "SH") and (
+            element.tag.group in (0x0008, 0x0018, 0x0028, 0x0040, 0x0070)
+        ):
+            value = _cell(element) if element.keyword not in _OF_THE_CASE else "of the case"
+        elif element.VR == "SQ":
+            value = f"{len(element.value)} item" + ("s" if len(element.value) != 1 else "")
+        tag = f"({element.tag.group:04X},{element.tag.elem:04X})"
+        yield tag, f"{'>' * depth}{dictionary_description(element.tag)}", element.VR, value
+        if element.VR == "SQ" and element.value and element.keyword != "ContentSequence":
+            yield from _attributes(element.value[0], depth + 1)
+
+
 _OF_THE_CASE = {
     "AccessionNumber", "StudyID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SoftwareVersions",
-    "PatientID", "IssuerOfPatientID",
+    "PatientID", "IssuerOfPatientID", "ReferencedSOPInstanceUID", "DeviceUID",
 }  # fmt: skip
 
 
@@ -279,8 +278,28 @@ def _codes() -> list[str]:
     ]
 
 
+_REST = [
+    "## 8 Character sets, media, extensions",
+    "",
+    "- **Character sets.** Any Specific Character Set is received, and the data set kept as it came. A report has that of its image, and the",
+    "  patient's and the study's attributes with the same bytes; words of the lesion object that it cannot say are written with question marks.",
+    "- **Media.** None is read or written. `mammod classify` reads and writes DICOM Part 10 files in folders, without a DICOMDIR.",
+    "- **Extensions.** No private attribute, SOP class or transfer syntax is made. Own codes: none.",
+    "- **Configuration.** A text file and the environment; `mammod check` tries it out. Addresses are fixed there, none is asked of a server.",
+    "",
+]
+
+# Younger than pydicom's dictionary.
+_NAMES = {
+    "1.2.840.10008.5.1.4.1.1.66.7": "Label Map Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.66.8": "Height Map Segmentation Storage",
+    "1.2.840.10008.5.1.4.1.1.9.100.1": "Waveform Presentation State Storage",
+    "1.2.840.10008.5.1.4.1.1.9.100.2": "Waveform Acquisition Presentation State Storage",
+}
+
+
 def _name(uid: object) -> str:
-    return UID(str(uid)).name
+    return _NAMES.get(str(uid)) or UID(str(uid)).name
 
 
 def _cell(element: DataElement) -> str:
