@@ -75,11 +75,15 @@ class Frame:
 def open_image(path: Path) -> Dataset:
     """An image's data set, to be given to `read_frame`: long values are left in the file until they are asked for.
 
-    Raises what `pydicom.dcmread` raises.
+    Raises:
+        ImageError: a value that has to be understood to read on is none. What else `pydicom.dcmread` raises goes through.
     """
     deflated = read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     # A deflated data set is inflated as a whole: the file has no place for a value in it.
-    return dcmread(path, defer_size=None if deflated else _LEFT_IN_FILE)
+    try:
+        return dcmread(path, defer_size=None if deflated else _LEFT_IN_FILE)
+    except ValueError as error:  # such as a character set with a null character in it
+        raise ImageError("the image cannot be read: a value of its header is damaged") from error
 
 
 def read_frame(dataset: Dataset, frame: int = 1) -> Frame:
