@@ -129,10 +129,9 @@ def storescp(folder: Path, *options: str, no_delay: bool = True) -> Iterator[Rec
 
 
 def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
+    """Folders stay: a receiver that has been running for a day has them."""
+    for entry in folder.rglob("*"):
+        if entry.is_file():
             entry.unlink()
 
 
