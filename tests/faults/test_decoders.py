@@ -142,7 +142,8 @@ def test_damaged_images_have_a_fate_and_the_next_is_cut(pool: DecoderPool, good:
 def test_a_damaged_character_set_is_a_reason_of_its_own(pool: DecoderPool, good: Path, tmp_path: Path) -> None:
     """Found by the fuzz run: intake does not read an image that is no lesion object."""
     content = objects.encode(objects.image()).replace(b"ISO_IR 100", b"ISO_IR\x00100")
-    assert received(objects.Object("", content), path := tmp_path / "damaged.dcm") is None
+    path = tmp_path / "damaged.dcm"
+    assert received(objects.Object("", content), path) is None
     with pytest.raises(ImageError, match="cannot be read"):
         pool.cut(path, CUT)
     assert len(pool.cut(good, CUT)) == 1
