@@ -126,9 +126,17 @@ def short_result(prediction: Prediction, algorithm: Algorithm) -> str:
     return f"{called} {({'0.00': '<0.01', '1.00': '>0.99'}).get(number, number)}"
 
 
-def in_full(threshold: float) -> str:
+def percent(probability: float) -> float:
+    """Two digits after the point, and up to six where fewer would say that it is 0 or 100 %."""
+    digits = 2
+    while digits < 6 and round(100 * probability, digits) in (0, 100):
+        digits += 1
+    return round(100 * probability, digits)
+
+
+def in_full(number: float) -> str:
     """Two digits after the point, and as many more as it has (six at most), as a result just below may need them too."""
-    whole, _, digits = f"{threshold:.6f}".partition(".")
+    whole, _, digits = f"{number:.6f}".partition(".")
     return f"{whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 

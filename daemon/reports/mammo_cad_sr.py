@@ -28,6 +28,7 @@ from daemon.reports.facts import (
     Result,
     algorithm_parameters,
     lesion_statements,
+    percent,
     report_statements,
 )
 from daemon.reports.identity import MANUFACTURER
@@ -204,7 +205,7 @@ def _finding(
             content.text("HAS OBS CONTEXT", DCM.TrackingIdentifier, known_as[0]),
             content.uidref("HAS OBS CONTEXT", DCM.TrackingUniqueIdentifier, known_as[1]),
             *_algorithm(result, algorithm, text),
-            content.num("HAS PROPERTIES", DCM.ProbabilityOfCancer, round(100 * probability, 2), PERCENT),
+            content.num("HAS PROPERTIES", DCM.ProbabilityOfCancer, percent(probability), PERCENT),
             _shape(DCM.Center, "POINT", _centre(lesion), place),
             *(_shape(DCM.Outline, graphic_type, points, place) for graphic_type, points in _outline(lesion)),
         ],

@@ -22,7 +22,9 @@ from daemon.reports.facts import (
     Edition,
     Result,
     algorithm_parameters,
+    in_full,
     lesion_statements,
+    percent,
     report_statements,
 )
 from daemon.reports.identity import MANUFACTURER, MODEL_NAME
@@ -174,10 +176,10 @@ def _group(result: Result, known_as: tuple[str, str], image: Dataset, algorithm:
         raise ReportError(f"the predicted probability is {prediction.probability}; it must lie in 0..1")
     region = _region(lesion, image)
     scattered = isinstance(region, hd.sr.CoordinatesForMeasurement)
-    percent = round(100 * float(prediction.probability), 2)
+    value = percent(float(prediction.probability))
     probability = hd.sr.Measurement(
         name=PROBABILITY_OF_CANCER,
-        value=percent,
+        value=value,
         unit=PERCENT,
         referenced_coordinates=[region] if scattered else None,
     )
@@ -197,7 +199,7 @@ def _group(result: Result, known_as: tuple[str, str], image: Dataset, algorithm:
             **content, referenced_region=region, geometric_purpose=BOUNDED_BY
         )
         probability[0].ContentSequence = hd.sr.ContentSequence([_inferred_from(region)])
-    for statement in (f"Probability of cancer: {percent:.2f} %", *lesion_statements(result, algorithm)):
+    for statement in (f"Probability of cancer: {in_full(value)} %", *lesion_statements(result, algorithm)):
         group[0].ContentSequence.append(comment(statement, text))
     return group
 

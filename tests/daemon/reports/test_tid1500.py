@@ -95,6 +95,18 @@ def test_a_benign_result() -> None:
     assert b.items(report, PROBABILITY)[0].MeasuredValueSequence[0].NumericValue == 3.1
 
 
+@pytest.mark.parametrize(
+    ("probability", "percent"), [(0.8712, "87.12"), (0.00003, "0.003"), (0.999971, "99.997"), (0.0, "0.00")]
+)
+def test_no_probability_is_rounded_to_never_or_always(probability: float, percent: str) -> None:
+    image = b.mammogram()
+    report = b.reread(b.report([b.result(b.lesion(image), probability)], image))
+    (group,) = b.items(report, GROUP)
+    (number,) = b.items(group, PROBABILITY)
+    assert float(number.MeasuredValueSequence[0].NumericValue) == float(percent)
+    assert f"Probability of cancer: {percent} %" in b.texts(group, COMMENT)
+
+
 def test_the_class_is_the_predictions_own_not_the_probabilitys() -> None:
     image = b.mammogram()
     called = b.result(b.lesion(image), prediction=Prediction(0.3, True, "engine", b.BUNDLE))
