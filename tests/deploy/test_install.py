@@ -221,7 +221,7 @@ def packages() -> dict[str, set[str]]:
 
 def closure(root: str, extra: str = "") -> set[str]:
     """What `root` needs here, by the metadata of what is installed."""
-    found: set[str] = set()
+    found: dict[str, str] = {}  # the name of each requirement, with its extras
     ahead = [Requirement(f"{root}[{extra}]" if extra else root)]
     while ahead:
         requirement = ahead.pop()
@@ -232,10 +232,10 @@ def closure(root: str, extra: str = "") -> set[str]:
                 name = canonicalize_name(needed.name)
                 key = name + "".join(sorted(needed.extras))
                 if key not in found:
-                    found.add(key)
+                    found[key] = name
                     ahead.append(needed)
     names = {canonicalize_name(d.metadata["Name"]) for d in importlib.metadata.distributions()}
-    return {name for name in names if name in found or any(key.startswith(name) and key != name for key in found)}
+    return names & set(found.values())
 
 
 @pytest.mark.parametrize("extra", ["", *EXTRAS])
