@@ -339,6 +339,8 @@ def _link(received: Path, final: Path) -> None:
     try:
         os.link(received, final)
     except FileNotFoundError:
+        if not received.exists():
+            raise
         _make_parent(final)
         _link(received, final)
     except FileExistsError:
@@ -362,8 +364,7 @@ def _make_parents(folder: Path) -> None:
 
 def _make_parent(path: Path) -> None:
     if not path.parent.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        _sync(path.parent.parent)
+        _make_parents(path.parent.parent)
 
 
 def content_digest(path: Path) -> str:

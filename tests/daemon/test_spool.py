@@ -42,6 +42,21 @@ def test_placing_the_same_file_twice_makes_it_young(spool: Spool) -> None:
     assert len(list(final.parent.iterdir())) == 1
 
 
+def test_a_file_that_is_gone_is_not_looked_for_again_and_again(spool: Spool) -> None:
+    path = received(spool)
+    path.rename(path.with_name("elsewhere.part"))
+    with pytest.raises(FileNotFoundError):
+        spool_module._link(path, spool.absolute("instances/ab/abc.dcm"))
+
+
+def test_a_folder_that_somebody_removed_is_made_again(spool: Spool) -> None:
+    final = spool.absolute(spool.place(received(spool), UID).path)
+    final.unlink()
+    final.parent.rmdir()
+    spool.place(received(spool), UID)
+    assert final.read_bytes() == CONTENT and final.parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_the_name_is_synced_with_the_content(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One commit of the file system's journal and not two: when the content is synced, the name is there already."""
     path = received(spool)
