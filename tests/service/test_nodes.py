@@ -63,12 +63,7 @@ def test_two_nodes_start_at_once_and_one_is_killed_in_mid_work(
     new_node: Callable[..., Service], storescp: StoreSCP, tmp_path: Path
 ) -> None:
     first, second = (new_node(name, (storescp.aet, storescp.dicom_port)) for name in ("first", "second"))
-    for service in (first, second):
-        # So slow that one node cannot do them all before the other has looked.
-        service.environment["MAMMOD_TEST_BATCH_S"] = "2"
-        service.start(wait=False)  # on an empty database, which one of them migrates
-    for service in (first, second):
-        service.wait_ready(service.folder / "service-01.log")
+    start_together(first, second, batch_s=2)  # so slow that one node cannot do them all before the other has looked
     cases = [make_case(tmp_path / "cases", number) for number in range(1, 13)]
     # Each lesion object comes to another node than its image.
     assert set(dcmsend([case.segmentation_path for case in cases], first.host, first.port, first.aet).values()) == {0}
@@ -91,6 +86,15 @@ def test_two_nodes_start_at_once_and_one_is_killed_in_mid_work(
     assert second.stop() == 0
     assert known_nodes(second) == 0
     assert shared_files(second) == {row.path for row in (*second.instances(), *second.outbox())}
+
+
+def start_together(*services: Service, batch_s: float) -> None:
+    """On an empty database, which one of them migrates; a batch of ROIs takes each `batch_s` seconds."""
+    for service in services:
+        service.environment["MAMMOD_TEST_BATCH_S"] = f"{batch_s:g}"
+        service.start(wait=False)
+    for service in services:
+        service.wait_ready(service.folder / "service-01.log")
 
 
 def node_ids(service: Service) -> set[str]:
@@ -148,11 +152,7 @@ def test_a_node_frozen_past_its_lease_is_taken_over_and_counts_for_nothing_when_
     archive = Archive()
     with stub(archive.on_store) as port:
         first, second = (new_node(name, ("STUB", port)) for name in ("first", "second"))
-        for service in (first, second):
-            service.environment["MAMMOD_TEST_BATCH_S"] = "2"
-            service.start(wait=False)
-        for service in (first, second):
-            service.wait_ready(service.folder / "service-01.log")
+        start_together(first, second, batch_s=2)
         cases = [make_case(tmp_path / "cases", number) for number in range(1, 14)]
         *cases, last = cases
         for case in cases:
@@ -212,11 +212,7 @@ def test_postgresql_restarted_and_crashed_under_load(
     archive = (storescp.aet, storescp.dicom_port)
     over_tcp = postgresql.url_over_tcp(str(make_url(postgresql_url).database))
     first, second = new_node("first", archive), new_node("second", archive, over_tcp, password_file=str(password))
-    for service in (first, second):
-        service.environment["MAMMOD_TEST_BATCH_S"] = "0.2"
-        service.start(wait=False)
-    for service in (first, second):
-        service.wait_ready(service.folder / "service-01.log")
+    start_together(first, second, batch_s=0.2)
     cases = [make_case(tmp_path / "cases", number) for number in range(1, 25)]
     files = [path for case in cases for path in case.files]
     senders = [PersistentSender(service.host, service.port, service.aet) for service in (first, second)]
