@@ -258,20 +258,23 @@ def test_requests_sent_without_waiting_for_answers_are_all_answered_and_hold_few
 
 
 def test_a_hundred_idle_associations_cost_next_to_nothing(tmp_path: Path, accepted: Accepted) -> None:
-    """The bar is 5 % of a core; the test allows for what else the test process does."""
+    """The bar is 5 % of a core. The CPU of the listener's own threads counts: the process has others, of earlier tests."""
     settings = {"max_associations": 120, "max_associations_per_address": 120}
+    others = set(threading.enumerate())
     with listener_of(tmp_path, accepted, **settings) as listener, contextlib.ExitStack() as stack:
         for _ in range(100):
             connection, answer = associate(listener.port)
             stack.enter_context(connection)
             assert answer[:1] == wire.ACCEPTED
-        shares = []
-        while len(shares) < 3 and min(shares, default=1.0) >= 0.05:  # what else this process does passes
-            used, begun = time.process_time(), time.monotonic()
-            time.sleep(2)  # what is measured is that nothing happens
-            shares.append((time.process_time() - used) / (time.monotonic() - begun))
-        print(f"{min(shares):.2%} of a core for 100 idle associations")
-        assert min(shares) < 0.05
+        clocks = [
+            time.pthread_getcpuclockid(thread.ident) for thread in set(threading.enumerate()) - others if thread.ident
+        ]
+        assert len(clocks) >= 100
+        used, begun = sum(map(time.clock_gettime, clocks)), time.monotonic()
+        time.sleep(3)  # what is measured is that nothing happens
+        share = (sum(map(time.clock_gettime, clocks)) - used) / (time.monotonic() - begun)
+        print(f"{share:.2%} of a core for 100 idle associations")
+        assert share < 0.05
 
 
 def test_clients_silent_at_the_tls_port_hold_up_nobody(tmp_path: Path, accepted: Accepted, tls_files: Any) -> None:
