@@ -31,12 +31,13 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
     from daemon.opened_bundle import default_bundle_path
     from model.bundle import load_bundle, untrained_bundle
     from model.engines.openvino import Graph, openvino
-    from model.engines.tensorflow import TensorFlowEngine
+    from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
     from model.engines.trial import trial_rois
 
     bundle = untrained_bundle(run.folder / "bundle") if size else load_bundle(default_bundle_path())
     network = bundle.network()
-    exact = TensorFlowEngine(bundle, max(BATCHES))
+    exact, plain = TensorFlowEngine(bundle, max(BATCHES)), tensorflow_engine(bundle, max(BATCHES))
+    run.say(f"{plain.name}: {plain.why}")
     converted = openvino().convert_model(exact.function)
     raw = {RAW: Graph([(converted, "bf16")]), RAW32: Graph([(converted, "f32")])}
     onnx = _onnx_session(network, run.folder / "network.onnx")
@@ -53,7 +54,7 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
         try:
             contenders: dict[str, Callable[[], object]] = {
                 POOL: partial(_through_pool, pool, fed, rounds),
-                TENSORFLOW: partial(_repeat, partial(exact.predict, fed), rounds),
+                TENSORFLOW: partial(_repeat, partial(plain.predict, fed), rounds),
                 PREDICT: partial(
                     _repeat, partial(network.predict, fed[..., None], batch_size=batch, verbose=0), rounds
                 ),

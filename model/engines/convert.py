@@ -1,8 +1,7 @@
 """`python -m model.engines.convert BUNDLE FOLDER`: a bundle's network as OpenVINO reads it, and what TensorFlow says of it.
 
 FOLDER gets the graphs (IR), `reference.npy` (TensorFlow float32 on the trial's ROIs) and `plan.json`: the fastest way of
-running the graphs whose probabilities stay within the trial's limit. bfloat16 has eight bits: where the first layers see
-a ROI of little contrast through it, they see little. So it begins behind a layer up to which all is computed in float32.
+running the graphs whose probabilities stay within the trial's limit (see `model.engines.seam`).
 """
 
 from __future__ import annotations
@@ -17,14 +16,11 @@ import numpy as np
 from model.bundle import Bundle, load_bundle
 from model.calibration import calibrate
 from model.engines.hardware import cpu_has_bfloat16
-from model.engines.heat_map import grad_cam
 from model.engines.openvino import PLAN, REFERENCE, Graph, openvino
+from model.engines.seam import behind, engine_name, seams, up_to
 from model.engines.tensorflow import TensorFlowEngine, compiled
 from model.engines.trial import LIMIT, difference, trial_rois
 from model.errors import EngineRefused
-
-# Where bfloat16 may begin, the fastest first; layers that a network does not have are passed over.
-STEMS = ("block1_conv2_act", "block4_add")
 
 
 def convert(bundle: Bundle, folder: Path) -> None:
@@ -64,19 +60,13 @@ def _plans(bundle: Bundle, whole: Any) -> Any:
     """(engine name, models with their precision), the fastest first."""
     if cpu_has_bfloat16():
         yield "openvino-bfloat16", [(whole, "bf16")]
-        import keras
-
         network = bundle.network()
-        names = {layer.name for layer in network.layers}
-        for stem in (stem for stem in STEMS if stem in names):
-            seam = network.get_layer(stem).output
-            first = keras.Model(network.inputs, [seam])
-            second = keras.Model([seam], [network.outputs[0], grad_cam(network)])
+        for seam in seams(network):
             models = [
                 (openvino().convert_model(compiled(part)), precision)
-                for part, precision in ((first, "f32"), (second, "bf16"))
+                for part, precision in ((up_to(network, seam), "f32"), (behind(network, seam), "bf16"))
             ]
-            yield f"openvino-bfloat16-after-{stem.partition('_')[0]}", models
+            yield engine_name("openvino", seam), models
     yield "openvino-float32", [(whole, "f32")]
 
 

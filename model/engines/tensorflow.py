@@ -1,4 +1,4 @@
-"""The TensorFlow engine: on a CPU in float32, on an NVIDIA GPU in bfloat16 where it has it and the bundle bears it."""
+"""The TensorFlow engine: in float32, or in bfloat16 where the GPU or the CPU has it and as far as the bundle bears it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from model.bundle import Bundle
 from model.calibration import calibrate
 from model.engines.batches import bucket, parts
+from model.engines.hardware import cpu_has_bfloat16
 from model.engines.heat_map import grad_cam
 from model.engines.quiet import framework_start
+from model.engines.seam import behind, engine_name, seams, up_to
 from model.engines.trial import LIMIT, difference, trial_rois
 from model.errors import BundleError
 
@@ -21,7 +23,8 @@ class TensorFlowEngine:
     """One function of one signature, its weights constants, batches padded to powers of two up to `max_batch`.
 
     With constants TensorFlow folds batch normalisation into the kernels, which predict() cannot. No XLA: on a CPU it is
-    several times slower for these networks. `precision` is "float32" or "bfloat16" (for a GPU).
+    several times slower for these networks. `precision` is "float32", "bfloat16", or a seam behind which it is bfloat16 (see
+    `model.engines.seam`).
 
     Raises:
         BundleError: the bundle's weights do not fit its architecture, or Keras runs on another backend.
@@ -31,13 +34,12 @@ class TensorFlowEngine:
         with framework_start():
             _start()
             manifest = bundle.manifest
-            self.name, self.why = f"tensorflow-{precision}", "float32 needs no trial"
+            self.why = "float32 needs no trial"
             self.digest, self.threshold = bundle.digest, manifest.threshold
             self._temperature = manifest.temperature
             self._size = manifest.architecture.input_size
             self._max_batch = max_batch
-            policy = "mixed_bfloat16" if precision == "bfloat16" else "float32"
-            self.function = concrete_function(_network(bundle, policy), self._size)
+            self.name, self.function = _prepared(bundle, precision)
             for count in sorted({bucket(count, max_batch) for count in range(1, max_batch + 1)}):
                 self.predict(np.zeros((count, self._size, self._size), np.float32))
 
@@ -60,43 +62,54 @@ class TensorFlowEngine:
 def tensorflow_engine(bundle: Bundle, max_batch: int) -> TensorFlowEngine:
     """The TensorFlow engine in the fastest precision that this machine has and this bundle bears."""
     exact = TensorFlowEngine(bundle, max_batch)
-    if not _gpu_has_bfloat16():
+    if _gpu_has_bfloat16():
+        precisions = ["bfloat16"]
+    elif cpu_has_bfloat16():
+        precisions = seams(bundle.network())
+    else:
         return exact
-    fast = TensorFlowEngine(bundle, max_batch, "bfloat16")
     rois = trial_rois(bundle.manifest.architecture.input_size)
-    found = difference(fast.predict(rois), exact.predict(rois))
-    if found > LIMIT:
-        exact.why = f"bfloat16 is refused: it differs from float32 by up to {found:.3f} ({LIMIT:g} is allowed)"
-        return exact
-    fast.why = f"bfloat16 differs from float32 by at most {found:.4f}"
-    return fast
+    reference, refused = exact.predict(rois), []
+    for precision in precisions:
+        fast = TensorFlowEngine(bundle, max_batch, precision)
+        found = difference(fast.predict(rois), reference)
+        if found <= LIMIT:
+            fast.why = f"differs from TensorFlow float32 by at most {found:.4f} ({LIMIT:g} is allowed)"
+            return fast
+        refused.append(f"{fast.name} {found:.3f}")
+    if refused:
+        exact.why = f"bfloat16 is refused: it differs from float32 by more than {LIMIT:g}: {', '.join(refused)}"
+    return exact
 
 
-def concrete_function(network: Any, size: int) -> Any:
-    """(N, size, size, 1) -> probability (N, 1) before calibration and heat map (N, h, w), both float32."""
-    import keras
+def compiled(*networks: Any) -> Any:
+    """Keras models of one input, one behind the other, as a TensorFlow function of any number of ROIs, float32 in and out.
 
-    return compiled(keras.Model(network.inputs, [network.outputs[0], grad_cam(network)]))
-
-
-def compiled(network: Any) -> Any:
-    """A Keras model of one input as a TensorFlow function for any number of ROIs, its weights constants."""
+    Their weights are constants.
+    """
     import tensorflow as tf
 
-    learnt, kept = (
-        [variable.numpy() for variable in variables]
-        for variables in (network.trainable_variables, network.non_trainable_variables)
-    )
+    weights = [
+        [
+            [variable.numpy() for variable in variables]
+            for variables in (network.trainable_variables, network.non_trainable_variables)
+        ]
+        for network in networks
+    ]
 
     @tf.function(
-        input_signature=[tf.TensorSpec((None, *network.inputs[0].shape[1:]), tf.float32)],
+        input_signature=[tf.TensorSpec((None, *networks[0].inputs[0].shape[1:]), tf.float32)],
         jit_compile=False,
         reduce_retracing=True,
     )
     def forward(rois: Any) -> Any:
-        # Made inside the function: so they are constants of its graph and no captured tensors.
-        constants = ([tf.constant(value) for value in values] for values in (learnt, kept))
-        return network.stateless_call(*constants, [rois], training=False)[0]
+        passed = [rois]
+        for network, values in zip(networks, weights, strict=True):
+            # Made inside the function: so they are constants of its graph and no captured tensors.
+            constants = ([tf.constant(value) for value in kind] for kind in values)
+            fed = tf.cast(passed[0], network.inputs[0].dtype)
+            passed = tf.nest.flatten(network.stateless_call(*constants, [fed], training=False)[0])
+        return [tf.cast(one, tf.float32) for one in passed]
 
     return forward.get_concrete_function()
 
@@ -122,6 +135,17 @@ def _gpu_has_bfloat16() -> bool:
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return bool(gpus) and all(detail.get("compute_capability", (0, 0)) >= _BFLOAT16_GPU for detail in details)
+
+
+def _prepared(bundle: Bundle, precision: str) -> tuple[str, Any]:
+    """The engine's name, and (N, size, size, 1) -> probability (N, 1) before calibration and heat map (N, h, w)."""
+    import keras
+
+    if precision in ("float32", "bfloat16"):
+        network = _network(bundle, "mixed_bfloat16" if precision == "bfloat16" else "float32")
+        return f"tensorflow-{precision}", compiled(keras.Model(network.inputs, [network.outputs[0], grad_cam(network)]))
+    first, second = _network(bundle, "float32"), _network(bundle, "mixed_bfloat16")
+    return engine_name("tensorflow", precision), compiled(up_to(first, precision), behind(second, precision))
 
 
 def _network(bundle: Bundle, policy: str) -> Any:
