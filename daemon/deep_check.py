@@ -11,13 +11,14 @@ from pathlib import Path
 from pydicom import dcmread
 from sqlalchemy import Connection, Row, select, text
 
+from daemon.digest import has_digest
 from daemon.ledger import Ledger, jobs
 from daemon.ledger.jobs import newest_reports
 from daemon.ledger.schema import InstanceState, JobState, OutboxState
 from daemon.ledger.schema import instances as instance_table
 from daemon.ledger.schema import jobs as job_table
 from daemon.ledger.schema import outbox as outbox_table
-from daemon.spool import Spool, content_digest
+from daemon.spool import Spool
 
 # A running service writes a file before its row: only a file that nothing touched for so long has lost its row.
 SETTLED_S = 60.0
@@ -90,8 +91,8 @@ def _path_faults(path: Path, row: Row) -> tuple[int, list[str]]:
         size = path.stat().st_size
         if size != row.size:
             return 0, [f"{name}: its file {row.path} has {size} bytes and the ledger says {row.size}; {again}"]
-        digest = _whole_digest(path) if is_report else content_digest(path)
-        if row.digest is not None and digest != row.digest:
+        whole = _is_whole_report(path, row.digest) if is_report else has_digest(path, row.digest)
+        if not whole:
             return size, [f"{name}: the content of its file {row.path} is not what was written; {again}"]
         uid = str(dcmread(path, specific_tags=["SOPInstanceUID"]).get("SOPInstanceUID", ""))
         if uid != row.sop_instance_uid:
@@ -111,9 +112,9 @@ def _still_there(ledger: Ledger, row: Row) -> bool:
         return connection.execute(select(table.c.id).where(table.c.id == row.id)).one_or_none() is not None
 
 
-def _whole_digest(path: Path) -> str:
+def _is_whole_report(path: Path, sha256: str | None) -> bool:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256 in (None, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _instance_faults(instances: Sequence[Row]) -> list[str]:

@@ -13,7 +13,7 @@ class Incoming:
     The UIDs are valid by PS3.5 section 9 and equal in the C-STORE command and the data set; the encoding was walked to its
     end. `transfer_syntax_uid` is that of the accepted presentation context, as received and as stored. `is_large`: to read
     it takes long, or much memory. What was seen while it was received need not be read again, None where it was not looked
-    for: the UIDs of study and series ("": there is none) as they stand there, sha256 `digest` of the data set.
+    for: the UIDs of study and series ("": there is none) as they stand there, `digest` of the data set (`daemon.digest`).
     """
 
     path: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import secrets
 import time
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from pynetdicom.dimse_messages import C_STORE_RQ
 
 from daemon.data_set import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
+from daemon.digest import DataSetDigest
 from daemon.encoding import part_10_start
 from daemon.errors import RefusedInstance
 from daemon.uids import valid_uid
@@ -39,7 +39,7 @@ class IncomingFile:
         self._file: FileIO | None = None
         self._data_set_at = 0
         self._size = self._flushed = 0
-        self._sha256 = hashlib.sha256()
+        self._digest = DataSetDigest()
         self.failure: RefusedInstance | OSError | None = None
         self.began = time.monotonic()
         self.cpu_seconds = 0.0  # of the thread that read it
@@ -55,8 +55,8 @@ class IncomingFile:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the data set."""
-        return self._sha256.hexdigest()
+        """Of the data set."""
+        return str(self._digest)
 
     def write(self, fragment: bytes | memoryview) -> None:
         self._size += len(fragment)
@@ -70,7 +70,7 @@ class IncomingFile:
                     self._begin()
                 assert self._file is not None
                 _write_all(self._file, fragment)
-                self._sha256.update(fragment)
+                self._digest.update(fragment)
                 if self._size > self._association.acceptor_of.max_instance:
                     self._file.truncate(0)
                     raise RefusedInstance(

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config import settings
+from daemon.digest import digest_of
 from daemon.errors import RefusedInstance, SpoolUnavailable
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # passes when space is made
 READ_SIZE = 1 << 20  # bytes
-FILE_META_START = 128 + 4 + 8 + 4  # bytes
 LOOKED_AT = "look-"  # begins the name of what is fetched only to be looked at
 FOLDERS = ("instances", "outbox")
 CACHE_SLACK = 0.1  # of the cache: how far it may run over before it is looked at, and how much goes then
@@ -43,7 +43,10 @@ CACHE_SLACK = 0.1  # of the cache: how far it may run over before it is looked a
 
 @dataclass(frozen=True)
 class Placed:
-    """A durable file of the spool: `path` relative to its directory, sha256 `digest` of its data set, `size` in bytes."""
+    """A durable file of the spool: `path` relative to its directory, `size` in bytes.
+
+    `digest` is that of an instance's data set (`daemon.digest`), or sha256 of a whole report.
+    """
 
     path: str
     digest: str
@@ -127,7 +130,7 @@ class Spool:
         where it has it: so it is young there, too. `digest` is that of the data set where it is known.
         """
         if digest is None:
-            digest = content_digest(received)
+            digest = digest_of(received)
         relative = _relative("instances", f"{sop_instance_uid}\0{digest}")
         final = self.directory / relative
         received.chmod(0o600)
@@ -365,18 +368,6 @@ def _make_parents(folder: Path) -> None:
 def _make_parent(path: Path) -> None:
     if not path.parent.exists():
         _make_parents(path.parent.parent)
-
-
-def content_digest(path: Path) -> str:
-    """Sha256 of the data set alone: the file meta information names who wrote the file."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        # PS3.10 7.1: preamble 128, "DICM" 4, then (0002,0000) UL: 8 bytes of header and the length of the rest of the group
-        header = file.read(FILE_META_START)
-        file.seek(FILE_META_START + int.from_bytes(header[-4:], "little"))
-        while chunk := file.read(READ_SIZE):
-            sha256.update(chunk)
-        return sha256.hexdigest()
 
 
 def _sync(path: Path) -> int:

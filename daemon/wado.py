@@ -19,10 +19,10 @@ from pydicom import Dataset, dcmread
 
 from daemon.data_set import CANNOT_UNDERSTAND, DOES_NOT_MATCH_SOP_CLASS, TRANSFER_SYNTAXES, check_data_set
 from daemon.dicomweb import PASSING, WebService
+from daemon.digest import FILE_META_START
 from daemon.errors import ArchiveError, RefusedInstance
 from daemon.incoming import Incoming
 from daemon.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted, judge_get, logged, status_of
-from daemon.spool import FILE_META_START
 from daemon.uids import harmless_uid
 
 FAULTS_IN_A_ROW = 2
