@@ -129,6 +129,7 @@ class Listener(_Section):
     port: Port = 11112
     called_ae_required: bool = True
     peers: tuple[Peer, ...] = ()
+    processes: int = Field(0, ge=0, le=64)
     max_associations: int = Field(50, ge=1, le=10_000)
     max_associations_per_address: int = Field(25, ge=1, le=10_000)
     max_connections: int = Field(1000, ge=1, le=100_000)

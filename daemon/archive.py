@@ -24,6 +24,7 @@ from config.settings import Archive as ArchiveSettings
 from daemon import events, query_retrieve, stow, tls, wado
 from daemon.dicomweb import WebService, read_token, retrieval_service
 from daemon.errors import ArchiveError, CommitmentRefused
+from daemon.event_report import take_report
 from daemon.incoming import Incoming
 from daemon.outgoing import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
 from daemon.query_retrieve import Wanted
@@ -36,7 +37,6 @@ MAX_PDU = 131_072
 BREAKS_IN_A_ROW = 2
 # Retrieving may wait for a tape robot, and each wait covers the transfer of a whole image: times archive.timeout_s.
 RETRIEVE_PATIENCE = 5
-INVALID_ARGUMENT = 0x0115  # PS3.7 C.5.12
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 CONVERTIBLE = (*UNCOMPRESSED, DeflatedExplicitVRLittleEndian)
 
@@ -365,15 +365,6 @@ class Archive:
 
     def __str__(self) -> str:
         return f"archive {self.settings.ae_title} at {self.settings.host}:{self.settings.port}"
-
-
-def take_report(event: evt.Event, take: Callable[[Dataset], int]) -> int:
-    """Hand an N-EVENT-REPORT's event information to `take`; returns the status to answer."""
-    try:
-        information = event.event_information
-    except Exception:  # what pynetdicom raises over bytes that are no data set
-        return INVALID_ARGUMENT
-    return take(information)
 
 
 def _prepare_socket(connection: socket.socket, limit_s: float) -> None:

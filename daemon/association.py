@@ -9,7 +9,6 @@ pynetdicom 3.0 leaves these open, each is closed by one small override below (an
 from __future__ import annotations
 
 import contextlib
-import secrets
 import socket
 import threading
 import time
@@ -168,7 +167,7 @@ class _StoreProvider(DIMSEServiceProvider):
 
 @dataclass(frozen=True)
 class Acceptor:
-    """What all associations of one listener share.
+    """What all associations of one reception share.
 
     `rules` decides about a requested association, in its thread; `store` answers a C-STORE request with status and reason;
     `ended` is told when an association has ended, after its files are gone. Data sets of more than `max_instance` bytes
@@ -186,11 +185,13 @@ class Acceptor:
 
 
 class IncomingAssociation(Association):
-    """One association that a peer requested by the A-ASSOCIATE-RQ PDU `request`, with an id for the log."""
+    """One association that a peer requested by the A-ASSOCIATE-RQ PDU `request`, with an `id` for the log."""
 
-    def __init__(self, acceptor: Acceptor, connection: socket.socket, address: tuple[Any, ...], request: bytes) -> None:
+    def __init__(
+        self, acceptor: Acceptor, id: str, connection: socket.socket, address: tuple[Any, ...], request: bytes
+    ) -> None:
         super().__init__(acceptor.ae, MODE_ACCEPTOR)
-        self.id = secrets.token_hex(4)
+        self.id = id
         self.name = f"AcceptorThread@{self.id}"  # the prefix is what pynetdicom finds its acceptors by
         self.peer_address = str(address[0])
         self.log = log.bind(association=self.id, address=self.peer_address)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -27,6 +31,9 @@ class Child:
         self._process = SPAWN.Process(target=target, args=(theirs, *arguments), name=name, daemon=True)
         self._process.start()
         theirs.close()
+        atexit.register(
+            self.kill
+        )  # at the end of the program multiprocessing would ask it to end, and wait: it ignores that
 
     @property
     def pid(self) -> int | None:
@@ -77,10 +84,18 @@ class Child:
         self.kill()
         self.join()
         self.pipe.close()
+        atexit.unregister(self.kill)
 
 
-def end_with_parent() -> None:
-    """In such a process: end when its parent ends, be it by SIGKILL and in the middle of work."""
+def begin(name: str) -> None:
+    """In such a process: it has a name for `ps` and `top` of at most 15 characters, drains through the daemon, and ends with it.
+
+    Be the daemon ended by SIGKILL and this process in the middle of work.
+    """
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal or of a control group
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

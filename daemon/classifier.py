@@ -32,7 +32,7 @@ import structlog
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon import events
-from daemon.child import SPAWN, Child, TooLate, end_with_parent
+from daemon.child import SPAWN, Child, TooLate, begin
 from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi, EngineLost
 from daemon.stages import Stage, used
 from model.bundle import Bundle, load_bundle
@@ -466,10 +466,7 @@ def _work(
     size: int,
 ) -> None:
     """The classifier process: (True, facts of its engine) once warm, then an answer for each batch that lies in `memory`."""
-    # A signal to the whole group is for the daemon, which drains through this process and then ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end_with_parent()
+    begin("mammod-classify")
     os.environ.update(environment)
     try:
         module, function = factory.split(":")

@@ -17,8 +17,9 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import INVALID_ARGUMENT, Archive, ContextsRefused
+from daemon.archive import Archive, ContextsRefused
 from daemon.errors import ArchiveError, CommitmentRefused
+from daemon.event_report import INVALID_ARGUMENT
 from daemon.ledger import Ledger, outbox
 from daemon.ledger.schema import OutboxState
 from daemon.node import Hold

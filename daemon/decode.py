@@ -10,7 +10,6 @@ import ctypes
 import os
 import queue
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from pydicom import dcmread
 
 from config import settings
 from daemon import events
-from daemon.child import Child, TooLate, end_with_parent
+from daemon.child import Child, TooLate, begin
 from daemon.errors import DecoderUnavailable
 from daemon.lesion import LesionReading
 from daemon.lesions import read_lesions
@@ -222,8 +221,8 @@ class _Decoder:
 
 def _work(pipe: Connection, memory: int) -> None:
     """The process: True once its modules are loaded, then (True, result and CPU seconds) or (False, error) for each object."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which drains through this process
-    _begin(memory)
+    begin("mammod-decoder")
+    _limit(memory)
     pipe.send(True)
     while True:
         try:
@@ -276,9 +275,8 @@ def keep_freed_memory() -> None:
         malloc.mallopt(trim_threshold, KEPT)
 
 
-def _begin(memory: int) -> None:
-    """In a new process: it gets so many bytes, and must not outlive a service that was killed."""
+def _limit(memory: int) -> None:
+    """This process gets so many bytes."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     os.nice(BESIDE_RECEIVING)
     keep_freed_memory()
-    end_with_parent()

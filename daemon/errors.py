@@ -11,6 +11,9 @@ class RefusedInstance(MammodError):
         self.status = status
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return RefusedInstance, (self.status, self.reason)  # it may be raised in one process and answered by another
+
 
 class LesionError(MammodError):
     """A lesion object (SEG or SR) cannot be read as lesions; the message is the quarantine reason."""

@@ -69,6 +69,7 @@ class BatchClassified:
 
 
 class Worker(StrEnum):
+    RECEIVER = "receiver"
     DECODER = "decoder"
     CLASSIFIER = "classifier"
 

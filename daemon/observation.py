@@ -135,6 +135,7 @@ class Observation:
             connections_waiting=parts.listener.waiting,
             queues={"decode": parts.decoders.waiting, "classify": parts.classifier.waiting},
             workers={
+                Worker.RECEIVER: WorkerState(parts.listener.receivers_alive, parts.listener.receivers),
                 Worker.DECODER: WorkerState(parts.decoders.alive, parts.decoders.expected),
                 Worker.CLASSIFIER: WorkerState(len(parts.classifier.pids), parts.classifier.expected),
             },

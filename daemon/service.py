@@ -35,6 +35,7 @@ from daemon.node import Node, node_facts
 from daemon.observation import Observation, Parts
 from daemon.opened_bundle import algorithm, engine_cache, open_bundle
 from daemon.pipeline import Pipeline
+from daemon.receiver import Receiver
 from daemon.schedule import Schedule
 from daemon.sd_notify import Supervised, reloading, sd_notify, stopping
 from daemon.sending import Sending
@@ -44,6 +45,7 @@ from daemon.status_page import StatusServer
 from model.bundle import Bundle
 
 MAIN_LOOP_S = 1.0
+MOST_PROCESSES = 4  # that receive, where the settings leave the number to us
 LAST_STEPS_S = 5.0  # of a stop whose limit has passed: for each kind of process to end
 
 # What a SIGHUP takes over from the settings file; everything else needs a restart.
@@ -110,6 +112,7 @@ class Service:
             self._commitment.take_from,
             self._audit.rejected,
             self._audit.association_ended,
+            self._receivers(),
         )
         self._observation = Observation(
             Parts(
@@ -173,6 +176,17 @@ class Service:
             with self._ledger.alone_with_spool() as connection:
                 orphans += self._spool.sweep(instances.paths(connection) | outbox.paths(connection), begun)
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=taken.jobs, node=self._node.id, alone=alone)
+
+    def _receivers(self) -> list[Receiver]:
+        """None for a bucket, whose copies in the directory one process looks after, and none where connections are TLS."""
+        listener = self._settings.listener
+        if self._spool.store is not None or listener.tls is not None:
+            return []
+        count = (listener.processes or min(os.cpu_count() or 1, MOST_PROCESSES)) - 1
+        return [
+            Receiver(name, self._settings, self._node.incoming / name, self._intake.record)
+            for name in (f"receiver-{number}" for number in range(1, count + 1))
+        ]
 
     def _take_freed(self) -> None:
         """Work of a dead node was given back."""
@@ -275,6 +289,7 @@ class Service:
             self._archive.settings = self._settings.archive
             self._listener.replace_peers(listener.peers)
             logging_setup.configure(self._settings.log)
+            self._listener.reconfigure_log(self._settings.log)
             log.info(
                 "settings reloaded",
                 changed=[*(name for name in changed if name in RELOADABLE), *["listener.peers"] * peers_changed],

@@ -24,13 +24,13 @@ from daemon.data_set import (
     INVALID_OBJECT_INSTANCE,
     TRANSFER_SYNTAXES,
 )
-from daemon.listener import (
+from daemon.presentation_contexts import storage_classes, supported_contexts
+from daemon.reception import (
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
 )
-from daemon.presentation_contexts import storage_classes, supported_contexts
 from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
 from daemon.reports.kinds import KINDS
 from tests.daemon.reports import builders as b

@@ -16,8 +16,8 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from daemon.data_set import check_data_set
 from daemon.decode import DecoderPool
 from daemon.errors import LesionError, RefusedInstance
-from daemon.intake import _read
 from daemon.lesions import read_lesions
+from daemon.placing import _read
 from model.cut import Cut
 from model.errors import ImageError
 from tests.faults import objects

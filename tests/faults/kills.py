@@ -23,7 +23,8 @@ from tests.peers.programs import wait_until
 from tests.service.fixtures import Case, make_case
 from tests.service.running import ROOT, Service
 
-VICTIMS = ("service", "classifier", "decoder")
+# Kinds of processes, with the names that the service gives them (proc(5), comm).
+VICTIMS = {"service": "", "classifier": "mammod-classify", "decoder": "mammod-decoder", "receiver": "mammod-receiver"}
 LONGEST_WAIT_BEFORE_KILL_S = 2.0
 
 
@@ -36,7 +37,7 @@ def kill_run(
     seed: int,
     left: Callable[[], float],
 ) -> dict[str, Any]:
-    """Send `objects` (an image and a SEG in turns), kill each kind of process `kills` / 3 times; the figures.
+    """Send `objects` (an image and a SEG in turns), kill each kind of process `kills` / 4 times; the figures.
 
     Between two kills goes a share of the objects, and each kill falls at a random moment after it.
     """
@@ -46,11 +47,9 @@ def kill_run(
     chance.shuffle(cases)
     # Each image and its lesion object near each other, so that there is work between any two kills.
     files = [path for case in cases for path in chance.sample(case.files, 2)]
-    victims = [VICTIMS[number % len(VICTIMS)] for number in range(kills)]
+    victims = [list(VICTIMS)[number % len(VICTIMS)] for number in range(kills)]
     chance.shuffle(victims)
-    pids = folder / "classifiers"
-    pids.mkdir()
-    service.environment |= {"MAMMOD_TEST_PIDS": str(pids), "MAMMOD_TEST_BATCH_S": "0.05"}
+    service.environment |= {"MAMMOD_TEST_BATCH_S": "0.05"}
     service.start()
     sender = PersistentSender(service.host, service.port, service.aet)
     try:
@@ -58,7 +57,7 @@ def kill_run(
             for path in files[number * len(files) // kills : (number + 1) * len(files) // kills]:
                 sender.send(path)
             time.sleep(chance.uniform(0, LONGEST_WAIT_BEFORE_KILL_S))
-            _kill(service, victim, pids)
+            _kill(service, victim)
         expected = {str(dataset.SOPInstanceUID) for case in cases for dataset in (case.image, case.segmentation)}
         wait_until(lambda: set(sender.accepted) == expected, "every object accepted", left())
         wait_until(lambda: _all_done(service), "every job done", left())
@@ -81,7 +80,7 @@ def _all_done(service: Service) -> bool:
     return all(job.state == "done" for job in service.jobs())
 
 
-def _kill(service: Service, victim: str, pids: Path) -> None:
+def _kill(service: Service, victim: str) -> None:
     assert service.process is not None
     if victim == "service":
         children = _children(service.process.pid)
@@ -93,9 +92,8 @@ def _kill(service: Service, victim: str, pids: Path) -> None:
     found: list[int] = []
 
     def there() -> bool:
-        classifiers = {int(path.name) for path in pids.iterdir()}
-        workers = [pid for pid in _children(service.process.pid) if "spawn_main" in _command(pid)]  # type: ignore[union-attr]
-        found[:] = [pid for pid in workers if (pid in classifiers) == (victim == "classifier")]
+        assert service.process is not None
+        found[:] = [pid for pid in _children(service.process.pid) if _name(pid) == VICTIMS[victim]]
         return bool(found)
 
     wait_until(there, f"a {victim} process to kill", 180)
@@ -165,6 +163,13 @@ def _children(pid: int) -> list[int]:
         ]
     except FileNotFoundError:
         return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _command(pid: int) -> str:

@@ -147,7 +147,7 @@ def test_association_for_which_there_is_no_thread_leaves_nothing(
             with connect(listener.port) as connection:
                 connection.sendall(wire.association_request())
                 assert receive_pdu(connection) == b""
-        wait_until(lambda: listener._associations() == [], "the association is forgotten")
+        wait_until(lambda: listener.served_here == [], "the association is forgotten")
         wait_until(lambda: events_open() == before, "its eventfd is closed")
         assert seconds_to_serve(listener.port) < HANG_LIMIT_S
 
@@ -217,7 +217,7 @@ def test_peer_that_never_reads_is_given_up(tmp_path: Path, accepted: Accepted) -
     with listener_of(tmp_path, accepted, network_timeout_s=1) as listener:
         connection, answer = associate(listener.port, HOSTILE)
         assert answer[:1] == wire.ACCEPTED
-        (association,) = listener._open
+        (association,) = listener.served_here
         for end in (connection, association._connection):  # or the kernel takes the answers for a minute
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)

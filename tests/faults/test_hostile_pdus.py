@@ -66,7 +66,7 @@ def test_nonsense_ends_its_connection_and_leaves_nothing(listener: Listener, inc
     """A thread that died of it would fail the test, and so would a file that stays, or a refusal without a reason in the log."""
     with capture_logs() as events:
         answer = say(listener.port, pdus.talk(random.Random(seed)))
-        wait_until(lambda: not listener._open, "its association has ended")
+        wait_until(lambda: not listener.served_here, "its association has ended")
         refused = wire.kinds_of(answer)[-1:] in ([wire.REJECTED], [wire.ABORTED])
         wait_until(lambda: not refused or reasons(events), "the reason is logged", 5)
     assert not any(incoming.iterdir())
@@ -141,7 +141,7 @@ def test_refusal_within_an_association_aborts_it_and_is_logged_once(
             connection.sendall(said)
         answer = wire.receive_pdu(connection)
         assert answer[:1] in (wire.ABORTED, b""), answer
-        wait_until(lambda: not listener._open, "the association has ended")
+        wait_until(lambda: not listener.served_here, "the association has ended")
         connection.close()
     assert not any(incoming.iterdir())
     (told,) = reasons(events)
@@ -247,6 +247,6 @@ def test_absurd_association_request_is_refused_with_its_reason(
     with capture_logs() as events:
         assert wire.kinds_of(say(listener.port, request_pdu)) == [answered]
         wait_until(lambda: reasons(events), "it is logged")
-        wait_until(lambda: not listener._open, "the association has ended")
+        wait_until(lambda: not listener.served_here, "the association has ended")
     (told,) = reasons(events)
     assert reason in told

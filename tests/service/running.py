@@ -162,7 +162,7 @@ def service(
     folder.mkdir(parents=True)
     port, status_port = free_port(), free_port()
     sections: dict[str, dict[str, Any]] = {
-        "listener": {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": port},
+        "listener": {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": port, "processes": 2},
         "archive": {
             "ae_title": archive[0], "host": "127.0.0.1", "port": archive[1],
             "timeout_s": 10, "retry_first_s": 0.2, "retry_longest_s": 1,

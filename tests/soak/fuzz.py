@@ -165,7 +165,7 @@ def _conversations(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[
             if bounds.left() < 60:
                 break
             outcomes[_answer(listener.port, pdus.talk(random.Random(f"{bounds.seed} talk {number}")))] += 1
-        wait_until(lambda: not listener._open, "all associations have ended", 60)
+        wait_until(lambda: not listener.served_here, "all associations have ended", 60)
         wait_until(lambda: threading.active_count() <= before, "their threads have ended", 60)
         assert not any(incoming.iterdir()), "a file was left"
     threading.excepthook = hook
