@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ def mammod(folder: Path, *, archive: tuple[str, int] | None = None, **listener: 
             return "ready" in said.splitlines()
 
         wait_until(ready, "mammod's ready line", START_LIMIT_S)
+        wait_until(lambda: _rests(process.pid), "its processes have loaded their modules", START_LIMIT_S)
         instances = spool / "instances"
         yield Receiver(
             MAMMOD,
@@ -164,6 +166,13 @@ def cpu_seconds(pid: int) -> float:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime: proc(5), from field 3
     return ticks / _TICK
+
+
+def _rests(pid: int) -> bool:
+    """Whether it does next to nothing for half a second."""
+    before = cpu_seconds(pid)
+    time.sleep(0.5)
+    return cpu_seconds(pid) - before <= 0.02
 
 
 def memory_bytes(pid: int) -> int:

@@ -129,7 +129,8 @@ class Listener:
 
     @property
     def receivers_alive(self) -> int:
-        return sum(receiver.pid is not None for receiver in self._receivers)
+        """How many receivers serve."""
+        return sum(receiver.is_ready for receiver in self._receivers)
 
     @property
     def receivers(self) -> int:
