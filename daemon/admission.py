@@ -112,7 +112,10 @@ class Admission:
 
     def decide(self, association_id: str, asked: Asked) -> Decision:
         """Admit an association that has entered, or refuse it with the reason (PS3.8 table 9-21)."""
-        address = self._address[association_id]
+        with self._lock:
+            address = self._address.get(association_id)
+        if address is None:
+            return Refused(TEMPORARY_CONGESTION, "it is over: the process that served it ended")
         refusal = self._refusal(association_id, address, asked)
         if refusal is not None:
             codes, kind, reason = refusal
@@ -147,10 +150,12 @@ class Admission:
             if len(self._admitted) >= chosen.max_associations:
                 reason = f"listener.max_associations = {chosen.max_associations} are open"
                 return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
-            here = sum(self._address[other] == address for other in self._admitted)
+            here = sum(self._address.get(other) == address for other in self._admitted)
             if here >= (most := chosen.max_associations_per_address):
                 reason = f"listener.max_associations_per_address = {most} are open"
                 return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
+            if association_id not in self._address:  # it left meanwhile, and would never leave again
+                return TEMPORARY_CONGESTION, RejectionKind.BUSY, "it is over: the process that served it ended"
             self._admitted.add(association_id)
         return None
 

@@ -45,16 +45,19 @@ def digest_of(file: Path) -> str:
 
 def has_digest(file: Path, digest: str) -> bool:
     """Whether that is the digest of the data set of a Part 10 file, of whichever kind it is."""
-    return digest == digest_of(file) if digest.startswith(PREFIX) else has_sha256(file, digest)
+    return digest == (sha256_of(file) if is_sha256(digest) else digest_of(file))
 
 
-def has_sha256(file: Path, digest: str) -> bool:
-    """Whether that is the digest of the data set as older versions of mammod wrote it."""
-    if len(digest) != SHA256_LENGTH:
-        return False
+def is_sha256(digest: str) -> bool:
+    """Whether it is a digest as older versions of mammod wrote it."""
+    return len(digest) == SHA256_LENGTH
+
+
+def sha256_of(file: Path) -> str:
+    """As older versions of mammod wrote it."""
     sha256 = hashlib.sha256()
     _read_data_set(file, sha256)
-    return digest == sha256.hexdigest()
+    return sha256.hexdigest()
 
 
 def _read_data_set(path: Path, into: _Hash) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WRITE_BACK = 1 << 22  # bytes
 PART_SUFFIX = ".part"
+NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory
 
 
@@ -100,7 +101,11 @@ class IncomingFile:
             raise RefusedInstance(CANNOT_UNDERSTAND, "the C-STORE request came in a presentation context not accepted")
         sop_class_uid, sop_instance_uid = _command_uids(message)
         start = part_10_start(sop_class_uid, sop_instance_uid, str(context.transfer_syntax[0]))
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            descriptor = os.open(self.path, NEW_FILE, 0o600)
+        except FileNotFoundError:  # the folder went with what another node took for a dead one's
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path, NEW_FILE, 0o600)
         self._file = FileIO(descriptor, "r+")
         self._data_set_at = _write_all(self._file, start)
 

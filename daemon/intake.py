@@ -6,6 +6,7 @@ order they came. `Intake.accept` returns only when bytes and rows are on disk (i
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +16,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import events
-from daemon.digest import has_sha256
+from daemon.digest import is_sha256, sha256_of
 from daemon.errors import RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import Arrival, StoredInstance
 from daemon.placing import InSpool, cannot_place, place
+from daemon.retention import remove_files
 from daemon.spool import OUT_OF_RESOURCES, Spool
 
 log = structlog.get_logger()
@@ -84,29 +86,36 @@ class Intake:
             received_at=time.time(),
         )
 
-        def transition(connection: Connection) -> tuple[Arrival, bool, bool]:
+        sha256 = functools.cache(lambda: sha256_of(incoming.path))
+        left: list[str] = []  # files of older versions, in whose place this one is now
+
+        def is_same(digest: str, path: str) -> bool:
+            if not is_sha256(digest) or digest != sha256():
+                return False
+            left.append(path)
+            return True
+
+        def transition(connection: Connection) -> tuple[Arrival, bool]:
             recording_a_file(connection)
+            left.clear()
             # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
             recorded = replace(instance, received_at=time.time())
-            arrival, instance_id = instances.record(
-                connection, recorded, lambda digest: has_sha256(incoming.path, digest)
-            )
+            arrival, instance_id = instances.record(connection, recorded, is_same)
             if not self._spool.has(file.path):  # retention removed the old row and file just now
                 self._spool.place(incoming.path, incoming.sop_instance_uid, file.digest)
             ready = arrival is not Arrival.DUPLICATE and self._pair(connection, recorded, instance_id, placed, arrival)
-            kept = arrival is not Arrival.DUPLICATE or instances.by_id(connection, instance_id).path == file.path
-            return arrival, ready, kept
+            return arrival, ready
 
         try:
-            arrival, ready, kept = self._ledger.change_together(transition)
+            arrival, ready = self._ledger.change_together(transition)
         except UNAVAILABLE as error:
             raise RefusedInstance(
                 OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
             ) from error
         except SpoolUnavailable as error:
             raise cannot_place(error) from error
-        if not kept:  # it is there under the name that an older version gave it
-            self._spool.remove([file.path])
+        if left:
+            remove_files(self._ledger, self._spool, left)
         events.tell(events.InstanceAccepted(arrival, instance.size))
         self._say(bound, instance, arrival, placed.unusable)
         self._on_received(incoming, placed.study_uid, arrival)

@@ -18,7 +18,7 @@ from daemon.reports.identity import OWN_CLASSES, is_own_report
 from daemon.spool import OUT_OF_RESOURCES, Placed, Spool
 from daemon.uids import harmless_uid
 
-_one_large = threading.Lock()
+_one_large = threading.Lock()  # to be read at a time, in each process
 
 
 @dataclass(frozen=True)

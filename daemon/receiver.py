@@ -215,7 +215,7 @@ class Receiver:
         if self._thread.is_alive():
             self._thread.join(limit_s + STOP_SPARE_S)
             self._kill()
-            self._thread.join()
+            self._thread.join(STOP_SPARE_S)  # it may wait for a ledger that does not answer
 
     def _send(self, message: ToReceiver, connection: socket.socket | None = None) -> None:
         """
@@ -247,6 +247,9 @@ class Receiver:
                 how: object = self._until_its_end()
             except OSError as error:  # no memory, no more processes
                 how = type(error).__name__
+            except Exception as error:
+                log.exception("a receiver cannot be heard", receiver=self._name)
+                how = type(error).__name__
             if self._stopping.is_set():
                 break
             events.tell(events.WorkerRestarted(events.Worker.RECEIVER))
@@ -260,22 +263,26 @@ class Receiver:
         """Begin a process and hear it until it ends; how it ended."""
         self._sweep()
         child = Child(f"mammod-{self._name}", _receive, replace(self._start, log=self._log))
-        _limit_sending(child.pipe)
-        with self._sending:
-            self._child = child
-        if self._stopping.is_set():  # it may have been too early for `stop`
-            child.kill()
-        with ThreadPoolExecutor(ANSWERING_THREADS, f"{self._name}-answers") as answering:
-            with contextlib.suppress(EOFError, OSError):
-                while self._is_there(child):
-                    self._hear(child.pipe.recv(), answering)
+        try:
+            _limit_sending(child.pipe)
+            with self._sending:
+                self._child = child
+            if self._stopping.is_set():  # it may have been too early for `stop`
+                child.kill()
+            # At its end the answers under way are done: what they say of an association comes before its end.
+            with ThreadPoolExecutor(ANSWERING_THREADS, f"{self._name}-answers") as answering:
+                with contextlib.suppress(EOFError, OSError):
+                    while self._is_there(child):
+                        self._hear(child.pipe.recv(), answering)
+                self.is_ready = False
+        finally:
             self.is_ready = False
             with self._sending:
                 self._child = None
+            child.end()
             for association_id in list(self._open):
                 self._is_over(association_id)
-        child.end()
-        self._sweep()
+            self._sweep()
         return child.exitcode
 
     def _is_there(self, child: Child) -> bool:
@@ -358,7 +365,7 @@ class _Service:
         self._number = 0
         self._facts: list[Event | Took] = []
         self._told = threading.Event()
-        threading.Thread(target=self._pass_on, name="facts", daemon=True).start()
+        threading.Thread(target=self._pass_on_for_ever, name="facts", daemon=True).start()
 
     def ask(self, question: Question, *arguments: Any) -> Any:
         """What the service gives, or raises."""
@@ -379,14 +386,18 @@ class _Service:
             self._facts.append(fact)
         self._told.set()
 
-    def _pass_on(self) -> None:
+    def _pass_on_for_ever(self) -> None:
         while True:
             self._told.wait()
             time.sleep(TOLD_EVERY_S)
             self._told.clear()
-            with self._lock, contextlib.suppress(OSError):
-                facts, self._facts = self._facts, []
-                self._pipe.send(Told(tuple(facts)))
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Now."""
+        with self._lock, contextlib.suppress(OSError):
+            facts, self._facts = self._facts, []
+            self._pipe.send(Told(tuple(facts)))
 
     def take(self, answer: Answer) -> None:
         with self._lock:
@@ -414,14 +425,13 @@ def _receive(pipe: Connection, start: Start) -> None:
     while True:
         try:
             message: ToReceiver = pipe.recv()
-            connection = socket.socket(fileno=recv_handle(pipe)) if isinstance(message, Serve) else None
         except (EOFError, OSError):
             os._exit(0)  # the service is gone
         match message:
             case Answer():
                 service.take(message)
             case Serve(association_id, address, request):
-                assert connection is not None
+                connection = _handed_over(pipe)
                 try:
                     reception.serve(association_id, connection, address, request)
                 except Exception as error:  # such as a thread that cannot be started
@@ -432,7 +442,7 @@ def _receive(pipe: Connection, start: Start) -> None:
             case AreYouThere():
                 service.send(Here())
             case Stop(limit_s):
-                threading.Thread(target=_stop, args=(reception, limit_s)).start()
+                threading.Thread(target=_stop, args=(reception, service, limit_s)).start()
 
 
 def _behind(start: Start, service: _Service) -> Behind:
@@ -457,6 +467,15 @@ def _behind(start: Start, service: _Service) -> Behind:
     )
 
 
-def _stop(reception: Reception, limit_s: float) -> None:
+def _handed_over(pipe: Connection) -> socket.socket:
+    try:
+        return socket.socket(fileno=recv_handle(pipe))
+    except (OSError, RuntimeError) as error:  # no descriptor is left, and what comes next cannot be known
+        log.critical("a connection cannot be taken over", error=type(error).__name__)
+        os._exit(1)
+
+
+def _stop(reception: Reception, service: _Service, limit_s: float) -> None:
     reception.stop(limit_s)
+    service.pass_on()
     os._exit(0)

@@ -23,7 +23,7 @@ from pynetdicom.presentation import PresentationContext
 
 from config import settings
 from daemon import events
-from daemon.admission import SPARE, Asked, Decision, Refused
+from daemon.admission import SPARE, TEMPORARY_CONGESTION, Asked, Decision, Refused
 from daemon.association import Acceptor, IncomingAssociation
 from daemon.connections import Address
 from daemon.data_set import DOES_NOT_MATCH_SOP_CLASS, check_data_set
@@ -105,8 +105,13 @@ class Reception:
 
         Raises:
             RuntimeError: the system has no more threads.
+            OSError: it has no more file descriptors.
         """
-        association = IncomingAssociation(self._acceptor, association_id, connection, address, request)
+        try:
+            association = IncomingAssociation(self._acceptor, association_id, connection, address, request)
+        except Exception:
+            self._behind.ended(association_id)
+            raise
         with self._lock:
             self._open.add(association)
         try:
@@ -143,7 +148,11 @@ class Reception:
         association.log = association.log.bind(calling_ae=caller, called_ae=request.called_ae_title)
         contexts = request.presentation_context_definition_list
         asked = Asked(caller, request.called_ae_title, frozenset(str(context.abstract_syntax) for context in contexts))
-        decision = self._behind.decide(association.id, asked)
+        try:
+            decision = self._behind.decide(association.id, asked)
+        except Exception:  # pynetdicom would go on to accept it
+            association.log.exception("association cannot be decided on")
+            decision = Refused(TEMPORARY_CONGESTION, "processing failure")
         if isinstance(decision, Refused):
             association.log.warning("association rejected", reason=decision.reason)
             association.reject(*decision.codes)
@@ -203,11 +212,12 @@ class Reception:
         with self._lock:
             was_admitted = association in self._admitted
             self._admitted.discard(association)
-            self._open.discard(association)
-        self._behind.ended(association.id)
         if was_admitted:
             how = "released" if association.is_released else "aborted" if association.is_aborted else "connection lost"
             association.log.info("association ended", how=how, stored=association.stored, refused=association.refused)
+        self._behind.ended(association.id)
+        with self._lock:
+            self._open.discard(association)  # the last of it: a stop waits for this
 
 
 def _incoming(association: IncomingAssociation, request: Any, context: PresentationContext) -> Incoming:

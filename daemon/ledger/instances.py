@@ -36,19 +36,22 @@ class StoredInstance:
 
 
 def record(
-    connection: Connection, instance: StoredInstance, is_other_digest: Callable[[str], bool] = lambda digest: False
+    connection: Connection, instance: StoredInstance, is_same: Callable[[str, str], bool] = lambda digest, path: False
 ) -> tuple[Arrival, int]:
     """Record an accepted instance; returns what it was and its row id.
 
-    `is_other_digest` says of another digest whether it is of the same content. Content that was seen before is a duplicate, even
-    where other content came in between: a late re-send of old content does not bring it back.
+    Content that was seen before is a duplicate, even where other content came in between: a late re-send of old content does
+    not bring it back. `is_same` says of another digest, and the path of its file, whether it is of this content; the row then
+    has the new file.
     """
     uid = {"uid": instance.sop_instance_uid}
     known = connection.execute(_OF_UID, uid).all()
     for row in known:
-        if row.digest == instance.digest or is_other_digest(row.digest):
+        if row.digest == instance.digest or is_same(row.digest, row.path):
             connection.execute(
-                update(instances).where(instances.c.id == row.id).values(times_received=instances.c.times_received + 1)
+                update(instances)
+                .where(instances.c.id == row.id)
+                .values(times_received=instances.c.times_received + 1, path=instance.path, size=instance.size)
             )
             return Arrival.DUPLICATE, row.id
     replaced = any(row.state == InstanceState.CURRENT for row in known)
@@ -63,7 +66,7 @@ def record(
 
 # Made once: each takes as long to be put together as to be carried out.
 _SAME_UID = instances.c.sop_instance_uid == bindparam("uid")
-_OF_UID = select(instances.c.id, instances.c.digest, instances.c.state).where(_SAME_UID)
+_OF_UID = select(instances.c.id, instances.c.digest, instances.c.path, instances.c.state).where(_SAME_UID)
 _SUPERSEDE = (
     update(instances)
     .where(_SAME_UID, instances.c.state == InstanceState.CURRENT)

@@ -64,7 +64,7 @@ def tensorflow_engine(bundle: Bundle, max_batch: int) -> TensorFlowEngine:
     exact = TensorFlowEngine(bundle, max_batch)
     if _gpu_has_bfloat16():
         precisions = ["bfloat16"]
-    elif cpu_has_bfloat16():
+    elif cpu_has_bfloat16() and not _gpus():
         precisions = seams(bundle.network())
     else:
         return exact
@@ -129,12 +129,17 @@ def _start() -> None:
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
+def _gpus() -> list[Any]:
+    import tensorflow as tf
+
+    return list(tf.config.list_physical_devices("GPU"))
+
+
 def _gpu_has_bfloat16() -> bool:
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    return bool(gpus) and all(detail.get("compute_capability", (0, 0)) >= _BFLOAT16_GPU for detail in details)
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in _gpus()]
+    return bool(details) and all(detail.get("compute_capability", (0, 0)) >= _BFLOAT16_GPU for detail in details)
 
 
 def _prepared(bundle: Bundle, precision: str) -> tuple[str, Any]:

@@ -70,8 +70,12 @@ def test_what_an_older_version_recorded_is_known_again(tmp_path: Path, ledger: L
     accept("A")
     with ledger.read() as connection:
         (row,) = connection.execute(select(instances)).all()
-    assert (row.digest, row.path, row.times_received, row.state) == (sha256, old, 2, "current")
-    assert [entry.path for entry in spool.entries()] == [old]
+    assert (row.digest, row.times_received, row.state) == (sha256, 2, "current"), "what was made of it keeps its name"
+    assert [entry.path for entry in spool.entries()] == [row.path] != [old]
+    spool.absolute(row.path).write_bytes(b"damaged")
+    assert deep_check(ledger, spool).faults != []
+    accept("A")
+    assert deep_check(ledger, spool).faults == [], "sending it again mends it"
 
     accept("B")
     with ledger.read() as connection:
@@ -79,6 +83,6 @@ def test_what_an_older_version_recorded_is_known_again(tmp_path: Path, ledger: L
     assert [row.state for row in rows] == ["superseded", "current"]
     assert rows[1].digest.startswith("blake3-") and len(spool.entries()) == 2
 
-    spool.absolute(old).write_bytes(content[:-2] + b"xx")
+    spool.absolute(rows[0].path).write_bytes(content[:-2] + b"xx")
     (fault,) = deep_check(ledger, spool).faults
     assert "is not what was written" in fault

@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 
 from config.errors import ConfigurationError
 from config.settings import Peer
+from daemon.admission import Admission, Asked, Refused
 from daemon.errors import RefusedInstance
 from daemon.incoming import Incoming
 from daemon.listener import Listener
@@ -368,6 +369,44 @@ def test_more_associations_than_allowed_are_rejected_until_one_ends(incoming: Pa
         first.release()
         wait_until(lambda: rejection_of(listener.port) is None, "the released place can be taken")
         second.abort()
+
+
+def test_an_association_that_cannot_be_decided_on_is_rejected(incoming: Path, accepted: Accepted) -> None:
+    def admit() -> str | None:
+        raise OSError(errno.EIO, "the disk does not answer")
+
+    with listening(Listener(listener_settings(), incoming, accepted, admit)) as listener:
+        assert request_association(listener.port).is_rejected
+        wait_until(lambda: not listener.served_here, "it has ended")
+
+
+def test_one_that_cannot_be_served_gives_its_place_back(
+    incoming: Path, accepted: Accepted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    ended: list[str] = []
+    with listening(Listener(listener_settings(), incoming, accepted, on_end=ended.append)) as listener:
+        monkeypatch.setattr("daemon.reception.IncomingAssociation", fail)
+        assert not request_association(listener.port).is_established
+        wait_until(lambda: len(ended) == 1, "it is over")
+        assert listener._admission.open == 0
+        monkeypatch.undo()
+        assert answers_echo(listener.port, "MAMMOD")
+
+
+def test_who_left_is_not_admitted() -> None:
+    """As where the process that serves an association ends while its question is being answered."""
+    admission = Admission(listener_settings(), lambda: None, lambda _: None)
+    assert admission.enter("a", "127.0.0.1")
+    admission.leave("a")
+    asked = Asked("MODALITY", "MAMMOD", frozenset())
+    assert isinstance(admission.decide("a", asked), Refused)
+    left = Admission(listener_settings(), lambda: left.leave("b"), lambda _: None)
+    assert left.enter("b", "127.0.0.1")
+    assert isinstance(left.decide("b", asked), Refused)
+    assert (left.admitted, left.open) == (0, 0)
 
 
 def test_no_room_rejects_associations_and_refuses_instances(incoming: Path, accepted: Accepted) -> None:

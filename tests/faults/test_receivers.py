@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -271,6 +272,33 @@ def test_one_that_takes_nothing_more_does_not_hold_up_the_listener(rig: Rig, mon
     served = request_association(rig.listener.port)
     assert store(served, CONTENT, UID).Status == 0x0000
     served.release()
+
+
+def test_its_folder_may_be_taken_for_a_dead_nodes_and_removed(rig: Rig) -> None:
+    association = rig.associate_with_receiver()
+    shutil.rmtree(rig.incoming)
+    assert store(association, CONTENT, UID).Status == 0x0000
+    association.release()
+    assert len(rig.recorded) == 1
+
+
+def test_one_that_cannot_be_heard_is_begun_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = rig.receiver.pid
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with capture_logs() as logged:
+        monkeypatch.setattr(rig.receiver, "_hear", fail)
+        request_association(rig.listener.port)
+        wait_until(lambda: rig.receiver.pid != lost, "it is ended")
+        monkeypatch.undo()
+        wait_until(lambda: rig.receiver.is_ready, "another is ready", START_LIMIT_S)
+    assert "a receiver cannot be heard" in {entry["event"] for entry in logged}
+    wait_until(lambda: rig.listener.open_associations == 1, "its association is over")
+    again = rig.associate_with_receiver()
+    assert store(again, CONTENT, UID).Status == 0x0000
+    again.release()
 
 
 def test_one_that_cannot_be_begun_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

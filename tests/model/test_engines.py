@@ -242,8 +242,13 @@ def test_bfloat16_of_a_cpu_is_tried_too(
         assert "differs from TensorFlow float32 by at most 0.00" in engine.why
 
 
-def test_a_cpu_without_bfloat16_computes_in_float32(xception: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorflow_module, "cpu_has_bfloat16", lambda: False)
+@pytest.mark.parametrize(("of_cpu", "gpus"), [(False, []), (True, ["an old one"])])
+def test_a_machine_without_bfloat16_computes_in_float32(
+    xception: Bundle, of_cpu: bool, gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorflow_module, "cpu_has_bfloat16", lambda: of_cpu)
+    monkeypatch.setattr(tensorflow_module, "_gpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(tensorflow_module, "_gpus", lambda: gpus)
     assert tensorflow_engine(xception, 2).name == "tensorflow-float32"
 
 
