@@ -121,6 +121,10 @@ def serving(dicomweb: str) -> Iterator[str]:
         server.server_close()
 
 
+# OHIF's own: where a view is taken for another picture before the first has come, it calls a handler that there is none of.
+_LEFT_BEHIND = "IMAGE_LOAD_ERROR TypeError: handler is not a function"
+
+
 class Viewer:
     """OHIF with one study open."""
 
@@ -133,6 +137,11 @@ class Viewer:
         self.page.wait_for_function(
             "() => window.cornerstone?.getEnabledElements().some(each => each.viewport.viewportStatus == 'rendered')"
         )
+
+    @property
+    def errors(self) -> list[str]:
+        """What the browser's console calls an error, and requests that failed."""
+        return [error for error in self.watched.errors if _LEFT_BEHIND not in error]
 
     def listed(self) -> dict[str, str]:
         """SOP Instance UID -> what the list of series says, of the objects that are not images."""

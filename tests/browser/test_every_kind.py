@@ -88,7 +88,7 @@ def test_ohif_draws_the_lesions_of_a_mammogram_where_they_are(viewer: Viewer, ma
         assert np.abs(np.array(at) - expected).max() <= 1
         percent = numbers[tracking.index(tracking_uid(lesion))]
         assert f"Probability of cancer: {percent:.2f} %" in annotation.labels
-    assert viewer.watched.errors == []
+    assert viewer.errors == []
 
 
 def test_ohif_shows_the_picture(viewer: Viewer, made: Made) -> None:

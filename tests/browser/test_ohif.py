@@ -139,5 +139,5 @@ def test_nothing_to_classify_is_listed_and_harms_no_other_report(
     assert viewer.texts() == [] and viewer.annotations() == []
     viewer.show(other.uid)
     viewer.wait_drawn(other.source.lesions[0].image_uid, len(other.source.lesions))
-    assert viewer.watched.errors == []
+    assert viewer.errors == []
     viewer.page.close()
