@@ -18,10 +18,10 @@ from sqlalchemy import Row
 
 from config.settings import Settings
 from daemon import audit_message
+from daemon.arrival import Arrival
 from daemon.audit_delivery import Delivery, destinations
 from daemon.audit_message import Action, Code, Message, Node, Source
 from daemon.incoming import Incoming
-from daemon.ledger.instances import Arrival
 from daemon.outgoing import OutcomeKind, StoreOutcome
 from daemon.rejection import Rejection, RejectionKind
 

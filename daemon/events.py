@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from daemon.ledger.instances import Arrival
+from daemon.arrival import Arrival
 from daemon.outgoing import OutcomeKind
 from daemon.rejection import Rejection
 

@@ -16,11 +16,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import events
+from daemon.arrival import Arrival
 from daemon.digest import is_sha256, sha256_of
 from daemon.errors import RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
-from daemon.ledger.instances import Arrival, StoredInstance
+from daemon.ledger.instances import StoredInstance
 from daemon.placing import InSpool, cannot_place, place
 from daemon.retention import remove_files
 from daemon.spool import OUT_OF_RESOURCES, Spool

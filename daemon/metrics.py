@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import config
 from daemon.archive_health import Health
+from daemon.arrival import Arrival
 from daemon.events import (
     AssociationAccepted,
     BatchClassified,
@@ -37,11 +38,9 @@ from daemon.events import (
     WorkerRestarted,
 )
 from daemon.ledger import Ledger, jobs, nodes, outbox
-from daemon.ledger.instances import Arrival
 from daemon.ledger.overview import Pressing, pressing
 from daemon.ledger.schema import OutboxState
-from daemon.lesions import REPORT_CLASSES
-from daemon.lesions.reference import SEGMENTATION_CLASSES
+from daemon.lesion_classes import REPORT_CLASSES, SEGMENTATION_CLASSES
 from daemon.outgoing import OutcomeKind
 from daemon.rejection import Rejection, RejectionKind
 from daemon.reports.kinds import KINDS

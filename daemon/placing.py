@@ -6,6 +6,7 @@ import contextlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
@@ -13,10 +14,13 @@ from pydicom.dataset import FileDataset
 from daemon.data_set import CANNOT_UNDERSTAND
 from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
 from daemon.incoming import Incoming
-from daemon.lesions import References, lesion_references, may_be_lesion_object
+from daemon.lesion_classes import may_be_lesion_object
 from daemon.reports.identity import OWN_CLASSES, is_own_report
 from daemon.spool import OUT_OF_RESOURCES, Placed, Spool
 from daemon.uids import harmless_uid
+
+if TYPE_CHECKING:
+    from daemon.lesions import References
 
 _one_large = threading.Lock()  # to be read at a time, in each process
 
@@ -117,6 +121,8 @@ def _uid(value: object, keyword: str) -> str:
 
 def _references(header: FileDataset) -> tuple[References | None, str | None]:
     """What a lesion object names, or why it is unusable; (None, None) for everything that is not a lesion object."""
+    from daemon.lesions import lesion_references  # 30 MB of memory, for each process that receives no more than images
+
     try:
         return lesion_references(header), None
     except LesionError as error:

@@ -182,7 +182,7 @@ class Service:
         listener = self._settings.listener
         if self._spool.store is not None or listener.tls is not None:
             return []
-        count = (listener.processes or min(os.cpu_count() or 1, MOST_PROCESSES)) - 1
+        count = (listener.processes or min((os.cpu_count() or 1) + 1, MOST_PROCESSES)) - 1
         return [
             Receiver(name, self._settings, self._node.incoming / name, self._intake.record)
             for name in (f"receiver-{number}" for number in range(1, count + 1))

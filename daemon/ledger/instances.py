@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
+from daemon.arrival import Arrival
 from daemon.ledger.schema import UNFINISHED, InstanceState, instances, jobs, needs
-
-
-class Arrival(Enum):
-    """What an accepted instance is to the ledger (invariant 4)."""
-
-    NEW = "new"
-    DUPLICATE = "duplicate"
-    CHANGED = "changed"
 
 
 @dataclass(frozen=True)

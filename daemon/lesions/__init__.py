@@ -13,17 +13,17 @@ from pydicom.dataset import Dataset
 
 from daemon.errors import LesionError
 from daemon.lesion import LesionReading
+from daemon.lesion_classes import REPORT_CLASSES
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
 from daemon.lesions.generic_sr import other_marks
 from daemon.lesions.mark import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
 from daemon.lesions.reference import MAX_LESIONS, Collected
-from daemon.lesions.seg import SEGMENTATION_CLASSES, is_segmentation, read_segments, source_images
+from daemon.lesions.seg import is_segmentation, read_segments, source_images
 from daemon.lesions.sr_tree import Tree
 
 MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
 _REASONS_SHOWN = 5
-REPORT_CLASSES = "1.2.840.10008.5.1.4.1.1.88."  # every Structured Report storage class begins so (PS3.4 B.5)
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,6 @@ class References:
 
     image_uids: tuple[str, ...]
     segmentation_uids: tuple[str, ...]
-
-
-def may_be_lesion_object(sop_class_uid: str) -> bool:
-    """Whether `lesion_references` can find anything in an instance of this class."""
-    return sop_class_uid in SEGMENTATION_CLASSES or sop_class_uid.startswith(REPORT_CLASSES)
 
 
 def lesion_references(dataset: Dataset) -> References | None:

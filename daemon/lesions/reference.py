@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sr.coding import Code as SrCode
-from pydicom.uid import UID, SegmentationStorage
 
 from daemon.errors import LesionError
 from daemon.lesion import Code, LeftOut, Lesion
+from daemon.lesion_classes import SEGMENTATION_CLASSES
 from daemon.uids import harmless_uid
 from model.image import MAX_PIXELS
 
-LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # Label Map Segmentation Storage, newer than pydicom 3.0
-SEGMENTATION_CLASSES = (SegmentationStorage, LABEL_MAP_STORAGE)
 MAX_LESIONS = 250  # of one lesion object
 _OLD_SNOMED = ("SNM3", "99SDM")  # designators of SNOMED-RT before SRT (PS3.16 8.2)
 

@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from daemon.errors import LesionError
 from daemon.lesion import Code, Lesion
+from daemon.lesion_classes import SEGMENTATION_CLASSES
 from daemon.lesions.outline import outline_of_mask, region_of_outline
 from daemon.lesions.reference import (
-    SEGMENTATION_CLASSES,
     Collected,
     ImageReference,
     code_of,

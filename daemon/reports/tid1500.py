@@ -14,7 +14,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from daemon.errors import ReportError
 from daemon.lesion import Lesion
-from daemon.lesions.reference import SEGMENTATION_CLASSES
+from daemon.lesion_classes import SEGMENTATION_CLASSES
 from daemon.reports import image_header
 from daemon.reports.facts import (
     Algorithm,

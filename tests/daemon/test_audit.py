@@ -20,11 +20,11 @@ from structlog.testing import capture_logs
 from config.settings import Audit as AuditSettings
 from config.settings import Settings
 from daemon import audit_delivery, audit_message
+from daemon.arrival import Arrival
 from daemon.audit import Audit
 from daemon.audit_delivery import Delivery
 from daemon.audit_message import Action, Message, Node, Source
 from daemon.incoming import Incoming
-from daemon.ledger.instances import Arrival
 from daemon.outgoing import OutcomeKind, StoreOutcome
 from daemon.rejection import Rejection, RejectionKind
 from tests.peers.certificates import Authority

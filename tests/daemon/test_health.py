@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 
 from config.settings import Workers
 from daemon.archive_health import ArchiveHealth
+from daemon.arrival import Arrival
 from daemon.callers import MOST, Callers
 from daemon.decode import DecoderPool
 from daemon.errors import ArchiveError, DecoderUnavailable, RefusedInstance
@@ -29,7 +30,6 @@ from daemon.events import (
 from daemon.health import LedgerProbe, not_alive, not_ready
 from daemon.history import History, percentile
 from daemon.ledger import Ledger
-from daemon.ledger.instances import Arrival
 from daemon.ledger.overview import pressing
 from daemon.opened_bundle import default_bundle_path
 from daemon.outgoing import OutcomeKind

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import delete, select, text, update
 
+from daemon.arrival import Arrival
 from daemon.errors import LedgerError
 from daemon.ledger import Ledger, instances, jobs, nodes, outbox, work
-from daemon.ledger.instances import Arrival, StoredInstance
+from daemon.ledger.instances import StoredInstance
 from daemon.ledger.schema import JobState, OutboxState, metadata
 from daemon.ledger.schema import instances as instance_table
 from daemon.ledger.schema import jobs as job_table
