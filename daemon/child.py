@@ -31,9 +31,8 @@ class Child:
         self._process = SPAWN.Process(target=target, args=(theirs, *arguments), name=name, daemon=True)
         self._process.start()
         theirs.close()
-        atexit.register(
-            self.kill
-        )  # at the end of the program multiprocessing would ask it to end, and wait: it ignores that
+        # At the end of the program multiprocessing would ask it to end, which it ignores, and wait.
+        atexit.register(self.kill)
 
     @property
     def pid(self) -> int | None:

@@ -36,7 +36,7 @@ class Listener:
 
     `accept`, `full` and `commitment` are as in `Behind`; `full` also keeps associations away. `on_rejection` is told of each
     caller not let in, `on_end` of the id of each association that has ended. All are called from several threads. `receivers`
-    serve beside this process; they accept by themselves.
+    serve beside this process where connections are not TLS; they accept by themselves.
 
     Raises:
         ConfigurationError: a TLS file of the settings cannot be used.
@@ -58,7 +58,8 @@ class Listener:
         self._admission = Admission(chosen, full, on_rejection)
         self._behind = Behind(self._admission.decide, full, accept, commitment, self._ended)
         self._on_end = on_end
-        self._receivers = receivers
+        # What TLS has agreed on cannot be handed to another process.
+        self._receivers = receivers if chosen.tls is None else ()
         self._tls = Credentials(chosen.tls, "listener.tls", Side.ACCEPT) if chosen.tls else None
         self._connections: Connections | None = None
         self._reception: Reception | None = None
@@ -170,8 +171,7 @@ class Listener:
         assert self._reception is not None
         free = [receiver for receiver in self._receivers if receiver.is_ready]
         least = min(free, key=lambda receiver: receiver.open, default=None)
-        # What TLS has agreed on cannot be handed to another process.
-        if least is not None and self._tls is None and least.open < len(self._reception.open):
+        if least is not None and least.open < len(self._reception.open):
             least.serve(association_id, connection, address, request)
         else:
             self._reception.serve(association_id, connection, address, request)

@@ -150,7 +150,6 @@ class Receiver:
     def __init__(self, name: str, chosen: settings.Settings, folder: Path, record: Callable[[InSpool], None]) -> None:
         self._name = name
         self._chosen = chosen
-        self._log = chosen.log
         self._folder = folder
         self._record = record
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -200,7 +199,7 @@ class Receiver:
             connection.close()
 
     def reconfigure_log(self, chosen: settings.Log) -> None:
-        self._log = chosen
+        self._start = replace(self._start, log=chosen)
         with contextlib.suppress(OSError):
             self._send(Log(chosen))
 
@@ -262,7 +261,7 @@ class Receiver:
     def _until_its_end(self) -> int | None:
         """Begin a process and hear it until it ends; how it ended."""
         self._sweep()
-        child = Child(f"mammod-{self._name}", _receive, replace(self._start, log=self._log))
+        child = Child(f"mammod-{self._name}", _receive, self._start)
         try:
             _limit_sending(child.pipe)
             with self._sending:
@@ -448,19 +447,12 @@ def _receive(pipe: Connection, start: Start) -> None:
 def _behind(start: Start, service: _Service) -> Behind:
     spool = Spool(start.spool, start.min_free)
 
-    def full() -> str | None:
-        try:
-            spool.check_room()
-        except RefusedInstance as refused:
-            return refused.reason
-        return None
-
     def commitment(calling_ae: str, information: Dataset) -> int:
         return int(service.ask(Question.COMMITMENT, calling_ae, information))
 
     return Behind(
         decide=lambda association_id, asked: service.ask(Question.DECIDE, association_id, asked),
-        full=full,
+        full=spool.full,
         accept=lambda incoming: service.ask(Question.RECORD, place(incoming, spool)),
         commitment=commitment if start.takes_commitment else None,
         ended=lambda association_id: service.send(Ended(association_id)),

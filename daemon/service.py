@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from config.errors import ConfigurationError, MammodError
+from config.errors import ConfigurationError
 from config.settings import Settings, load_settings
 from daemon import log as logging_setup
 from daemon.archive import Archive
@@ -108,7 +108,7 @@ class Service:
             settings.listener,
             self._node.incoming,
             self._intake.accept,
-            self._full,
+            self._spool.full,
             self._commitment.take_from,
             self._audit.rejected,
             self._audit.association_ended,
@@ -178,11 +178,10 @@ class Service:
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=taken.jobs, node=self._node.id, alone=alone)
 
     def _receivers(self) -> list[Receiver]:
-        """None for a bucket, whose copies in the directory one process looks after, and none where connections are TLS."""
-        listener = self._settings.listener
-        if self._spool.store is not None or listener.tls is not None:
+        """None for a bucket, whose copies in the directory one process looks after."""
+        if self._spool.store is not None:
             return []
-        count = (listener.processes or min((os.cpu_count() or 1) + 1, MOST_PROCESSES)) - 1
+        count = (self._settings.listener.processes or min((os.cpu_count() or 1) + 1, MOST_PROCESSES)) - 1
         return [
             Receiver(name, self._settings, self._node.incoming / name, self._intake.record)
             for name in (f"receiver-{number}" for number in range(1, count + 1))
@@ -192,14 +191,6 @@ class Service:
         """Work of a dead node was given back."""
         self._dispatcher.wake()
         self._sending.wake()
-
-    def _full(self) -> str | None:
-        """Why new associations are refused, if they are."""
-        try:
-            self._spool.check_room()
-        except MammodError as error:
-            return str(error)
-        return None
 
     def _live(self) -> dict[str, Any]:
         """What the status port says beyond the ledger."""

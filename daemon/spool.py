@@ -123,6 +123,14 @@ class Spool:
             except SpoolUnavailable as error:
                 raise RefusedInstance(OUT_OF_RESOURCES, str(error)) from error
 
+    def full(self) -> str | None:
+        """Why nothing more can be taken now, if it cannot."""
+        try:
+            self.check_room()
+        except RefusedInstance as refused:
+            return refused.reason
+        return None
+
     def place(self, received: Path, sop_instance_uid: str, digest: str | None = None) -> Placed:
         """Make a received file durable under its final name; `received` (in the same file system) stays for its owner.
 
