@@ -158,6 +158,8 @@ programs:
 	command -v systemd-analyze >/dev/null || packages="$$packages systemd"
 	command -v shellcheck >/dev/null || packages="$$packages shellcheck"
 	command -v promtool >/dev/null || packages="$$packages prometheus"
+	[ -x /usr/sbin/mkfs.ext4 ] || command -v mkfs.ext4 >/dev/null || packages="$$packages e2fsprogs"
+	[ -x /usr/sbin/mkfs.xfs ] || command -v mkfs.xfs >/dev/null || packages="$$packages xfsprogs"
 	[ -n "$$packages" ] || exit 0
 	root=""; [ "$$(id -u)" = 0 ] || root="sudo -n"
 	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then

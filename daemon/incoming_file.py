@@ -20,7 +20,7 @@ from daemon.uids import valid_uid
 if TYPE_CHECKING:
     from daemon.association import IncomingAssociation
 
-WRITE_BACK = 1 << 22  # bytes
+WRITE_BACK = 1 << 20  # bytes
 PART_SUFFIX = ".part"
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory

@@ -6,10 +6,8 @@ order they came. `Intake.accept` returns only when bytes and rows are on disk (i
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import structlog
 from sqlalchemy import Connection
@@ -24,7 +22,7 @@ from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import StoredInstance
 from daemon.placing import InSpool, cannot_place, place
 from daemon.retention import remove_files
-from daemon.spool import OUT_OF_RESOURCES, Spool
+from daemon.spool import OUT_OF_RESOURCES, Placed, Spool
 
 log = structlog.get_logger()
 
@@ -57,78 +55,118 @@ class Intake:
                 ledger is full or locked.
             OSError: the spool cannot be written (disk full).
         """
-        self.record(place(incoming, self._spool))
+        (error,) = self.record([place(incoming, self._spool)])
+        if error is not None:
+            raise error
 
-    def record(self, placed: InSpool) -> None:
-        """The part that needs the ledger: of an instance that lies in the spool already, in the process that has the ledger.
+    def record(self, several: Sequence[InSpool]) -> list[Exception | None]:
+        """The part that needs the ledger, for instances that lie in the spool already, in the process that has the ledger.
 
-        Raises:
+        What each failed with:
             RefusedInstance: the ledger is full or locked, or the file was removed meanwhile and the bucket does not take it.
             OSError: the same, and the spool cannot be written.
         """
+        recordings = [
+            _Recording(self._spool, self._bundle, placed, placed.file) if placed.file else None for placed in several
+        ]
+        transitions = [recording.transition for recording in recordings if recording]
+        results = iter(self._ledger.change_together(transitions) if transitions else ())
+        errors: list[Exception | None] = []
+        for placed, recording in zip(several, recordings, strict=True):
+            try:
+                self._finish(recording, next(results)) if recording else self._drop_own(placed)
+            except Exception as error:
+                errors.append(error)
+            else:
+                errors.append(None)
+        return errors
+
+    def _drop_own(self, placed: InSpool) -> None:
         incoming = placed.incoming
-        bound = log.bind(association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid)
-        if placed.file is None:
-            bound.info("own report came back, dropped")
-            events.tell(events.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
-            self._on_received(incoming, placed.study_uid, Arrival.DUPLICATE)
-            return
-        file = placed.file
+        _log_of(incoming).info("own report came back, dropped")
+        events.tell(events.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
+        self._on_received(incoming, placed.study_uid, Arrival.DUPLICATE)
+
+    def _finish(self, recording: _Recording, result: tuple[Arrival, bool] | Exception) -> None:
+        """What follows once it is committed, or failed."""
+        if isinstance(result, UNAVAILABLE):
+            reason = f"the ledger cannot be written now ({_kind(result)}); send it again later"
+            raise RefusedInstance(OUT_OF_RESOURCES, reason) from result
+        if isinstance(result, SpoolUnavailable):
+            raise cannot_place(result) from result
+        if isinstance(result, Exception):
+            raise result
+        arrival, ready = result
+        incoming = recording.placed.incoming
+        if recording.left:
+            remove_files(self._ledger, self._spool, recording.left)
+        events.tell(events.InstanceAccepted(arrival, recording.file.size))
+        self._say(recording, arrival)
+        self._on_received(incoming, recording.placed.study_uid, arrival)
+        if ready:
+            self._on_ready()
+
+    @staticmethod
+    def _say(recording: _Recording, arrival: Arrival) -> None:
+        bound = _log_of(recording.placed.incoming)
+        if recording.placed.unusable:
+            bound.warning("lesion object cannot be used", reason=recording.placed.unusable)
+        elif arrival is Arrival.CHANGED:
+            bound.warning("same SOP Instance UID with other content: both kept, the newer one is used")
+        else:
+            bound.info("instance accepted", arrival=arrival.value, size=recording.file.size)
+
+
+class _Recording:
+    """One instance on its way into the ledger. `left`: files of older versions, in whose place this one is now."""
+
+    def __init__(self, spool: Spool, bundle: str, placed: InSpool, file: Placed) -> None:
+        self._spool = spool
+        self._bundle = bundle
+        self.placed = placed
+        self.file = file
+        self.left: list[str] = []
+        self._sha256: str | None = None
+
+    def transition(self, connection: Connection) -> tuple[Arrival, bool]:
+        """What it was to the ledger, and whether a job may have become ready by it."""
+        incoming, file = self.placed.incoming, self.file
+        recording_a_file(connection)
+        self.left.clear()
         instance = StoredInstance(
             sop_instance_uid=incoming.sop_instance_uid,
             sop_class_uid=incoming.sop_class_uid,
-            study_uid=placed.study_uid,
-            series_uid=placed.series_uid,
+            study_uid=self.placed.study_uid,
+            series_uid=self.placed.series_uid,
             transfer_syntax_uid=incoming.transfer_syntax_uid,
             digest=file.digest,
             size=file.size,
             path=file.path,
             calling_ae=incoming.calling_ae,
+            # Not before: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
             received_at=time.time(),
         )
+        arrival, instance_id = instances.record(connection, instance, self._is_same)
+        if not self._spool.has(file.path):  # retention removed the old row and file just now
+            self._spool.place(incoming.path, incoming.sop_instance_uid, file.digest)
+        ready = arrival is not Arrival.DUPLICATE and self._pair(connection, instance, instance_id, arrival)
+        return arrival, ready
 
-        sha256 = functools.cache(lambda: sha256_of(incoming.path))
-        left: list[str] = []  # files of older versions, in whose place this one is now
-
-        def is_same(digest: str, path: str) -> bool:
-            if not is_sha256(digest) or digest != sha256():
-                return False
-            left.append(path)
-            return True
-
-        def transition(connection: Connection) -> tuple[Arrival, bool]:
-            recording_a_file(connection)
-            left.clear()
-            # Again: a time that was taken before waiting for the ledger may be of a clock that was set back meanwhile.
-            recorded = replace(instance, received_at=time.time())
-            arrival, instance_id = instances.record(connection, recorded, is_same)
-            if not self._spool.has(file.path):  # retention removed the old row and file just now
-                self._spool.place(incoming.path, incoming.sop_instance_uid, file.digest)
-            ready = arrival is not Arrival.DUPLICATE and self._pair(connection, recorded, instance_id, placed, arrival)
-            return arrival, ready
-
-        try:
-            arrival, ready = self._ledger.change_together(transition)
-        except UNAVAILABLE as error:
-            raise RefusedInstance(
-                OUT_OF_RESOURCES, f"the ledger cannot be written now ({_kind(error)}); send it again later"
-            ) from error
-        except SpoolUnavailable as error:
-            raise cannot_place(error) from error
-        if left:
-            remove_files(self._ledger, self._spool, left)
-        events.tell(events.InstanceAccepted(arrival, instance.size))
-        self._say(bound, instance, arrival, placed.unusable)
-        self._on_received(incoming, placed.study_uid, arrival)
-        if ready:
-            self._on_ready()
+    def _is_same(self, digest: str, path: str) -> bool:
+        if not is_sha256(digest):
+            return False
+        if self._sha256 is None:
+            self._sha256 = sha256_of(self.placed.incoming.path)
+        if digest != self._sha256:
+            return False
+        self.left.append(path)
+        return True
 
     def _pair(
         self,
         connection: Connection,
         instance: StoredInstance,
         instance_id: int,
-        placed: InSpool,
         arrival: Arrival,
     ) -> bool:
         """Whether a job may have become ready by it."""
@@ -139,24 +177,20 @@ class Intake:
             jobs.input_changed(connection, uid, now)
         waiting = jobs.needing(connection, uid)
         ready = bool(waiting) and jobs.promote(connection, waiting, now) > 0
-        references = placed.references
-        if references is None and placed.unusable is None:
+        references = self.placed.references
+        if references is None and self.placed.unusable is None:
             return ready or arrival is Arrival.CHANGED
         needed = (*references.image_uids, *references.segmentation_uids) if references else ()
         # One that names nothing is ready at once: the worker quarantines it, and reports that where it shall.
         jobs.create(connection, instance_id, uid, needed, self._bundle, now)
         return True
 
-    @staticmethod
-    def _say(
-        bound: structlog.stdlib.BoundLogger, instance: StoredInstance, arrival: Arrival, unusable: str | None
-    ) -> None:
-        if unusable:
-            bound.warning("lesion object cannot be used", reason=unusable)
-        elif arrival is Arrival.CHANGED:
-            bound.warning("same SOP Instance UID with other content: both kept, the newer one is used")
-        else:
-            bound.info("instance accepted", arrival=arrival.value, size=instance.size)
+
+def _log_of(incoming: Incoming) -> structlog.stdlib.BoundLogger:
+    bound: structlog.stdlib.BoundLogger = log.bind(
+        association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid
+    )
+    return bound
 
 
 def _kind(error: SQLAlchemyError) -> str:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import pickle
+import select
 import shutil
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import structlog
@@ -88,11 +92,18 @@ class AreYouThere:
 
 @dataclass(frozen=True)
 class Answer:
-    """To the receiver: what was given, or raised, for the question of this number."""
+    """What was given, or raised, for the question of this number."""
 
     number: int
     given: Any
     raised: Exception | None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """To the receiver."""
+
+    answers: tuple[Answer, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,7 @@ class Told:
     facts: tuple[Event | Took, ...]
 
 
-ToReceiver = Serve | Stop | Log | AreYouThere | Answer
+ToReceiver = Serve | Stop | Log | AreYouThere | Answers
 ToService = Ask | Here | Ended | Told
 
 
@@ -147,7 +158,13 @@ class Receiver:
     `Intake.record`).
     """
 
-    def __init__(self, name: str, chosen: settings.Settings, folder: Path, record: Callable[[InSpool], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        chosen: settings.Settings,
+        folder: Path,
+        record: Callable[[Sequence[InSpool]], list[Exception | None]],
+    ) -> None:
         self._name = name
         self._chosen = chosen
         self._folder = folder
@@ -226,7 +243,7 @@ class Receiver:
             if child is None:
                 raise BrokenPipeError
             try:
-                child.pipe.send(message)
+                _send(child.pipe, message)
                 if connection is not None:
                     send_handle(child.pipe, connection.fileno(), child.pid or 0)
             except OSError:
@@ -269,10 +286,15 @@ class Receiver:
             if self._stopping.is_set():  # it may have been too early for `stop`
                 child.kill()
             # At its end the answers under way are done: what they say of an association comes before its end.
-            with ThreadPoolExecutor(ANSWERING_THREADS, f"{self._name}-answers") as answering:
+            with (
+                ThreadPoolExecutor(ANSWERING_THREADS, f"{self._name}-answers") as answering,
+                self._recording() as recording,
+            ):
                 with contextlib.suppress(EOFError, OSError):
-                    while self._is_there(child):
-                        self._hear(child.pipe.recv(), answering)
+                    said = select.poll()
+                    said.register(child.pipe, select.POLLIN)
+                    while self._is_there(child, said):
+                        self._hear(_recv(child.pipe), answering, recording)
                 self.is_ready = False
         finally:
             self.is_ready = False
@@ -284,18 +306,22 @@ class Receiver:
             self._sweep()
         return child.exitcode
 
-    def _is_there(self, child: Child) -> bool:
+    def _is_there(self, child: Child, said: select.poll) -> bool:
         """Once there is something to hear. One that says nothing is asked; one that does not answer is ended (False)."""
-        if self.is_ready and not child.pipe.poll(ASK_AFTER_S):
+        if self.is_ready:
+            if said.poll(ASK_AFTER_S * 1000):
+                return True
             self._send(AreYouThere())
-        if child.pipe.poll(HANG_LIMIT_S if self.is_ready else START_LIMIT_S):
+        if said.poll((HANG_LIMIT_S if self.is_ready else START_LIMIT_S) * 1000):
             return True
         log.error("a receiver hangs, it is ended", receiver=self._name)
         child.kill()
         return False
 
-    def _hear(self, message: ToService, answering: ThreadPoolExecutor) -> None:
+    def _hear(self, message: ToService, answering: ThreadPoolExecutor, recording: SimpleQueue[Ask | None]) -> None:
         match message:
+            case Ask(question=Question.RECORD):
+                recording.put(message)
             case Ask():
                 answering.submit(self._answer, message)
             case Told(facts):
@@ -307,30 +333,56 @@ class Receiver:
                 self.is_ready = True
 
     def _answer(self, asked: Ask) -> None:
-        cpu = time.thread_time()
         given: Any = None
         raised: Exception | None = None
         try:
             given = self._do(asked.question, asked.arguments)
-        except (RefusedInstance, OSError) as error:
-            raised = error
         except Exception as error:
-            log.exception("a receiver's question failed", question=asked.question.value)
-            raised = RuntimeError(type(error).__name__)
-        with contextlib.suppress(OSError):
-            self._send(Answer(asked.number, given, raised))
-        if asked.question is Question.RECORD:
-            stages.used(Stage.RECEIVE, time.thread_time() - cpu)
+            raised = _raised(error)
+        self._give([Answer(asked.number, given, raised)])
 
     def _do(self, question: Question, arguments: tuple[Any, ...]) -> Any:
         match question:
             case Question.DECIDE:
                 return self._behind.decide(*arguments)
-            case Question.RECORD:
-                return self._record(*arguments)
             case Question.COMMITMENT:
                 assert self._behind.commitment is not None
                 return self._behind.commitment(*arguments)
+
+    @contextmanager
+    def _recording(self) -> Iterator[SimpleQueue[Ask | None]]:
+        """Takes what is to be recorded. What came while the ledger was written to is recorded, and answered, together."""
+        asked: SimpleQueue[Ask | None] = SimpleQueue()
+
+        def record() -> None:
+            while first := asked.get():
+                lot = [first]
+                with contextlib.suppress(Empty):
+                    while following := asked.get_nowait():
+                        lot.append(following)
+                    asked.put(None)  # the end is for the next turn
+                self._record_lot(lot)
+
+        thread = threading.Thread(target=record, name=f"{self._name}-records", daemon=True)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            asked.put(None)
+            thread.join()
+
+    def _record_lot(self, lot: Sequence[Ask]) -> None:
+        cpu = time.thread_time()
+        try:
+            errors = self._record([asked.arguments[0] for asked in lot])
+        except Exception as error:
+            errors = [error] * len(lot)
+        self._give([Answer(asked.number, None, _raised(error)) for asked, error in zip(lot, errors, strict=True)])
+        stages.used(Stage.RECEIVE, time.thread_time() - cpu)
+
+    def _give(self, answers: Sequence[Answer]) -> None:
+        with contextlib.suppress(OSError):
+            self._send(Answers(tuple(answers)))
 
     def _is_over(self, association_id: str) -> None:
         with self._lock:
@@ -342,6 +394,23 @@ class Receiver:
     def _sweep(self) -> None:
         """Remove what it was receiving, which nobody was told success of."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _raised(error: Exception | None) -> Exception | None:
+    """What the receiver raises for it: what it knows what to do with as it is, anything else by its kind."""
+    if error is None or isinstance(error, RefusedInstance | OSError):
+        return error
+    log.error("a receiver's question failed", exc_info=error)
+    return RuntimeError(type(error).__name__)
+
+
+def _send(pipe: Connection, message: ToReceiver | ToService) -> None:
+    # As Connection.send, without a pickler that is made for each message to pass on what no message has.
+    pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _recv(pipe: Connection) -> Any:
+    return pickle.loads(pipe.recv_bytes())
 
 
 def _limit_sending(pipe: Connection) -> None:
@@ -360,7 +429,7 @@ class _Service:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
-        self._asked: dict[int, Future[Any]] = {}
+        self._asked: dict[int, SimpleQueue[Answer]] = {}
         self._number = 0
         self._facts: list[Event | Took] = []
         self._told = threading.Event()
@@ -368,16 +437,19 @@ class _Service:
 
     def ask(self, question: Question, *arguments: Any) -> Any:
         """What the service gives, or raises."""
-        future: Future[Any] = Future()
+        answers: SimpleQueue[Answer] = SimpleQueue()
         with self._lock:
             self._number += 1
-            self._asked[self._number] = future
-            self._pipe.send(Ask(self._number, question, arguments))
-        return future.result()
+            self._asked[self._number] = answers
+            _send(self._pipe, Ask(self._number, question, arguments))
+        answer = answers.get()
+        if answer.raised is not None:
+            raise answer.raised
+        return answer.given
 
     def send(self, message: Here | Ended) -> None:
         with self._lock, contextlib.suppress(OSError):  # where the service is gone, this process ends as well
-            self._pipe.send(message)
+            _send(self._pipe, message)
 
     def tell(self, fact: Event | Took) -> None:
         """It goes together with others, soon."""
@@ -396,15 +468,13 @@ class _Service:
         """Now."""
         with self._lock, contextlib.suppress(OSError):
             facts, self._facts = self._facts, []
-            self._pipe.send(Told(tuple(facts)))
+            _send(self._pipe, Told(tuple(facts)))
 
-    def take(self, answer: Answer) -> None:
+    def take(self, answers: Sequence[Answer]) -> None:
         with self._lock:
-            future = self._asked.pop(answer.number)
-        if answer.raised is not None:
-            future.set_exception(answer.raised)
-        else:
-            future.set_result(answer.given)
+            asking = [self._asked.pop(answer.number) for answer in answers]
+        for one, answer in zip(asking, answers, strict=True):
+            one.put(answer)
 
 
 def _receive(pipe: Connection, start: Start) -> None:
@@ -423,12 +493,12 @@ def _receive(pipe: Connection, start: Start) -> None:
     service.send(Here())
     while True:
         try:
-            message: ToReceiver = pipe.recv()
+            message: ToReceiver = _recv(pipe)
         except (EOFError, OSError):
             os._exit(0)  # the service is gone
         match message:
-            case Answer():
-                service.take(message)
+            case Answers(answers):
+                service.take(answers)
             case Serve(association_id, address, request):
                 connection = _handed_over(pipe)
                 try:

@@ -317,32 +317,50 @@ class UpperLayer(DULServiceProvider):
         return not self._must_wait and super()._is_transport_event()
 
     def _read_pdu_data(self) -> None:
-        """Read one PDU and tell the state machine: by its type, Evt17 (connection closed) or Evt19 (invalid PDU)."""
+        """Read one PDU and tell the state machine: by its type, Evt17 (connection closed) or Evt19 (invalid PDU).
+
+        What has come already of a message whose first data were taken is taken with it.
+        """
         try:
-            header = self.socket.recv(PDU_HEADER.size)
-            if len(header) < PDU_HEADER.size:
-                self.event_queue.put("Evt17")
-                return
-            kind, _, length = PDU_HEADER.unpack(header)
-            if not 1 <= kind <= 7:
-                self._refuse(f"a PDU of the unknown type {kind:02X}")
-            elif length > LONGEST_PDU:
-                self.socket.send(abort_pdu(INVALID_PARAMETER))
-                self._lose(f"a PDU of {length} bytes was announced; at most {LONGEST_PDU} are taken")
-            else:
-                head, body = bytes(header), self.socket.recv(length)
-                if len(body) == length:
-                    if kind == P_DATA_TF and self.state_machine.current_state == "Sta6" and self.event_queue.empty():
-                        self._take_data(body)
-                    else:
-                        self._take(head + body)
-                else:
-                    self._lose("the connection ended within a PDU")
+            self._read_pdu()
+            while self._more_of_a_message:
+                self._idle_timer.restart()
+                self._read_pdu()
         except TimeoutError:
             self.socket.give_up()
             self._lose(f"a PDU was not complete after {self.assoc.network_timeout:g} s (listener.network_timeout_s)")
         except OSError as error:
             self._lose(f"the connection broke: {error.strerror or type(error).__name__}")
+
+    @property
+    def _more_of_a_message(self) -> bool:
+        return (
+            self.assoc.dimse.message is not None
+            and not self._kill_thread
+            and self.event_queue.empty()
+            and self.to_provider_queue.empty()
+            and self.socket.ready
+        )
+
+    def _read_pdu(self) -> None:
+        header = self.socket.recv(PDU_HEADER.size)
+        if len(header) < PDU_HEADER.size:
+            self.event_queue.put("Evt17")
+            return
+        kind, _, length = PDU_HEADER.unpack(header)
+        if not 1 <= kind <= 7:
+            self._refuse(f"a PDU of the unknown type {kind:02X}")
+        elif length > LONGEST_PDU:
+            self.socket.send(abort_pdu(INVALID_PARAMETER))
+            self._lose(f"a PDU of {length} bytes was announced; at most {LONGEST_PDU} are taken")
+        else:
+            head, body = bytes(header), self.socket.recv(length)
+            if len(body) < length:
+                self._lose("the connection ended within a PDU")
+            elif kind == P_DATA_TF and self.state_machine.current_state == "Sta6" and self.event_queue.empty():
+                self._take_data(body)
+            else:
+                self._take(head + body)
 
     def _take_data(self, body: memoryview) -> None:
         """What the state machine does with a P-DATA-TF in state 6 (DT-2, PS3.8 9.2), without copies."""

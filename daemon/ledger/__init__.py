@@ -7,7 +7,7 @@ together is committed together. How the database is opened: `database`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +72,9 @@ class Ledger:
         It is called again, with a new transaction, where another node or thread got in its way: it may change nothing but
         the ledger, or what may be done twice.
         """
+        if self._is_sqlite:  # whose transactions come one after the other
+            with self.write() as connection:
+                return transition(connection)
         for attempt in Retrying(
             retry=retry_if_exception(begin_again),
             wait=wait_random_exponential(multiplier=0.005, max=0.5),
@@ -82,9 +85,12 @@ class Ledger:
                 return transition(connection)
         raise AssertionError("unreachable")
 
-    def change_together(self, transition: Callable[[Connection], Result]) -> Result:
-        """As `change`, in one transaction with what other threads bring at the same time, where the database has one writer."""
-        return self._together.change(transition) if self._is_sqlite else self.change(transition)
+    def change_together(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
+        """As `change` for each of them, in one transaction with what other threads bring at the same time.
+
+        What each returned, or the error that it would raise.
+        """
+        return self._together.change(transitions)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

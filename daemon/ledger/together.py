@@ -7,7 +7,7 @@ of these does the next lot.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -19,10 +19,17 @@ Transition = Callable[[Connection], Any]
 class _Waiting:
     def __init__(self, transition: Transition) -> None:
         self.transition = transition
-        self.turn = threading.Event()  # it is done, or its thread is to do what waits
-        self.done = False
         self.result: Any = None
         self.error: Exception | None = None
+
+
+class _Brought:
+    """By one thread, at once."""
+
+    def __init__(self, transitions: Sequence[Transition]) -> None:
+        self.waiting = [_Waiting(transition) for transition in transitions]
+        self.turn = threading.Event()  # it is done, or its thread is to do what waits
+        self.done = False
 
 
 class Together:
@@ -34,36 +41,43 @@ class Together:
         self._change = change
         self._unavailable = unavailable
         self._lock = threading.Lock()
-        self._waiting: list[_Waiting] = []
+        self._brought: list[_Brought] = []
         self._under_way = False
 
-    def change(self, transition: Callable[[Connection], Result]) -> Result:
-        """What `transition` returns, committed. It may be called again: it may do nothing that may not be done twice."""
-        mine = _Waiting(transition)
+    def change(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
+        """What each of `transitions` returns, committed, or the error it failed with.
+
+        Each may be called again: it may do nothing that may not be done twice.
+        """
+        mine = _Brought(transitions)
         with self._lock:
-            self._waiting.append(mine)
+            self._brought.append(mine)
             waits, self._under_way = self._under_way, True
         if waits:
             mine.turn.wait()
         if not mine.done:
             self._do_what_waits()
-        if mine.error is not None:
-            raise mine.error
-        result: Result = mine.result
-        return result
+        return [one.result if one.error is None else one.error for one in mine.waiting]
 
     def _do_what_waits(self) -> None:
+        brought: list[_Brought] = []
         several: list[_Waiting] = []
 
         def do(connection: Connection) -> list[Any]:
-            if not several:  # the first time; by now it is this transaction's turn
-                several.extend(self._take())
+            take()  # the first time; by now it is this transaction's turn
             return [one.transition(connection) for one in several]
+
+        def take() -> None:
+            if not brought:
+                with self._lock:
+                    brought.extend(self._brought)
+                    self._brought.clear()
+                several.extend(one for each in brought for one in each.waiting)
 
         try:
             results = self._change(do)
         except Exception as error:
-            several = several or self._take()
+            take()
             if len(several) == 1 or isinstance(error, self._unavailable):
                 for one in several:
                     one.error = error
@@ -74,17 +88,12 @@ class Together:
             for one, result in zip(several, results, strict=True):
                 one.result = result
         with self._lock:
-            following = self._waiting[:1]
+            following = self._brought[:1]
             self._under_way = bool(following)
-        for one in several:
-            one.done = True
-        for one in (*several, *following):
-            one.turn.set()
-
-    def _take(self) -> list[_Waiting]:
-        with self._lock:
-            several, self._waiting = self._waiting, []
-        return several
+        for each in brought:
+            each.done = True
+        for each in (*brought, *following):
+            each.turn.set()
 
     def _do_alone(self, one: _Waiting) -> None:
         try:

@@ -31,16 +31,13 @@ def all_at_once(ledger: Ledger, transitions: list[Callable[[Connection], int]]) 
     became: list[object] = [None] * len(transitions)
 
     def bring(index: int) -> None:
-        try:
-            became[index] = ledger.change_together(transitions[index])
-        except Exception as error:
-            became[index] = error
+        (became[index],) = ledger.change_together([transitions[index]])
 
     threads = [threading.Thread(target=bring, args=(index,)) for index in range(len(transitions))]
     with ledger.write():
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(ledger._together._waiting) == len(transitions), "all of them wait")
+        wait_until(lambda: len(ledger._together._brought) == len(transitions), "all of them wait")
     for thread in threads:
         thread.join(30)
     yield became
@@ -88,10 +85,16 @@ def test_a_ledger_that_cannot_be_written_refuses_all_at_once(ledger: Ledger, com
     with all_at_once(ledger, [locked] * THREADS) as became:
         assert all(isinstance(error, OperationalError) for error in became)
         assert len(tried) == 1
-    assert ledger.change_together(insert(7)) == 7  # and the next is served
+    assert ledger.change_together([insert(7)]) == [7]  # and the next is served
 
 
 def test_one_alone_does_not_wait(ledger: Ledger, commits: list[None]) -> None:
-    assert [ledger.change_together(insert(number)) for number in range(3)] == [0, 1, 2]
+    assert [ledger.change_together([insert(number)]) for number in range(3)] == [[0], [1], [2]]
     assert numbers(ledger) == [0, 1, 2]
     assert len(commits) == 3
+
+
+def test_what_one_thread_brings_at_once_is_one_transaction_in_its_order(ledger: Ledger, commits: list[None]) -> None:
+    assert ledger.change_together([insert(number) for number in (2, 0, 1)]) == [2, 0, 1]
+    assert numbers(ledger) == [0, 1, 2]
+    assert len(commits) == 1

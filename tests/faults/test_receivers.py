@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,8 @@ class Rig:
         self.ended: list[str] = []
         self.committed: list[tuple[str, Dataset]] = []
         self.record: Callable[[InSpool], None] = self.recorded.append
-        self.receiver = Receiver(
-            "receiver-1", self.settings, self.incoming / "receiver-1", lambda placed: self.record(placed)
-        )
+        self.lots: list[int] = []
+        self.receiver = Receiver("receiver-1", self.settings, self.incoming / "receiver-1", self.record_each)
         self.listener = Listener(
             self.settings.listener,
             self.incoming,
@@ -77,6 +76,18 @@ class Rig:
             on_end=self.ended.append,
             receivers=[self.receiver],
         )
+
+    def record_each(self, several: Sequence[InSpool]) -> list[Exception | None]:
+        self.lots.append(len(several))
+        errors: list[Exception | None] = []
+        for placed in several:
+            try:
+                self.record(placed)
+            except Exception as error:
+                errors.append(error)
+            else:
+                errors.append(None)
+        return errors
 
     def take_commitment(self, calling_ae: str, information: Dataset) -> int:
         self.committed.append((calling_ae, information))
@@ -162,6 +173,55 @@ def test_what_the_ledger_says_is_the_answer(rig: Rig, error: Exception, status: 
     assert store(association, CONTENT, UID).Status == 0x0000, "the association goes on"
     association.release()
     assert "a value of the data set" not in repr([{**entry, "exc_info": ""} for entry in logged])
+
+
+def test_what_comes_while_the_ledger_is_written_to_is_recorded_together(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each is answered for itself."""
+    associations: list[Any] = []
+    while len(associations) < 4:  # they are served here and there by turns
+        before = rig.receiver.open
+        association = request_association(rig.listener.port)
+        if rig.receiver.open > before:
+            associations.append(association)
+    hear, asked = rig.receiver._hear, []
+
+    def listen(message: Any, *rest: Any) -> None:
+        hear(message, *rest)
+        if isinstance(message, receiver.Ask):
+            asked.append(message)
+
+    monkeypatch.setattr(rig.receiver, "_hear", listen)
+    images = [mammogram(1 + number) for number in range(4)]
+    began, go_on = threading.Event(), threading.Event()
+
+    def record(placed: InSpool) -> None:
+        began.set()
+        assert go_on.wait(60)
+        if placed.incoming.sop_instance_uid == images[3].SOPInstanceUID:
+            raise RefusedInstance(0xA700, "the ledger is full")
+
+    rig.record = record
+    statuses: dict[int, int] = {}
+
+    def send(number: int) -> None:
+        image = images[number]
+        statuses[number] = store(associations[number], encode(image), str(image.SOPInstanceUID)).Status
+
+    senders = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    senders[0].start()
+    assert began.wait(60)
+    for sender in senders[1:]:
+        sender.start()
+    wait_until(lambda: len(asked) == 4, "the others are to be recorded")
+    go_on.set()
+    for sender in senders:
+        sender.join(60)
+    assert rig.lots == [1, 3]
+    assert statuses == {0: 0x0000, 1: 0x0000, 2: 0x0000, 3: 0xA700}
+    for association in associations:
+        association.release()
 
 
 def test_a_broken_data_set_is_refused_by_the_receiver(rig: Rig) -> None:

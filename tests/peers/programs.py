@@ -43,6 +43,8 @@ DEBIAN_PACKAGES = {
     "rsyslogd": "rsyslog rsyslog-openssl",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
 }
 PIXELMED = Path("/usr/share/java/pixelmed.jar")  # Debian's libpixelmed-java
 READY_LIMIT_S = 30.0

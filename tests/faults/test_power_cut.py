@@ -1,0 +1,84 @@
+"""A power cut right after an instance was placed: the spool's file system, as its disk has it then, has the file by its name.
+
+The disk is a file that is mounted; a copy of it has what has reached the disk, and nothing of what waits in the system's memory.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from daemon.spool import SYNCS_NAMES, Spool, file_system_of
+from tests.peers.programs import program
+
+SIZE = {"ext4": 64 << 20, "xfs": 320 << 20}  # bytes; XFS takes no less
+CONTENT = os.urandom(1_700_000)
+
+
+@pytest.fixture(params=SYNCS_NAMES)
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A mounted file system and the file that is its disk."""
+    system: str = request.param
+    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
+        pytest.skip("mounting a file system needs root and loop devices")
+    make = program(f"mkfs.{system}")
+    image = tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(SIZE[system])
+    subprocess.run([make, "-q", str(image)], check=True)
+    with _mounted(image, tmp_path / "mounted", "loop") as folder:
+        assert file_system_of(folder) == system
+        yield folder, image
+
+
+@contextmanager
+def _mounted(image: Path, folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    done = subprocess.run(["mount", "-o", options, str(image), str(folder)], capture_output=True, text=True)
+    if done.returncode and options == "loop":
+        pytest.skip(f"this machine mounts no file system from a file: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+        folder.rmdir()
+
+
+@contextmanager
+def _after_a_power_cut(image: Path, system: str) -> Iterator[Path]:
+    copy = image.with_name("disk-after")
+    subprocess.run(["cp", "--sparse=always", str(image), str(copy)], check=True)
+    # XFS refuses to mount a second file system of the same identity.
+    with _mounted(copy, image.with_name("after"), "loop,nouuid" if system == "xfs" else "loop,rw") as folder:
+        yield folder
+    copy.unlink()
+
+
+def test_a_placed_instance_survives_by_its_name(disk: tuple[Path, Path]) -> None:
+    folder, image = disk
+    system = file_system_of(folder)
+    spool = Spool(folder / "spool")
+    for number in range(4):
+        content = CONTENT[: len(CONTENT) >> 4 * number]  # down to some hundred bytes
+        received = spool.incoming / f"{number}.part"
+        received.write_bytes(content)
+        placed = spool.place(received, f"1.2.3.{number}", f"digest-{number}")
+        with _after_a_power_cut(image, system) as after:
+            assert (after / "spool" / placed.path).read_bytes() == content
+        received.unlink()
+
+
+def test_what_was_not_synced_does_not(disk: tuple[Path, Path]) -> None:
+    """That is: the test above could fail."""
+    folder, image = disk
+    received, final = folder / "received", folder / "final"
+    received.write_bytes(CONTENT)
+    os.link(received, final)
+    with _after_a_power_cut(image, file_system_of(folder)) as after:
+        assert not (after / "final").exists() or (after / "final").read_bytes() != CONTENT
