@@ -60,6 +60,8 @@ class Dispatcher:
         # Jobs that run in the ledger, under this node, but not here lost their last transition (disk full).
         self._in_flight = {job_id: future for job_id, future in self._in_flight.items() if not future.done()}
         free = JOBS_AT_ONCE - len(self._in_flight)
+        if not free:
+            return
         owner, in_flight = self._hold().id, list(self._in_flight)
         with self._ledger.read() as connection:
             if not work.claimable(connection, owner, time.time(), in_flight):
@@ -67,7 +69,7 @@ class Dispatcher:
 
         def transition(connection: Connection) -> Sequence[Row]:
             work.release(connection, owner, in_flight, time.time())
-            return work.claim(connection, owner, free, time.time()) if free else []
+            return work.claim(connection, owner, free, time.time())
 
         for job in self._ledger.change(transition):
             self._in_flight[job.id] = self._pool.submit(self._do, job)

@@ -1,6 +1,7 @@
 """Logging: structlog events, one line each; a console renderer on a terminal, JSON lines elsewhere.
 
-What libraries log goes through the same formatter. Warnings of pydicom quote values of data sets, which may be the patient's,
+What libraries log is rendered in the same way; what we log does not pass through `logging`, which would double what it costs.
+Warnings of pydicom quote values of data sets, which may be the patient's,
 and so may the message of any exception that is not ours: of those only the kind and the place are kept (invariant 6).
 """
 
@@ -11,8 +12,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from pynetdicom import _config as pynetdicom_config
@@ -58,11 +60,26 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     logging.captureWarnings(True)
     warnings.simplefilter("ignore", DeprecationWarning)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, _place_exception, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Unfailing(stream))),
         cache_logger_on_first_use=False,
     )
+
+
+class _Unfailing:
+    """A stream that drops what it cannot write: a full disk behind the log must not fail what is logged."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # ValueError: it was closed
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def catch_unhandled() -> None:

@@ -8,7 +8,9 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
 import pytest
 import structlog
@@ -23,16 +25,30 @@ SECRET = "PLANTED^NAME"
 @pytest.fixture(params=["json", "console"])
 def said(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
     """The log as text; everything is put back after the test."""
+    stream = io.StringIO()
+    with logging_to(stream, request.param):
+        yield stream.getvalue
+
+
+@contextmanager
+def logging_to(stream: TextIO, format: Literal["json", "console"]) -> Iterator[None]:
     root = logging.getLogger()
     before = root.handlers, root.level, threading.excepthook, warnings.filters[:], structlog.get_config()
-    stream = io.StringIO()
-    format: Literal["json", "console"] = request.param
     logging_setup.configure(Log(level="debug", format=format), stream)
-    yield stream.getvalue
+    yield
     root.handlers, threading.excepthook, warnings.filters[:] = before[0], before[2], before[3]
     root.setLevel(before[1])
     logging.captureWarnings(False)
     structlog.configure(**before[4])
+
+
+def test_a_log_that_cannot_be_written_fails_nothing() -> None:
+    with Path("/dev/full").open("w") as full, logging_to(full, "json"):  # a disk without space
+        structlog.get_logger().info("instance accepted")
+        structlog.get_logger().error("told in vain", exc_info=ValueError())
+        with suppress(OSError):  # what is in the buffer still
+            full.close()
+        structlog.get_logger().info("the stream was closed")
 
 
 def fail() -> None:
