@@ -64,10 +64,9 @@ def _measure(run: Run, size: str, associations: int) -> Iterator[Row]:
             running.enter_context(receivers.orthanc(run.folder / "orthanc")),
             running.enter_context(receivers.storescp(run.folder / "storescp", *options)),
         ]
-        warm = Objects(run.folder / "warm", mammogram(64, 64), 1)
-        for receiver in contenders:
-            warm.renew()
-            send(warm, receiver)
+        for receiver in contenders:  # none has the memory and the folders to make that one that runs has long had
+            objects.renew()
+            send(objects, receiver)
             receiver.clear()
         yield from interleaved(run, "rate", "images/s", {receiver.name: timed(receiver) for receiver in contenders})
         yield from spent

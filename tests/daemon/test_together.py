@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, together
 from tests.peers.programs import wait_until
 
 THREADS = 8
@@ -92,6 +92,21 @@ def test_one_alone_does_not_wait(ledger: Ledger, commits: list[None]) -> None:
     assert [ledger.change_together([insert(number)]) for number in range(3)] == [[0], [1], [2]]
     assert numbers(ledger) == [0, 1, 2]
     assert len(commits) == 3
+
+
+def test_a_moment_is_left_for_more_only_where_several_came(
+    ledger: Ledger, commits: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[float] = []
+    monkeypatch.setattr(together, "sleep", left.append)
+    ledger.change_together([insert(0)])
+    with all_at_once(ledger, [insert(1), insert(2)]):
+        assert left == []
+        ledger.change_together([insert(3)])
+        assert left == [together.GATHER_S]
+        ledger.change_together([insert(4)])
+        assert left == [together.GATHER_S], "nobody else came"
+    assert numbers(ledger) == [0, 1, 2, 3, 4]
 
 
 def test_what_one_thread_brings_at_once_is_one_transaction_in_its_order(ledger: Ledger, commits: list[None]) -> None:
