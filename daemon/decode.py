@@ -10,6 +10,7 @@ import ctypes
 import os
 import queue
 import resource
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from pydicom import dcmread
 from config import settings
 from daemon import events
 from daemon.child import Child, TooLate, begin
-from daemon.errors import DecoderUnavailable
+from daemon.errors import DecoderKilled, DecoderUnavailable
 from daemon.lesion import LesionReading
 from daemon.lesions import read_lesions
 from daemon.stages import Stage, used
@@ -39,6 +40,7 @@ STARTS = 3  # of a process, before the object waits for a better time
 STOP_LIMIT_S = 30.0
 BESIDE_RECEIVING = 5  # niceness: a sender that waits for its answer comes before work that can wait
 KEPT = 256 << 20  # bytes, enough for one large image after the other
+END_LIMIT_S = 10  # for a process that closed its pipe to be gone
 START_LIMIT_S = 300  # for a new process to load its modules, on a machine that is busy
 
 
@@ -153,9 +155,11 @@ class _Decoder:
 
         Raises:
             ImageError: it takes too long or too much memory, or took its process down `TRIES` times.
+            DecoderKilled: somebody or the system ended each process by SIGKILL, which may be no fault of the object.
             DecoderUnavailable: no process can be started, or the pool was stopped.
         """
         limit = self._workers.decode_timeout_s
+        killed = 0
         with self._at_work:
             for _ in range(TRIES):
                 child = self._warm()
@@ -167,6 +171,8 @@ class _Decoder:
                         f"the object kept a decoding process over {limit:g} s (workers.decode_timeout_s)"
                     ) from None
                 except (EOFError, OSError):
+                    child.join(END_LIMIT_S)
+                    killed += child.exitcode == -signal.SIGKILL
                     self._replace()
                     continue
                 if succeeded:
@@ -177,6 +183,11 @@ class _Decoder:
                     memory = self._workers.decoder_memory.human_readable()
                     raise ImageError(f"the object needs more memory than {memory} (workers.decoder_memory)")
                 raise answer
+        if killed == TRIES:
+            raise DecoderKilled(
+                f"the decoding process was killed {TRIES} times while it had this object; "
+                "see the system's log for a lack of memory"
+            )
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
 
     def _warm(self) -> Child:

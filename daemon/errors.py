@@ -59,5 +59,9 @@ class DeadlyRoi(ClassifierError):
     """A ROI ended the classifier process twice, the second time alone: trying it again would only do more harm."""
 
 
+class DecoderKilled(MammodError):
+    """Decoding processes were killed (SIGKILL) each time they had this object: by the system, for its memory, or by somebody."""
+
+
 class DecoderUnavailable(MammodError):
     """No decoding process can be started: no fault of the object that waits for one."""

@@ -17,6 +17,7 @@ import pytest
 
 from config import settings
 from daemon.decode import DecoderPool
+from daemon.errors import DecoderKilled
 from model.bundle import Manifest
 from model.cut import Cut
 from model.errors import ImageError
@@ -66,6 +67,13 @@ def test_process_killed_from_outside_costs_nothing(pool: DecoderPool, good: Path
     assert len(pool.cut(good, CUT)) == 1
     for decoder in pool._decoders:
         os.kill(decoder.pid, signal.SIGKILL)
+    assert len(pool.cut(good, CUT)) == 1
+
+
+def test_process_killed_each_time_is_not_held_against_the_object(pool: DecoderPool, good: Path) -> None:
+    """As a job it is tried again later, and given up after some attempts."""
+    with pytest.raises(DecoderKilled, match="killed 3 times"):
+        pool._do(signal.raise_signal, signal.SIGKILL)
     assert len(pool.cut(good, CUT)) == 1
 
 
