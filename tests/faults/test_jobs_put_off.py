@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from config.settings import Settings
 from daemon import job as job_module
-from daemon.errors import ClassifierError, ClassifierUnavailable
+from daemon.errors import ClassifierError, ClassifierUnavailable, DecoderKilled
 from daemon.job import JobWorker
 from daemon.ledger import Ledger, instances, jobs, work
 from daemon.ledger.instances import StoredInstance
@@ -72,8 +72,11 @@ def test_what_passes_costs_no_attempt(what: str, ledger: Ledger, tmp_path: Path)
         assert (row.state, row.attempts) == ("ready", 0)
 
 
-def test_what_does_not_pass_ends_in_quarantine(ledger: Ledger, tmp_path: Path) -> None:
-    failing: Any = Failing(ClassifierError("the classifier died on this ROI"))
+@pytest.mark.parametrize(
+    "error", [ClassifierError("the classifier died on this ROI"), DecoderKilled("the decoding process was killed")]
+)
+def test_what_does_not_pass_ends_in_quarantine(error: Exception, ledger: Ledger, tmp_path: Path) -> None:
+    failing: Any = Failing(error)
     worker = JobWorker(lambda: Settings(), ledger, Spool(tmp_path / "spool"), failing)
     states = [attempt(ledger, worker).state for _ in range(3)]
     assert states == ["ready", "ready", "quarantined"]
