@@ -41,6 +41,7 @@ FOLDERS = ("instances", "outbox")
 # File systems that note a file and its new name in one transaction of their journal, which an fsync of the file waits for: the
 # one of its folder, which POSIX asks for, would find nothing left to write, and wait for the disk once more.
 SYNCS_NAMES = ("ext4", "xfs")
+EXT4_JOURNAL = "/proc/fs/jbd2/{device}-8"  # inode 8 is the journal's, where it lies in the file system itself
 CACHE_SLACK = 0.1  # of the cache: how far it may run over before it is looked at, and how much goes then
 
 
@@ -82,6 +83,8 @@ def open_spool(chosen: settings.Spool) -> Spool:
 class Spool:
     """The spool directory, with `store` that of a bucket. Directories are 0700 and files 0600, whatever the umask.
 
+    `syncs_names`: to sync a file there is to sync a name that it was just given.
+
     Copies of what the bucket has take about `cache` bytes of the directory; what is being read is not counted. Where the
     bucket does not do its part, every method raises SpoolUnavailable.
     """
@@ -96,7 +99,7 @@ class Spool:
             folder.chmod(0o700)
         for name in FOLDERS:
             _make_parents(self.directory / name)
-        self._syncs_names = file_system_of(self.directory) in SYNCS_NAMES
+        self.syncs_names = _syncs_names(self.directory)
         self._cache = cache
         self._unseen = float("inf")  # bytes that came since the copies were last looked at
         self._held: Counter[str] = Counter()
@@ -150,7 +153,7 @@ class Spool:
             # The name first: one commit of the file system's journal then does for both.
             is_new = _link(received, final)
             size = _sync(received)
-            if not (is_new and self._syncs_names):
+            if not (is_new and self.syncs_names):
                 _sync(final.parent)
             self._share(relative, size)
         return Placed(relative, digest, size)
@@ -348,6 +351,15 @@ class Spool:
 def _relative(folder: str, identity: str) -> str:
     name = hashlib.sha256(identity.encode()).hexdigest()
     return f"{folder}/{name[:2]}/{name}.dcm"
+
+
+def _syncs_names(path: Path) -> bool:
+    system = file_system_of(path)
+    if system == "ext4":  # it may have been made without a journal
+        device = path.stat().st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        return Path(EXT4_JOURNAL.format(device=name)).exists()
+    return system in SYNCS_NAMES
 
 
 def file_system_of(path: Path) -> str:

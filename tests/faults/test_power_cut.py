@@ -23,14 +23,18 @@ CONTENT = os.urandom(1_700_000)
 @pytest.fixture(params=SYNCS_NAMES)
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A mounted file system and the file that is its disk."""
-    system: str = request.param
+    with _new_disk(tmp_path, request.param) as (folder, image):
+        yield folder, image
+
+
+@contextmanager
+def _new_disk(tmp_path: Path, system: str, *options: str) -> Iterator[tuple[Path, Path]]:
     if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
         pytest.skip("mounting a file system needs root and loop devices")
-    make = program(f"mkfs.{system}")
     image = tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(SIZE[system])
-    subprocess.run([make, "-q", str(image)], check=True)
+    subprocess.run([program(f"mkfs.{system}"), "-q", *options, str(image)], check=True)
     with _mounted(image, tmp_path / "mounted", "loop") as folder:
         assert file_system_of(folder) == system
         yield folder, image
@@ -64,6 +68,7 @@ def test_a_placed_instance_survives_by_its_name(disk: tuple[Path, Path]) -> None
     folder, image = disk
     system = file_system_of(folder)
     spool = Spool(folder / "spool")
+    assert spool.syncs_names, "the folder is not synced"
     for number in range(4):
         content = CONTENT[: len(CONTENT) >> 4 * number]  # down to some hundred bytes
         received = spool.incoming / f"{number}.part"
@@ -82,3 +87,8 @@ def test_what_was_not_synced_does_not(disk: tuple[Path, Path]) -> None:
     os.link(received, final)
     with _after_a_power_cut(image, file_system_of(folder)) as after:
         assert not (after / "final").exists() or (after / "final").read_bytes() != CONTENT
+
+
+def test_without_a_journal_the_folder_is_synced_too(tmp_path: Path) -> None:
+    with _new_disk(tmp_path, "ext4", "-O", "^has_journal") as (folder, _):
+        assert not Spool(folder / "spool").syncs_names
