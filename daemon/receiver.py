@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import pickle
 import select
 import shutil
 import socket
@@ -243,7 +242,7 @@ class Receiver:
             if child is None:
                 raise BrokenPipeError
             try:
-                _send(child.pipe, message)
+                child.pipe.send(message)
                 if connection is not None:
                     send_handle(child.pipe, connection.fileno(), child.pid or 0)
             except OSError:
@@ -294,7 +293,7 @@ class Receiver:
                     said = select.poll()
                     said.register(child.pipe, select.POLLIN)
                     while self._is_there(child, said):
-                        self._hear(_recv(child.pipe), answering, recording)
+                        self._hear(child.pipe.recv(), answering, recording)
                 self.is_ready = False
         finally:
             self.is_ready = False
@@ -404,15 +403,6 @@ def _raised(error: Exception | None) -> Exception | None:
     return RuntimeError(type(error).__name__)
 
 
-def _send(pipe: Connection, message: ToReceiver | ToService) -> None:
-    # As Connection.send, without a pickler that is made for each message to pass on what no message has.
-    pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-
-
-def _recv(pipe: Connection) -> Any:
-    return pickle.loads(pipe.recv_bytes())
-
-
 def _limit_sending(pipe: Connection) -> None:
     # One that is frozen must not hold up who hands over to it. The socket is the pipe's own: it stays open.
     end = socket.socket(fileno=os.dup(pipe.fileno()))
@@ -441,7 +431,7 @@ class _Service:
         with self._lock:
             self._number += 1
             self._asked[self._number] = answers
-            _send(self._pipe, Ask(self._number, question, arguments))
+            self._pipe.send(Ask(self._number, question, arguments))
         answer = answers.get()
         if answer.raised is not None:
             raise answer.raised
@@ -449,7 +439,7 @@ class _Service:
 
     def send(self, message: Here | Ended) -> None:
         with self._lock, contextlib.suppress(OSError):  # where the service is gone, this process ends as well
-            _send(self._pipe, message)
+            self._pipe.send(message)
 
     def tell(self, fact: Event | Took) -> None:
         """It goes together with others, soon."""
@@ -468,7 +458,7 @@ class _Service:
         """Now."""
         with self._lock, contextlib.suppress(OSError):
             facts, self._facts = self._facts, []
-            _send(self._pipe, Told(tuple(facts)))
+            self._pipe.send(Told(tuple(facts)))
 
     def take(self, answers: Sequence[Answer]) -> None:
         with self._lock:
@@ -493,7 +483,7 @@ def _receive(pipe: Connection, start: Start) -> None:
     service.send(Here())
     while True:
         try:
-            message: ToReceiver = _recv(pipe)
+            message: ToReceiver = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)  # the service is gone
         match message:

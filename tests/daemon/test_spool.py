@@ -57,7 +57,8 @@ def test_a_folder_that_somebody_removed_is_made_again(spool: Spool) -> None:
     assert final.read_bytes() == CONTENT and final.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_name_is_synced_with_the_content(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("syncs_names", [False, True])
+def test_the_name_is_synced_with_the_content(syncs_names: bool, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One commit of the file system's journal and not two: when the content is synced, the name is there already."""
     path = received(spool)
     synced: list[tuple[str, int]] = []
@@ -67,5 +68,7 @@ def test_the_name_is_synced_with_the_content(spool: Spool, monkeypatch: pytest.M
         return what.stat().st_size
 
     monkeypatch.setattr(spool_module, "_sync", sync)
+    spool.syncs_names = syncs_names  # else as the file system is that the test runs on
     placed = spool.place(path, UID)
-    assert synced == [("one.part", 2), (Path(placed.path).parent.name, 2)]
+    folder = [] if syncs_names else [(Path(placed.path).parent.name, 2)]
+    assert synced == [("one.part", 2), *folder]
