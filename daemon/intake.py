@@ -180,7 +180,7 @@ class _Recording:
         references = self.placed.references
         if references is None and self.placed.unusable is None:
             return ready or arrival is Arrival.CHANGED
-        needed = (*references.image_uids, *references.segmentation_uids) if references else ()
+        needed = tuple(dict.fromkeys((*references.image_uids, *references.segmentation_uids))) if references else ()
         # One that names nothing is ready at once: the worker quarantines it, and reports that where it shall.
         jobs.create(connection, instance_id, uid, needed, self._bundle, now)
         return True

@@ -18,7 +18,7 @@ from pydicom import Dataset, dcmread
 from config import settings
 from daemon.classifier import Classifier
 from daemon.decode import DecoderPool
-from daemon.errors import LesionError, ReportError
+from daemon.errors import DecoderKilled, LesionError, ReportError
 from daemon.lesion import LeftOut, Lesion, LesionReading
 from daemon.lesions import lesion_references
 from daemon.reports import without_result
@@ -185,7 +185,7 @@ class Pipeline:
         """The view of every frame with a lesion; one that cannot be shown is left out, its lesions were cut all the same."""
         views = {}
         for uid, frame in dict.fromkeys((lesion.image_uid, lesion.frame) for lesion in lesions):
-            with suppress(ImageError):
+            with suppress(ImageError, DecoderKilled):
                 views[uid, frame] = self._decoders.view(image_paths[uid], frame)
         return views
 

@@ -360,7 +360,11 @@ class Receiver:
                     while following := asked.get_nowait():
                         lot.append(following)
                     asked.put(None)  # the end is for the next turn
-                self._record_lot(lot)
+                try:
+                    self._record_lot(lot)
+                except Exception:  # its senders would wait for ever: they come again when it is begun anew
+                    log.exception("a receiver cannot be answered, it is ended", receiver=self._name)
+                    self._kill()
 
         thread = threading.Thread(target=record, name=f"{self._name}-records", daemon=True)
         thread.start()

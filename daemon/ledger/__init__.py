@@ -86,11 +86,19 @@ class Ledger:
         raise AssertionError("unreachable")
 
     def change_together(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
-        """As `change` for each of them, in one transaction with what other threads bring at the same time.
+        """As `change` for each of them, in one transaction with what other threads bring, where the database has one writer.
 
         What each returned, or the error that it would raise.
         """
-        return self._together.change(transitions)
+        if self._is_sqlite:
+            return self._together.change(transitions)
+        return [self._tried(transition) for transition in transitions]
+
+    def _tried(self, transition: Callable[[Connection], Result]) -> Result | Exception:
+        try:
+            return self.change(transition)
+        except Exception as error:
+            return error
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
