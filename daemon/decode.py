@@ -47,7 +47,7 @@ START_LIMIT_S = 300  # for a new process to load its modules, on a machine that 
 class DecoderPool:
     """`count` processes. An object whose process dies has two more tries; thread-safe.
 
-    Every method raises DecoderUnavailable where no process can be started."""
+    Every method raises DecoderUnavailable where no process can be started, and DecoderKilled where each was killed."""
 
     def __init__(self, count: int, manifest: Manifest, workers: settings.Workers) -> None:
         self._manifest = manifest

@@ -57,7 +57,8 @@ class Dispatcher:
             self._wake.clear()
 
     def _claim(self) -> None:
-        # Jobs that run in the ledger, under this node, but not here lost their last transition (disk full).
+        # Jobs that run in the ledger, under this node, but not here lost their last transition (disk full); they, too, wait
+        # for a place.
         self._in_flight = {job_id: future for job_id, future in self._in_flight.items() if not future.done()}
         free = JOBS_AT_ONCE - len(self._in_flight)
         if not free:

@@ -162,13 +162,7 @@ class _Recording:
         self.left.append(path)
         return True
 
-    def _pair(
-        self,
-        connection: Connection,
-        instance: StoredInstance,
-        instance_id: int,
-        arrival: Arrival,
-    ) -> bool:
+    def _pair(self, connection: Connection, instance: StoredInstance, instance_id: int, arrival: Arrival) -> bool:
         """Whether a job may have become ready by it."""
         now = instance.received_at
         uid = instance.sop_instance_uid

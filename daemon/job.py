@@ -31,7 +31,7 @@ from daemon.pipeline import Classified, Inputs, MissingInstances, Pipeline, Writ
 from daemon.reports.facts import Predecessor
 from daemon.reports.kinds import WITH_PICTURES
 from daemon.spool import NO_ROOM, Spool
-from daemon.stages import Stage, timed, used
+from daemon.stages import Stage, counted, timed
 from model.errors import ImageError
 
 RETRY_AFTER_S = 30
@@ -96,9 +96,8 @@ class JobWorker:
 
     def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
         with self._spool.reading() as file_of:
-            cpu = time.thread_time()
-            inputs = load_inputs(self._ledger, file_of, job)
-            used(Stage.DECODE, time.thread_time() - cpu)
+            with counted(Stage.DECODE):
+                inputs = load_inputs(self._ledger, file_of, job)
             self._work(job, inputs, bound)
 
     def _work(self, job: Row, inputs: Inputs, bound: structlog.stdlib.BoundLogger) -> None:

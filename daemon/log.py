@@ -27,7 +27,7 @@ QUOTING = ("pydicom", "highdicom", "pynetdicom", "py.warnings", "PIL")
 
 
 def configure(settings: Log, stream: TextIO | None = None) -> None:
-    """Set up logging for this process; call once, before anything logs."""
+    """Set up logging for this process, before anything logs; again where the settings changed."""
     stream = stream or sys.stderr
     console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
     shared: list[Any] = [
@@ -35,17 +35,15 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty()) if console else structlog.processors.JSONRenderer()
-    )
+    renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty()) if console else structlog.processors.JSONRenderer()
+    rendering: list[Any] = [_place_exception, renderer]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, _scrub_foreign],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _place_exception,
-                renderer,
+                *rendering,
             ],
         )
     )
@@ -60,7 +58,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
     logging.captureWarnings(True)
     warnings.simplefilter("ignore", DeprecationWarning)
     structlog.configure(
-        processors=[*shared, _place_exception, renderer],
+        processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.level.upper())),
         logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Unfailing(stream))),
         cache_logger_on_first_use=False,

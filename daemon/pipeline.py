@@ -159,6 +159,7 @@ class Pipeline:
         Raises:
             LesionError: the lesion object cannot be used.
             ImageError: an image cannot be decoded or cut, or one of the objects needs too much time or memory.
+            DecoderKilled, DecoderUnavailable: see `DecoderPool`.
         """
         with timed(Stage.DECODE):
             reading = self._decoders.read(inputs.source_path, inputs.image_paths, inputs.segmentation_paths, lesions)

@@ -337,7 +337,7 @@ class Receiver:
         try:
             given = self._do(asked.question, asked.arguments)
         except Exception as error:
-            raised = _raised(error)
+            raised = _raised(asked, error)
         self._give([Answer(asked.number, given, raised)])
 
     def _do(self, question: Question, arguments: tuple[Any, ...]) -> Any:
@@ -375,13 +375,14 @@ class Receiver:
             thread.join()
 
     def _record_lot(self, lot: Sequence[Ask]) -> None:
-        cpu = time.thread_time()
-        try:
-            errors = self._record([asked.arguments[0] for asked in lot])
-        except Exception as error:
-            errors = [error] * len(lot)
-        self._give([Answer(asked.number, None, _raised(error)) for asked, error in zip(lot, errors, strict=True)])
-        stages.used(Stage.RECEIVE, time.thread_time() - cpu)
+        with stages.counted(Stage.RECEIVE):
+            try:
+                errors = self._record([asked.arguments[0] for asked in lot])
+            except Exception as error:
+                errors = [error] * len(lot)
+            self._give(
+                [Answer(asked.number, None, _raised(asked, error)) for asked, error in zip(lot, errors, strict=True)]
+            )
 
     def _give(self, answers: Sequence[Answer]) -> None:
         with contextlib.suppress(OSError):
@@ -399,11 +400,11 @@ class Receiver:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _raised(error: Exception | None) -> Exception | None:
+def _raised(asked: Ask, error: Exception | None) -> Exception | None:
     """What the receiver raises for it: what it knows what to do with as it is, anything else by its kind."""
     if error is None or isinstance(error, RefusedInstance | OSError):
         return error
-    log.error("a receiver's question failed", exc_info=error)
+    log.error("a receiver's question failed", question=asked.question.value, exc_info=error)
     return RuntimeError(type(error).__name__)
 
 

@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from daemon.errors import LedgerError
 from daemon.ledger.database import SPOOL_LOCK, Schema, begin_again, migrate, open_engine, schema_of
-from daemon.ledger.together import Together
+from daemon.ledger.together import Together, outcome
 
 # What is raised while the database cannot be reached, is locked or full: it passes, and what was asked can be asked again.
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout)
@@ -92,13 +92,7 @@ class Ledger:
         """
         if self._is_sqlite:
             return self._together.change(transitions)
-        return [self._tried(transition) for transition in transitions]
-
-    def _tried(self, transition: Callable[[Connection], Result]) -> Result | Exception:
-        try:
-            return self.change(transition)
-        except Exception as error:
-            return error
+        return [outcome(self.change, transition) for transition in transitions]
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

@@ -20,11 +20,20 @@ Result = TypeVar("Result")
 Transition = Callable[[Connection], Any]
 
 
+def outcome(
+    change: Callable[[Callable[[Connection], Result]], Result], transition: Callable[[Connection], Result]
+) -> Result | Exception:
+    """What a change by this transition returns, or the error that it raises."""
+    try:
+        return change(transition)
+    except Exception as error:
+        return error
+
+
 class _Waiting:
     def __init__(self, transition: Transition) -> None:
         self.transition = transition
-        self.result: Any = None
-        self.error: Exception | None = None
+        self.outcome: Any = None  # what it returned, or the error
 
 
 class _Brought:
@@ -62,7 +71,7 @@ class Together:
             mine.turn.wait()
         if not mine.done:
             self._do_what_waits()
-        return [one.result if one.error is None else one.error for one in mine.waiting]
+        return [one.outcome for one in mine.waiting]
 
     def _do_what_waits(self) -> None:
         brought: list[_Brought] = []
@@ -87,13 +96,13 @@ class Together:
             take()
             if len(several) == 1 or isinstance(error, self._unavailable):
                 for one in several:
-                    one.error = error
+                    one.outcome = error
             else:
                 for one in several:
-                    self._do_alone(one)
+                    one.outcome = outcome(self._change, one.transition)
         else:
             for one, result in zip(several, results, strict=True):
-                one.result = result
+                one.outcome = result
         self._came_together = len(brought)
         with self._lock:
             following = self._brought[:1]
@@ -102,9 +111,3 @@ class Together:
             each.done = True
         for each in (*brought, *following):
             each.turn.set()
-
-    def _do_alone(self, one: _Waiting) -> None:
-        try:
-            one.result = self._change(one.transition)
-        except Exception as error:
-            one.error = error
