@@ -1,7 +1,8 @@
-"""Whom intake wakes: the dispatcher, where a job may have become ready, and not for every image of a backlog."""
+"""Whom intake wakes: the dispatcher, where a job may have become ready, and not for every image of a backlog; what a job needs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydicom import Dataset
@@ -9,6 +10,8 @@ from pydicom import Dataset
 from daemon.incoming import Incoming
 from daemon.intake import Intake
 from daemon.ledger import Ledger, jobs
+from daemon.lesions import References
+from daemon.placing import place
 from daemon.spool import Spool
 from tests.service.fixtures import Case, make_case
 from tests.service.running import save
@@ -42,6 +45,19 @@ def test_the_dispatcher_is_woken_where_a_job_may_have_become_ready(tmp_path: Pat
     assert not accept(first.image), "it came twice"
     assert accept(second.segmentation) and ready() == 2, "the pair is complete, in the other order"
     assert accept(_changed(first)), "an image that a job read was replaced"
+
+
+def test_an_image_that_is_named_as_a_segmentation_too_is_needed_once(tmp_path: Path, ledger: Ledger) -> None:
+    spool = Spool(tmp_path / "spool")
+    segmentation = make_case(tmp_path / "cases", 1).segmentation
+    path = save(segmentation, spool.incoming / "x.part")
+    syntax = str(segmentation.file_meta.TransferSyntaxUID)
+    uids = segmentation.SOPClassUID, segmentation.SOPInstanceUID
+    incoming = Incoming(path, *uids, syntax, "PACS", "MAMMOD", "127.0.0.1", "a1")
+    placed = replace(place(incoming, spool), references=References(("1.2.3",), ("1.2.3",)))
+    assert Intake(spool, ledger, "bundle", lambda: None).record([placed]) == [None]
+    with ledger.read() as connection:
+        assert list(jobs.needed_by(connection, 1)) == ["1.2.3"]
 
 
 def _changed(case: Case) -> Dataset:

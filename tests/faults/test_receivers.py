@@ -361,6 +361,26 @@ def test_one_that_cannot_be_heard_is_begun_again(rig: Rig, monkeypatch: pytest.M
     again.release()
 
 
+def test_one_that_cannot_be_answered_is_begun_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or its senders would wait for ever."""
+    lost = rig.receiver.pid
+    association = rig.associate_with_receiver()
+
+    def fail(*_: Any) -> None:
+        raise TypeError("cannot pickle")
+
+    with capture_logs() as logged:
+        monkeypatch.setattr(rig.receiver, "_give", fail)
+        assert "Status" not in store(association, CONTENT, UID), "the association is over"
+        wait_until(lambda: rig.receiver.pid != lost, "it is ended")
+        monkeypatch.undo()
+        wait_until(lambda: rig.receiver.is_ready, "another is ready", START_LIMIT_S)
+    assert "a receiver cannot be answered, it is ended" in {entry["event"] for entry in logged}
+    again = rig.associate_with_receiver()
+    assert store(again, CONTENT, UID).Status == 0x0000
+    again.release()
+
+
 def test_one_that_cannot_be_begun_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
 
