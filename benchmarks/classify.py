@@ -27,12 +27,12 @@ ONNX, RAW, RAW32 = "ONNX Runtime", "raw OpenVINO bfloat16", "raw OpenVINO float3
 
 def _measure(run: Run, size: int | None) -> Iterator[Row]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from daemon.classifier import Classifier
-    from daemon.opened_bundle import default_bundle_path
+    from daemon.workers.bundle_source import default_bundle_path
+    from daemon.workers.classifier_pool import Classifier
     from model.bundle import load_bundle, untrained_bundle
+    from model.engines.equivalence_check import trial_rois
     from model.engines.openvino import Graph, openvino
     from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
-    from model.engines.trial import trial_rois
 
     bundle = untrained_bundle(run.folder / "bundle") if size else load_bundle(default_bundle_path())
     network = bundle.network()

@@ -25,10 +25,10 @@ ROWS, COLUMNS = 4096, 3328  # 27 MB
 
 
 def _measure(run: Run) -> Iterator[Row]:
-    from daemon.opened_bundle import default_bundle_path
+    from daemon.workers.bundle_source import default_bundle_path
     from model.bundle import load_bundle
-    from model.cut import Cut, cut_rois
     from model.image import open_image
+    from model.roi_extraction import Cut, cut_rois
 
     manifest = load_bundle(default_bundle_path()).manifest
     shape = (512, 416) if run.tiny else (ROWS, COLUMNS)

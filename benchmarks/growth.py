@@ -20,13 +20,13 @@ from sqlalchemy import Connection, update
 
 from benchmarks.case import Bar, Case, Row, Run, interleaved
 from config.settings import Log
-from daemon import log
-from daemon.incoming import Incoming
-from daemon.intake import Intake
-from daemon.ledger import Ledger, instances, jobs, schema, work
+from daemon.ledger import Ledger, instances, job_claims, jobs, schema
 from daemon.ledger.instances import StoredInstance
-from daemon.spool import Spool
-from tests.daemon.lesions import builders
+from daemon.receiving.intake import Intake
+from daemon.storage.received_instance import Incoming
+from daemon.storage.spool import Spool
+from daemon.system import log
+from tests.support import lesion_objects
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)
 TINY_SIZES = (10, 20)
@@ -44,9 +44,9 @@ class _Grown:
         self._spool = Spool(folder / "spool")
         self._ledger = Ledger(f"sqlite:///{folder / 'ledger.sqlite'}")
         self._intake = Intake(self._spool, self._ledger, _BUNDLE, self._look_for_jobs)
-        image = builders.mammogram(64, 48, sop_instance_uid=_uid(_IMAGE, 0))
-        region = builders.MarkedRegion("POLYLINE", [(10, 10), (30, 10), (30, 30), (10, 30), (10, 10)])
-        lesions = builders.measurement_report_of(image, [region], sop_instance_uid=_uid(_LESIONS, 0))
+        image = lesion_objects.mammogram(64, 48, sop_instance_uid=_uid(_IMAGE, 0))
+        region = lesion_objects.MarkedRegion("POLYLINE", [(10, 10), (30, 10), (30, 30), (10, 30), (10, 10)])
+        lesions = lesion_objects.measurement_report_of(image, [region], sop_instance_uid=_uid(_LESIONS, 0))
         self._objects = [
             (kind, str(dataset.SOPClassUID), _part_10(dataset))
             for kind, dataset in ((_IMAGE, image), (_LESIONS, lesions))
@@ -85,7 +85,7 @@ class _Grown:
 
     def _look_for_jobs(self) -> None:
         with self._ledger.read() as connection:
-            work.claimable(connection, "benchmark", time.time(), [])
+            job_claims.claimable(connection, "benchmark", time.time(), [])
 
     def cost_ms(self, count: int, _pair: int) -> float:
         """Take `count` images and lesion objects; milliseconds for each instance."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.settings import ENVIRONMENT_PREFIX
-from tests.peers.archives import running_orthanc, running_storescp
-from tests.peers.programs import free_port, wait_until
-from tests.service.running import write_settings
+from tests.support.peers.archives import running_orthanc, running_storescp
+from tests.support.peers.programs import free_port, wait_until
+from tests.support.services import write_settings
 
 MAMMOD, ORTHANC = "mammod", "Orthanc"
 START_LIMIT_S = 120.0

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.receivers import Receiver
-from tests.peers.programs import program
+from tests.support.peers.programs import program
 
 LIMIT_S = 240.0
 _PREFIX = "1.2.826.0.1.3680043.8.498.77."

@@ -13,8 +13,8 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
-from tests.daemon.lesions.builders import MarkedRegion, mammogram, measurement_report_of, segmentation_of
-from tests.peers.programs import program
+from tests.support.lesion_objects import MarkedRegion, mammogram, measurement_report_of, segmentation_of
+from tests.support.peers.programs import program
 
 FULL = (4084, 3328)  # rows, columns: 27.2 MB at 16 bits
 TINY = (512, 416)

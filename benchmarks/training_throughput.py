@@ -19,8 +19,8 @@ import keras
 import numpy as np
 import typer
 
-from training.cache import Crops, open_cache
 from training.fit import Batches, Recipe, build_for, compile_for, part_of
+from training.roi_cache import Crops, open_cache
 
 
 def main(

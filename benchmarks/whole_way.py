@@ -22,7 +22,7 @@ from benchmarks import receivers
 from benchmarks.case import Bar, Case, Row, Run
 from benchmarks.receivers import Receiver, cpu_seconds, peak_memory
 from benchmarks.studies import FULL, LESIONS, TINY, Study
-from tests.peers.programs import program, wait_until
+from tests.support.peers.programs import program, wait_until
 
 SENDERS = 4
 GOES = 20
@@ -224,20 +224,20 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
 
     from config.settings import Archive as ArchiveSettings
     from config.settings import Settings
-    from daemon.archive import Archive
-    from daemon.classifier import _environments, open_engine
-    from daemon.decode import keep_freed_memory
-    from daemon.job import part10
-    from daemon.lesions import read_lesions
-    from daemon.opened_bundle import algorithm, default_bundle_path
-    from daemon.outgoing import OutcomeKind, Outgoing
-    from daemon.reports.facts import Case as ReportCase
-    from daemon.reports.facts import Edition, Result
-    from daemon.reports.kinds import KINDS
-    from daemon.spool import Spool
+    from daemon.archive.client import Archive
+    from daemon.archive.store_status import OutcomeKind, Outgoing
+    from daemon.jobs.job_runner import part10
+    from daemon.lesions.reader import read_lesions
+    from daemon.reports.case import Case as ReportCase
+    from daemon.reports.case import Edition, Result
+    from daemon.reports.registry import KINDS
+    from daemon.storage.spool import Spool
+    from daemon.workers.bundle_source import algorithm, default_bundle_path
+    from daemon.workers.classifier_pool import _environments, open_engine
+    from daemon.workers.decoder_pool import keep_freed_memory
     from model.bundle import load_bundle
-    from model.cut import Cut, cut_rois
     from model.prediction import Prediction
+    from model.roi_extraction import Cut, cut_rois
 
     keep_freed_memory()  # as the decoding processes do
     bundle = load_bundle(default_bundle_path())

@@ -216,7 +216,7 @@ class Lesions(_Section):
 
 
 class Reports(_Section):
-    # A name stands here once `daemon.reports.kinds` can build it.
+    # A name stands here once `daemon.reports.registry` can build it.
     kinds: tuple[Literal["tid1500", "mammo-cad-sr", "gsps", "sc"], ...] = Field(("tid1500",), min_length=1)
     on_nothing: bool = False
     on_failure: bool = False

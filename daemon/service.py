@@ -18,30 +18,30 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from config.errors import ConfigurationError
 from config.settings import Settings, load_settings
-from daemon import log as logging_setup
-from daemon.archive import Archive
-from daemon.audit import Audit
-from daemon.classifier import Classifier
-from daemon.clock import ClockWatch
-from daemon.commitment import Commitment, longest_wait_s
-from daemon.decode import DecoderPool
-from daemon.dispatcher import Dispatcher
-from daemon.intake import Intake
-from daemon.job import JobWorker
-from daemon.kept_bundle import BundleWatch, keep_bundle
-from daemon.ledger import Ledger, instances, jobs, nodes, outbox, work
-from daemon.listener import Listener
-from daemon.node import Node, node_facts
-from daemon.observation import Observation, Parts
-from daemon.opened_bundle import algorithm, engine_cache, open_bundle
-from daemon.pipeline import Pipeline
-from daemon.receiver import Receiver
-from daemon.schedule import Schedule
-from daemon.sd_notify import Supervised, reloading, sd_notify, stopping
-from daemon.sending import Sending
-from daemon.spool import open_spool
-from daemon.status import certificates, in_short
-from daemon.status_page import StatusServer
+from daemon.archive.client import Archive
+from daemon.archive.sender_threads import Sending
+from daemon.archive.storage_commitment import Commitment, longest_wait_s
+from daemon.audit.trail import Audit
+from daemon.jobs.dispatcher import Dispatcher
+from daemon.jobs.job_runner import JobWorker
+from daemon.jobs.pipeline import Pipeline
+from daemon.ledger import Ledger, instances, job_claims, jobs, nodes, outbox
+from daemon.maintenance.periodic_tasks import Schedule
+from daemon.monitoring.http_server import StatusServer
+from daemon.monitoring.monitor import Observation, Parts
+from daemon.monitoring.status_report import certificates, in_short
+from daemon.nodes.membership import Node, node_facts
+from daemon.receiving.intake import Intake
+from daemon.receiving.listener import Listener
+from daemon.receiving.receiver_process import Receiver
+from daemon.storage.spool import open_spool
+from daemon.system import log as logging_setup
+from daemon.system.clock_watch import ClockWatch
+from daemon.system.systemd import Supervised, reloading, sd_notify, stopping
+from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
+from daemon.workers.classifier_pool import Classifier
+from daemon.workers.decoder_pool import DecoderPool
+from daemon.workers.pinned_bundle import BundleWatch, keep_bundle
 from model.bundle import Bundle
 
 MAIN_LOOP_S = 1.0
@@ -166,7 +166,7 @@ class Service:
         alone = self._node.is_alone()
 
         def transition(connection: Connection) -> None:
-            work.move_to_bundle(connection, bundle.digest)
+            job_claims.move_to_bundle(connection, bundle.digest)
             jobs.promote(connection, None, time.time())
             if alone:
                 self._all_due_now(connection)

@@ -1,11 +1,11 @@
-"""Loads the fixtures that any test may use: real peers on free loopback ports (see `tests.peers.fixtures`)."""
+"""Loads the fixtures that any test may use: real peers on free loopback ports (see `tests.support.peers.fixtures`)."""
 
 from __future__ import annotations
 
 pytest_plugins = [
-    "tests.peers.fixtures",
-    "tests.peers.postgresql",
-    "tests.service.fixtures",
-    "tests.faults.certificates",
-    "tests.browser.fixtures",
+    "tests.support.peers.fixtures",
+    "tests.support.peers.postgresql",
+    "tests.support.cases",
+    "tests.support.trusted_authority",
+    "tests.support.browser.fixtures",
 ]

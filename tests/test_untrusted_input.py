@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.outgoing import OutcomeKind
-from daemon.stow import judge
+from daemon.archive.store_status import OutcomeKind
+from daemon.archive.stow_rs import judge
 from tests.test_rooms import ROOMS, ROOT, sources
 
 FORBIDDEN_MODULES = {
@@ -30,7 +30,7 @@ FORBIDDEN_FUNCTIONS = {
 # The demo starts `mammod serve`, OpenVINO's engine the conversion of a network: a fixed list of arguments, no shell.
 MAY_START_PROGRAMS = {Path("daemon/demo/service.py"), Path("model/engines/openvino.py")}
 # The engine's factory is named by our own code.
-MAY_IMPORT_BY_NAME = {Path("daemon/classifier.py"), Path("daemon/ray_engine.py")}
+MAY_IMPORT_BY_NAME = {Path("daemon/workers/classifier_pool.py"), Path("daemon/workers/ray_engine.py")}
 
 
 def findings(source: str, path: Path) -> list[str]:

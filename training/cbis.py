@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from model.errors import ImageError
 from model.image import read_frame
-from training.csvfile import read_rows
+from training.csv_reader import read_rows
 from training.errors import DataError
 from training.samples import Reading, Sample, Skipped, rectangle
 

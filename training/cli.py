@@ -16,9 +16,9 @@ from training.errors import DataError
 from training.samples import Reading
 
 if TYPE_CHECKING:
-    from training.cache import Crops
     from training.evaluate import LesionSet
     from training.fit import Recipe
+    from training.roi_cache import Crops
 
 app = typer.Typer(
     help="Prepare data, train, evaluate and export mammod's networks. Research software.",
@@ -79,7 +79,7 @@ def prepare(
 ) -> None:
     """Read a data set, say what was skipped and why, and cut every lesion's ROI once."""
     from training import prepare as cutting
-    from training.sources import read_source
+    from training.datasets import read_source
 
     if crops.exists():  # before the reading, which may take long
         raise DataError(f"{crops} exists already; remove it to prepare the crops again, or name another folder")
@@ -126,8 +126,8 @@ def fit(
     workers: Workers = 2,
 ) -> None:
     """Train a network, or go on with a run that was cut short."""
-    from training.cache import open_cache
     from training.fit import fit as train
+    from training.roi_cache import open_cache
 
     given = {
         "epochs": epochs,
@@ -170,8 +170,8 @@ def evaluate(
     external: External = None,
 ) -> None:
     """Measure a run on its held-out test part, and on other data."""
-    from training.cache import open_cache
     from training.evaluate import evaluate_run
+    from training.roi_cache import open_cache
 
     others = _external(external)
     result = evaluate_run(run, open_cache(crops), out, external=others)
@@ -205,9 +205,9 @@ def reproduce(
 ) -> None:
     """Train and measure the paper's grid and set its tables and figures beside ours; resumable."""
     from model.networks import HEADS, NAMES
-    from training.cache import open_cache
-    from training.reproduce import grid
-    from training.reproduce import reproduce as run_grid
+    from training.paper_grid import grid
+    from training.paper_grid import reproduce as run_grid
+    from training.roi_cache import open_cache
 
     cache = open_cache(crops)
     chosen = replace(_recipe(recipe), **_set({"epochs": epochs, "batch": batch, "precision": precision, "seed": seed}))
@@ -253,10 +253,10 @@ def crossvalidate(
     workers: Workers = 2,
 ) -> None:
     """Measure networks by cross-validation over patients, and compare them in pairs; resumable."""
-    from training.cache import open_cache
     from training.crossvalidate import REPORT, show
     from training.crossvalidate import crossvalidate as run_folds
-    from training.reproduce import Cell
+    from training.paper_grid import Cell
+    from training.roi_cache import open_cache
 
     given = {"epochs": epochs, "batch": batch, "learning_rate": learning_rate, "precision": precision, "seed": seed}
     chosen = replace(_recipe(recipe), **_set(given))
@@ -326,9 +326,9 @@ def _recipe(name: str) -> Recipe:
 
 
 def _external(given: list[str] | None) -> list[LesionSet]:
-    from training.cache import open_cache
     from training.evaluate import LesionSet
     from training.fit import part_of
+    from training.roi_cache import open_cache
 
     sets = []
     for one in given or ():

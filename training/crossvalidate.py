@@ -17,12 +17,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from training import metrics, page
-from training.cache import Crops
+from training import html_report, metrics
 from training.errors import RunError
 from training.evaluate import Figure, LesionSet, evaluate_run, measure, too_small
 from training.fit import Build, Recipe, Report, check_same_run, fit, part_of
-from training.reproduce import Cell, recipe_of
+from training.paper_grid import Cell, recipe_of
+from training.roi_cache import Crops
 from training.split import Split, split_samples
 
 RESULT, REPORT = "crossvalidation.json", "report.html"
@@ -58,7 +58,7 @@ def crossvalidate(
 ) -> dict[str, Any]:
     """Train and measure what is missing of `cells` x `folds` and write `out`/crossvalidation.json and report.html.
 
-    `weights` is as for `training.reproduce.reproduce`. With `start`, the folder of an earlier cross-validation with the
+    `weights` is as for `training.paper_grid.reproduce`. With `start`, the folder of an earlier cross-validation with the
     same folds, each run goes on from that one's final weights (another ROI size, say) instead. `report` gives what
     hears of a run's steps. Returns what crossvalidation.json holds.
 
@@ -272,29 +272,29 @@ def _write_report(path: Path, pooled: Sequence[Pooled], result: dict[str, Any], 
         for one in row["sets"]
     ]
     parts = [
-        page.table(("", ""), about),
-        *(page.note(text) for text in result["remarks"]),
-        page.heading("Held-out lesions, with 95 % bootstrap intervals over patients"),
-        page.table(
+        html_report.table(("", ""), about),
+        *(html_report.note(text) for text in result["remarks"]),
+        html_report.heading("Held-out lesions, with 95 % bootstrap intervals over patients"),
+        html_report.table(
             ("run", "set", "lesions", "AUC", "accuracy at 0.5", "sensitivity at 90 % specificity", "ECE"), measured
         ),
-        page.chart(
+        html_report.chart(
             "ROC of the pooled held-out scores",
             "1 - specificity",
             "sensitivity",
-            [page.Line(one.cell.name, _roc(one.held_out, crops.malignant)) for one in pooled],
+            [html_report.Line(one.cell.name, _roc(one.held_out, crops.malignant)) for one in pooled],
             diagonal=True,
         ),
-        page.heading("AUC of each fold"),
-        page.table(
+        html_report.heading("AUC of each fold"),
+        html_report.table(
             ("run", *(f"fold {fold}" for fold in range(result["folds"]))),
             [(row["cell"], *(f"{value:.3f}" for value in row["auc_of_folds"])) for row in rows],
         ),
     ]
     if result["differences"]:
         parts += [
-            page.heading("Differences, on the same patients"),
-            page.table(
+            html_report.heading("Differences, on the same patients"),
+            html_report.table(
                 ("", "AUC", "accuracy at 0.5"),
                 [
                     (f"{one['first']} over {one['second']}", *_figures(one, "auc", "accuracy_at_half"))
@@ -304,8 +304,8 @@ def _write_report(path: Path, pooled: Sequence[Pooled], result: dict[str, Any], 
         ]
     if rows[0]["external"]:
         parts += [
-            page.heading("Other data: the mean over the folds' networks"),
-            page.table(
+            html_report.heading("Other data: the mean over the folds' networks"),
+            html_report.table(
                 ("run", "set", "lesions", "malignant", "AUC", "accuracy at 0.5"),
                 [
                     (
@@ -320,7 +320,7 @@ def _write_report(path: Path, pooled: Sequence[Pooled], result: dict[str, Any], 
                 ],
             ),
         ]
-    page.write_page(path, f"Cross-validation of {', '.join(row['cell'] for row in rows)}", parts)
+    html_report.write_page(path, f"Cross-validation of {', '.join(row['cell'] for row in rows)}", parts)
 
 
 def _roc(scores: np.ndarray, malignant: np.ndarray) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.csvfile import read_rows
+from training.csv_reader import read_rows
 from training.samples import Reading, Sample, Skipped, rectangle
 
 FILM_MM = 0.05

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from model.calibration import calibrate
-from training import metrics, page
-from training.cache import Crops
+from training import html_report, metrics
 from training.errors import DataError
 from training.fit import Build, load_run, part_of, predict
+from training.roi_cache import Crops
 from training.split import Part
 
 _WORST = 24
@@ -225,15 +225,15 @@ def _write_report(
         ("temperature, threshold (validation)", f"{result['temperature']:.3f}, {result['threshold']:.3f}"),
         ("lesions tested whose millimetres rest on an assumed spacing", assumed),
     ]
-    parts = [page.table(("", ""), about)]
+    parts = [html_report.table(("", ""), about)]
     if split["how"] == "paper":
-        parts.append(page.note("Split of the paper: copies of one lesion stand in training and validation."))
-    parts += [page.note(text) for text in result["remarks"]]
-    parts += [page.heading("Figures, with 95 % bootstrap intervals over patients"), _figures(measured)]
+        parts.append(html_report.note("Split of the paper: copies of one lesion stand in training and validation."))
+    parts += [html_report.note(text) for text in result["remarks"]]
+    parts += [html_report.heading("Figures, with 95 % bootstrap intervals over patients"), _figures(measured)]
     for one, test, score in zip(measured, sets, scores, strict=True):
         parts += _set_section(one, test, score, result["threshold"])
-    parts += [page.heading("Training"), curves({name: result["log"]})]
-    page.write_page(path, f"Evaluation of {name}", parts)
+    parts += [html_report.heading("Training"), curves({name: result["log"]})]
+    html_report.write_page(path, f"Evaluation of {name}", parts)
 
 
 def _figures(measured: Sequence[Measured]) -> str:
@@ -260,14 +260,16 @@ def _figures(measured: Sequence[Measured]) -> str:
         )
         for one in measured
     ]
-    return page.table(header, rows)
+    return html_report.table(header, rows)
 
 
 def _set_section(one: Measured, test: LesionSet, score: np.ndarray, threshold: float) -> list[str]:
     truth = test.crops.malignant[test.part.samples]
     false_positive, true_positive, _ = metrics.roc(score, truth)
-    roc = page.Line(f"AUC {one.auc.value:.3f}", list(zip(false_positive.tolist(), true_positive.tolist(), strict=True)))
-    bins = page.Line("measured", [(said, share) for said, share, _ in one.reliability], dots=True)
+    roc = html_report.Line(
+        f"AUC {one.auc.value:.3f}", list(zip(false_positive.tolist(), true_positive.tolist(), strict=True))
+    )
+    bins = html_report.Line("measured", [(said, share) for said, share, _ in one.reliability], dots=True)
     furthest = np.argsort(-np.abs(score - threshold))
     wrong = [place for place in furthest if (score[place] >= threshold) != truth[place]][:_WORST]
     worst = [
@@ -279,11 +281,15 @@ def _set_section(one: Measured, test: LesionSet, score: np.ndarray, threshold: f
         for place in wrong
     ]
     return [
-        page.heading(one.name),
-        page.chart("ROC", "1 - specificity", "sensitivity", [roc], diagonal=True),
-        page.chart("Reliability", "probability of malignancy", "share malignant", [bins], diagonal=True),
-        page.confusion_table(f"Confusion matrix at the threshold, {threshold:.3f}", one.confusion),
-        *([f"<h3>Called wrongly at {threshold:.3f}, the worst first</h3>", page.roi_sheet(worst)] if worst else []),
+        html_report.heading(one.name),
+        html_report.chart("ROC", "1 - specificity", "sensitivity", [roc], diagonal=True),
+        html_report.chart("Reliability", "probability of malignancy", "share malignant", [bins], diagonal=True),
+        html_report.confusion_table(f"Confusion matrix at the threshold, {threshold:.3f}", one.confusion),
+        *(
+            [f"<h3>Called wrongly at {threshold:.3f}, the worst first</h3>", html_report.roi_sheet(worst)]
+            if worst
+            else []
+        ),
     ]
 
 
@@ -292,9 +298,9 @@ def curves(logs: dict[str, list[dict[str, float]]]) -> str:
     most = max((line["epoch"] for log in logs.values() for line in log), default=1)
     charts = []
     for caption, key in (("Validation accuracy", "validation_accuracy"), ("Validation loss", "validation_loss")):
-        lines = [page.Line(name, [(line["epoch"], line[key]) for line in log]) for name, log in logs.items()]
+        lines = [html_report.Line(name, [(line["epoch"], line[key]) for line in log]) for name, log in logs.items()]
         top = max((y for line in lines for _, y in line.points), default=1.0)
         charts.append(
-            page.chart(caption, "epoch", key.split("_")[1], lines, x_range=(0, most), y_range=(0, max(1.0, top)))
+            html_report.chart(caption, "epoch", key.split("_")[1], lines, x_range=(0, most), y_range=(0, max(1.0, top)))
         )
     return "".join(charts)

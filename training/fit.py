@@ -26,10 +26,10 @@ import numpy as np
 from model.networks import build_network, load_backbone_weights
 from training import metrics
 from training.augment import Augmentation, augment, paper_copy
-from training.cache import Crops
 from training.errors import RunError
-from training.events import append_scalars
+from training.roi_cache import Crops
 from training.split import Part, Split
+from training.tensorboard import append_scalars
 
 SCHEDULES = ("plateau", "cosine")
 OPTIMIZERS = ("sgd", "adam")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.csvfile import read_rows
+from training.csv_reader import read_rows
 from training.samples import Reading, Sample, Skipped
 
 MM_PER_PIXEL = 0.2

@@ -21,8 +21,8 @@ from model.crop import CropPolicy, cut_roi, image_spacing
 from model.image import Frame, read_frame
 from model.normalise import NormalisationPolicy, normalise
 from model.roi import Roi
-from training.cache import Crops, Entry, write_cache
 from training.errors import DataError
+from training.roi_cache import Crops, Entry, write_cache
 from training.samples import Reading, Sample, Skipped
 
 # Film scans of some 0.05 mm, and digital mammograms alike, as far as 299 x 299 films show them (0.78 mm x 0.5 mm, in

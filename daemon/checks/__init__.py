@@ -1,1 +1,1 @@
-"""What `mammod check` looks at, a module for each subject; `daemon.check` names them all in order."""
+"""What `mammod check` looks at, a module for each subject; `daemon.checks.run` names them all in order."""

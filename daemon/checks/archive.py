@@ -14,15 +14,15 @@ from pynetdicom.presentation import build_context
 from config.errors import MammodError
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
-from daemon import tls
-from daemon.archive import Archive
+from daemon.archive.client import Archive
+from daemon.archive.dicomweb import WebService, read_token
+from daemon.checks.connectivity import why_not
 from daemon.checks.finding import Finding
-from daemon.checks.reach import why_not
-from daemon.dicomweb import WebService, read_token
 from daemon.errors import ArchiveError
-from daemon.reports.kinds import KIND_CLASSES
+from daemon.reports.registry import KIND_CLASSES
 from daemon.service import require_archive
-from daemon.tls import Credentials, Side
+from daemon.system import tls
+from daemon.system.tls import Credentials, Side
 
 LIMIT_S = 10.0  # a person waits for the answer
 NOBODY = "2.25.0"  # a UID that no instance has: a search for it brings nothing of any patient

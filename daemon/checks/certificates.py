@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from config.errors import MammodError
 from config.settings import TLS, Settings
 from daemon.checks.finding import Finding
-from daemon.tls import WARN_DAYS, Credentials, Side, expiries
+from daemon.system.tls import WARN_DAYS, Credentials, Side, expiries
 
 
 def certificate_findings(settings: Settings) -> Iterator[Finding]:

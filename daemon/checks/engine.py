@@ -5,8 +5,8 @@ from __future__ import annotations
 from config.errors import MammodError
 from config.settings import Settings
 from daemon.checks.finding import Finding
-from daemon.classifier import Classifier
-from daemon.opened_bundle import engine_cache
+from daemon.workers.bundle_source import engine_cache
+from daemon.workers.classifier_pool import Classifier
 from model.bundle import Bundle
 
 

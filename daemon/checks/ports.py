@@ -11,7 +11,7 @@ from pathlib import Path
 
 from config.settings import Settings
 from daemon.checks.finding import Finding
-from daemon.status import live
+from daemon.monitoring.status_report import live
 
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 

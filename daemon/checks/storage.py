@@ -14,9 +14,9 @@ from config.settings import Settings
 from daemon.checks.finding import Finding
 from daemon.checks.machine import newest_is_ahead
 from daemon.checks.nodes import node_findings
-from daemon.ledger import Ledger, removal
-from daemon.retention import size_limit
-from daemon.spool import Spool, open_spool
+from daemon.ledger import Ledger, retention
+from daemon.maintenance.retention import size_limit
+from daemon.storage.spool import Spool, open_spool
 
 NEAR = 0.9  # of the limit
 
@@ -113,7 +113,7 @@ def _advice(settings: Settings) -> str:
 def _retention(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     limit = size_limit(settings.retention, None if settings.spool.url else settings.spool.directory)
     with ledger.read() as connection:
-        held = removal.spool_bytes(connection)
+        held = retention.spool_bytes(connection)
     if limit is None:
         yield Finding(
             "retention",

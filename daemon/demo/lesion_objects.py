@@ -19,7 +19,7 @@ from pydicom.uid import UID
 
 from config import __version__
 from daemon.demo.cases import Case, KnownLesion
-from daemon.uids import derive_uid
+from daemon.dicom.uids import derive_uid
 
 # What highdicom would make anew in each run; the date and time are the content date and time of the images.
 _SAME_IN_EVERY_RUN = {

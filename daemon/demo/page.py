@@ -14,7 +14,7 @@ from PIL import Image
 
 from config import __version__
 from daemon.demo.results import Row, class_name
-from daemon.lesion import Region
+from daemon.lesions.lesion import Region
 
 _CLOSE_UP = 360  # pixels of the page, square
 _WHOLE_HEIGHT = 220

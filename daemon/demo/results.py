@@ -16,7 +16,7 @@ from config.errors import MammodError
 from daemon.demo.cases import KnownLesion
 from daemon.demo.lesion_objects import tracking_id
 from daemon.demo.sending import CaseItems
-from daemon.lesion import Region
+from daemon.lesions.lesion import Region
 
 _PROBABILITY_OF_CANCER = Code("111047", "DCM", "Probability of cancer")
 _ALGORITHM_PARAMETERS = Code("111002", "DCM", "Algorithm Parameters")

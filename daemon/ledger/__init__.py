@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from daemon.errors import LedgerError
 from daemon.ledger.database import SPOOL_LOCK, Schema, begin_again, migrate, open_engine, schema_of
-from daemon.ledger.together import Together, outcome
+from daemon.ledger.group_commit import Together, outcome
 
 # What is raised while the database cannot be reached, is locked or full: it passes, and what was asked can be asked again.
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout)

@@ -12,13 +12,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Double, Row, cast, delete, extract, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from daemon.ledger import work
+from daemon.ledger import job_claims
 from daemon.ledger.schema import duties, nodes, outbox
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself; `process` names the process on its machine (see `daemon.process`)."""
+    """What a node says of itself; `process` names the process on its machine (see `daemon.system.process_identity`)."""
 
     host: str
     pid: int
@@ -92,7 +92,7 @@ def take_over(connection: Connection, gone: Iterable[str], now: float, by: str |
     """
     removed = delete(nodes).where(nodes.c.id.in_(list(gone)) | ~_alive(connection), nodes.c.id != (by or ""))
     number = connection.execute(removed).rowcount
-    given_up, again = work.give_back_orphans(connection, now)
+    given_up, again = job_claims.give_back_orphans(connection, now)
     reports = connection.execute(update(outbox).where(_orphaned(outbox.c.owner)).values(owner=None)).rowcount
     connection.execute(delete(duties).where(_orphaned(duties.c.owner)))
     return TakenOver(number, again + given_up, given_up, reports)
@@ -104,7 +104,7 @@ def _orphaned(owner: ColumnElement[Any]) -> ColumnElement[bool]:
 
 def leave(connection: Connection, node_id: str, now: float) -> None:
     """The node stops: what it has begun is free at once, as if never begun."""
-    work.put_back(connection, node_id, None, now)
+    job_claims.put_back(connection, node_id, None, now)
     connection.execute(update(outbox).where(outbox.c.owner == node_id).values(owner=None))
     connection.execute(delete(duties).where(duties.c.owner == node_id))
     connection.execute(delete(nodes).where(nodes.c.id == node_id))

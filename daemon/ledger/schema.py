@@ -197,7 +197,7 @@ nodes = Table(
     Column("id", NODE_ID, primary_key=True),
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
-    # Which process that is, for one on the same machine to see whether it lives (`daemon.process`).
+    # Which process that is, for one on the same machine to see whether it lives (`daemon.system.process_identity`).
     Column("process", String(128), nullable=False),
     Column("address", String(300), nullable=False),  # where it listens, as host:port
     Column("bundle", String(64), nullable=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from daemon.errors import LesionError
-from daemon.lesions.mark import Mark, Shape, shape_of
+from daemon.lesions.marks import Mark, Shape, shape_of
 from daemon.lesions.sr_tree import Node, Tree, described
 
 CAD_ROOT = ("111036", "DCM")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from daemon.lesions.mark import Mark, shape_of
+from daemon.lesions.marks import Mark, shape_of
 from daemon.lesions.measurement_sr import THREE_DIMENSIONAL, is_group, region_names
 from daemon.lesions.sr_tree import Node, Tree, described
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from daemon.lesion import Code
-from daemon.lesions.mark import Mark, shape_of
+from daemon.lesions.lesion import Code
+from daemon.lesions.marks import Mark, shape_of
 from daemon.lesions.sr_tree import Node, Tree, described
 
 _MEASUREMENT_GROUP = ("125007", "DCM")

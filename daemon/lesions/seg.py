@@ -12,11 +12,11 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSLossless, JPEGLSNearLossless, RLELossless
 from scipy import ndimage
 
+from daemon.dicom.sop_classes import SEGMENTATION_CLASSES
 from daemon.errors import LesionError
-from daemon.lesion import Code, Lesion
-from daemon.lesion_classes import SEGMENTATION_CLASSES
-from daemon.lesions.outline import outline_of_mask, region_of_outline
-from daemon.lesions.reference import (
+from daemon.lesions.geometry import outline_of_mask, region_of_outline
+from daemon.lesions.lesion import Code, Lesion
+from daemon.lesions.references import (
     Collected,
     ImageReference,
     code_of,

@@ -9,8 +9,8 @@ from functools import cached_property
 from pydicom.dataset import Dataset
 
 from daemon.errors import LesionError
-from daemon.lesion import Code
-from daemon.lesions.reference import ImageReference, code_of, image_reference, items, numbers, same, uid_of
+from daemon.lesions.lesion import Code
+from daemon.lesions.references import ImageReference, code_of, image_reference, items, numbers, same, uid_of
 
 MAX_ITEMS = 100_000  # each costs a quarter of a millisecond; a report of 250 lesions has 10,000
 MAX_DEPTH = 500  # templates reach ten

@@ -17,10 +17,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from daemon.errors import ReportError
-from daemon.lesion import Lesion
+from daemon.lesions.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import Algorithm, Case, Edition, Result, series_description, short_result
-from daemon.reports.own_object import on_image, shown_images
+from daemon.reports.base_object import on_image, shown_images
+from daemon.reports.case import Algorithm, Case, Edition, Result, series_description, short_result
 
 SERIES_NUMBER = 9148
 LAYER = "RESEARCH"

@@ -18,7 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
-from daemon.lesion import Code
+from daemon.lesions.lesion import Code
 
 # Of the patient and study modules (PS3.3 C.7.1.1, C.7.2.1), and what is needed to read them.
 _PATIENT_AND_STUDY = (

@@ -16,11 +16,13 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as Concept
 from pydicom.uid import MammographyCADSRStorage
 
+from daemon.dicom.equipment import MANUFACTURER
 from daemon.errors import ReportError
-from daemon.lesion import Code, Lesion
-from daemon.lesions.outline import region_of_outline
-from daemon.reports import content, image_header
-from daemon.reports.facts import (
+from daemon.lesions.geometry import region_of_outline
+from daemon.lesions.lesion import Code, Lesion
+from daemon.reports import image_header, sr_content_items
+from daemon.reports.base_object import home_image, shown_images
+from daemon.reports.case import (
     UNTRAINED,
     Algorithm,
     Case,
@@ -31,10 +33,8 @@ from daemon.reports.facts import (
     percent,
     report_statements,
 )
-from daemon.reports.identity import MANUFACTURER
-from daemon.reports.own_object import home_image, shown_images
+from daemon.reports.charset import Text
 from daemon.reports.sr_document import sr_document
-from daemon.reports.text import Text
 from daemon.reports.tracking import tracking
 
 SERIES_NUMBER = 9150
@@ -97,42 +97,44 @@ def _root(case: Case, shown: Mapping[str, Dataset], text: Text) -> Dataset:
         _finding(result, name, shown[result.lesion.image_uid], case.algorithm, places, text)
         for result, name in zip(case.results, known_as, strict=True)
     ]
-    analysis = content.code(
+    analysis = sr_content_items.code(
         "CONTAINS",
         DCM.AnalysisPerformed,
         IMPRESSION_ANALYSIS,
         [
             *_algorithm(case.results[0], case.algorithm, text),
-            *(content.by_reference("HAS PROPERTIES", path) for path in places.values()),
+            *(sr_content_items.by_reference("HAS PROPERTIES", path) for path in places.values()),
         ],
     )
-    return content.container(
+    return sr_content_items.container(
         None,
         DCM.MammographyCADReport,
         [
-            content.code("HAS CONCEPT MOD", DCM.LanguageOfContentItemAndDescendants, ENGLISH),
-            content.container(
+            sr_content_items.code("HAS CONCEPT MOD", DCM.LanguageOfContentItemAndDescendants, ENGLISH),
+            sr_content_items.container(
                 "CONTAINS", DCM.ImageLibrary, [_library_entry(shown[uid], frame, text) for uid, frame in frames]
             ),
-            content.code(
+            sr_content_items.code(
                 "CONTAINS",
                 DCM.CADProcessingAndFindingsSummary,
                 DCM.AllAlgorithmsSucceededWithFindings,
                 [
-                    content.text("HAS PROPERTIES", DCM.ImpressionDescription, _impression(case, known_as, text)),
+                    sr_content_items.text(
+                        "HAS PROPERTIES", DCM.ImpressionDescription, _impression(case, known_as, text)
+                    ),
                     *_algorithm(case.results[0], case.algorithm, text),
                     *(
-                        content.container("INFERRED FROM", INDIVIDUAL_IMPRESSION, [_rendering(), finding])
+                        sr_content_items.container("INFERRED FROM", INDIVIDUAL_IMPRESSION, [_rendering(), finding])
                         for finding in findings
                     ),
                 ],
             ),
-            content.code("CONTAINS", DCM.SummaryOfDetections, DCM.NotAttempted),
-            content.code(
+            sr_content_items.code("CONTAINS", DCM.SummaryOfDetections, DCM.NotAttempted),
+            sr_content_items.code(
                 "CONTAINS",
                 DCM.SummaryOfAnalyses,
                 DCM.Succeeded,
-                [content.container("INFERRED FROM", DCM.SuccessfulAnalyses, [analysis])],
+                [sr_content_items.container("INFERRED FROM", DCM.SuccessfulAnalyses, [analysis])],
             ),
         ],
         template="4000",
@@ -161,31 +163,35 @@ def _library_entry(image: Dataset, frame: int, text: Text) -> Dataset:
         )
     modifiers = text.concepts(image_header.view_modifiers(image))
     descriptors = [
-        content.code(context, DCM.ImageLaterality, _BREASTS[side]),
-        content.code(
+        sr_content_items.code(context, DCM.ImageLaterality, _BREASTS[side]),
+        sr_content_items.code(
             context,
             DCM.ImageView,
             view,
-            [content.code("HAS CONCEPT MOD", DCM.ImageViewModifier, modifier) for modifier in modifiers],
+            [sr_content_items.code("HAS CONCEPT MOD", DCM.ImageViewModifier, modifier) for modifier in modifiers],
         ),
     ]
     if (directions := image_header.orientation(image)) is not None:
         names = DCM.PatientOrientationRow, DCM.PatientOrientationColumn
-        descriptors += [content.text(context, name, text(value)) for name, value in zip(names, directions, strict=True)]
+        descriptors += [
+            sr_content_items.text(context, name, text(value)) for name, value in zip(names, directions, strict=True)
+        ]
     for keyword, name in (("StudyDate", DCM.StudyDate), ("ContentDate", DCM.ContentDate)):
         if (day := image_header.day(image, keyword)) is not None:
-            descriptors.append(content.date(context, name, day))
+            descriptors.append(sr_content_items.date(context, name, day))
     for keyword, name in (("StudyTime", DCM.StudyTime), ("ContentTime", DCM.ContentTime)):
         if (moment := image_header.moment(image, keyword)) is not None:
-            descriptors.append(content.time(context, name, moment))
+            descriptors.append(sr_content_items.time(context, name, moment))
     if (spacing := image_header.pixel_spacing(image)) is not None:
         vertical, horizontal = spacing
-        descriptors.append(content.num(context, DCM.HorizontalPixelSpacing, horizontal, MILLIMETER))
-        descriptors.append(content.num(context, DCM.VerticalPixelSpacing, vertical, MILLIMETER))
+        descriptors.append(sr_content_items.num(context, DCM.HorizontalPixelSpacing, horizontal, MILLIMETER))
+        descriptors.append(sr_content_items.num(context, DCM.VerticalPixelSpacing, vertical, MILLIMETER))
     if (size := image_header.size(image)) is not None:
         names = DCM.PixelDataRows, DCM.PixelDataColumns
-        descriptors += [content.num(context, name, value, PIXELS) for name, value in zip(names, size, strict=True)]
-    return content.image("CONTAINS", image, descriptors, frame if image_header.frames(image) > 1 else None)
+        descriptors += [
+            sr_content_items.num(context, name, value, PIXELS) for name, value in zip(names, size, strict=True)
+        ]
+    return sr_content_items.image("CONTAINS", image, descriptors, frame if image_header.frames(image) > 1 else None)
 
 
 def _finding(
@@ -196,16 +202,16 @@ def _finding(
     if not 0 <= probability <= 1:
         raise ReportError(f"the predicted probability is {probability}; it must lie in 0..1")
     place = places[lesion.image_uid, lesion.frame]
-    return content.code(
+    return sr_content_items.code(
         "CONTAINS",
         DCM.SingleImageFinding,
         _finding_code(lesion, text),
         [
             _rendering(),
-            content.text("HAS OBS CONTEXT", DCM.TrackingIdentifier, known_as[0]),
-            content.uidref("HAS OBS CONTEXT", DCM.TrackingUniqueIdentifier, known_as[1]),
+            sr_content_items.text("HAS OBS CONTEXT", DCM.TrackingIdentifier, known_as[0]),
+            sr_content_items.uidref("HAS OBS CONTEXT", DCM.TrackingUniqueIdentifier, known_as[1]),
             *_algorithm(result, algorithm, text),
-            content.num("HAS PROPERTIES", DCM.ProbabilityOfCancer, percent(probability), PERCENT),
+            sr_content_items.num("HAS PROPERTIES", DCM.ProbabilityOfCancer, percent(probability), PERCENT),
             _shape(DCM.Center, "POINT", _centre(lesion), place),
             *(_shape(DCM.Outline, graphic_type, points, place) for graphic_type, points in _outline(lesion)),
         ],
@@ -213,13 +219,13 @@ def _finding(
 
 
 def _shape(concept: Concept, graphic_type: str, points: np.ndarray, place: Sequence[int]) -> Dataset:
-    selected = [content.by_reference("SELECTED FROM", place)]
-    return content.scoord("HAS PROPERTIES", concept, graphic_type, points, selected)
+    selected = [sr_content_items.by_reference("SELECTED FROM", place)]
+    return sr_content_items.scoord("HAS PROPERTIES", concept, graphic_type, points, selected)
 
 
 def _rendering() -> Dataset:
     """Each lesion is the answer to a mark that somebody made: to leave one out would hide an answer."""
-    return content.code(
+    return sr_content_items.code(
         "HAS CONCEPT MOD", DCM.RenderingIntent, DCM.PresentationRequiredRenderingDeviceIsExpectedToPresent
     )
 
@@ -234,11 +240,11 @@ def _algorithm(result: Result, algorithm: Algorithm, text: Text) -> Iterable[Dat
     """TID 4019."""
     relationship = "HAS PROPERTIES"
     return (
-        content.text(relationship, DCM.AlgorithmName, text(algorithm.name)),
-        content.text(relationship, DCM.AlgorithmManufacturer, MANUFACTURER),
-        content.text(relationship, DCM.AlgorithmVersion, text(algorithm.version)),
+        sr_content_items.text(relationship, DCM.AlgorithmName, text(algorithm.name)),
+        sr_content_items.text(relationship, DCM.AlgorithmManufacturer, MANUFACTURER),
+        sr_content_items.text(relationship, DCM.AlgorithmVersion, text(algorithm.version)),
         *(
-            content.text(relationship, DCM.AlgorithmParameters, text(parameter))
+            sr_content_items.text(relationship, DCM.AlgorithmParameters, text(parameter))
             for parameter in algorithm_parameters(algorithm, result.prediction.bundle, result.prediction.engine)
         ),
     )

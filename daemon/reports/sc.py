@@ -7,10 +7,10 @@ from pydicom.sr.coding import Code as Concept
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from daemon.reports import image_header
-from daemon.reports.facts import RESEARCH_USE, Case, Edition
-from daemon.reports.facts import UNTRAINED as UNTRAINED_STATEMENT
-from daemon.reports.own_object import on_image
-from daemon.reports.picture import Picture, pictures
+from daemon.reports.base_object import on_image
+from daemon.reports.case import RESEARCH_USE, Case, Edition
+from daemon.reports.case import UNTRAINED as UNTRAINED_STATEMENT
+from daemon.reports.rendering import Picture, pictures
 
 SERIES_NUMBER = 9149
 SOURCE_IMAGE = Concept("121322", "DCM", "Source of image processing operation")

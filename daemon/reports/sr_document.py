@@ -8,8 +8,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from daemon.errors import ReportError
-from daemon.reports.facts import Algorithm, Edition, Predecessor
-from daemon.reports.own_object import new_object
+from daemon.reports.base_object import new_object
+from daemon.reports.case import Algorithm, Edition, Predecessor
 
 
 def sr_document(

@@ -12,11 +12,13 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as Concept
 from pydicom.uid import Comprehensive3DSRStorage
 
+from daemon.dicom.equipment import MANUFACTURER, MODEL_NAME
+from daemon.dicom.sop_classes import SEGMENTATION_CLASSES
 from daemon.errors import ReportError
-from daemon.lesion import Lesion
-from daemon.lesion_classes import SEGMENTATION_CLASSES
+from daemon.lesions.lesion import Lesion
 from daemon.reports import image_header
-from daemon.reports.facts import (
+from daemon.reports.base_object import home_image, shown_images
+from daemon.reports.case import (
     Algorithm,
     Case,
     Edition,
@@ -27,10 +29,8 @@ from daemon.reports.facts import (
     percent,
     report_statements,
 )
-from daemon.reports.identity import MANUFACTURER, MODEL_NAME
-from daemon.reports.own_object import home_image, shown_images
+from daemon.reports.charset import Text
 from daemon.reports.sr_document import sr_document
-from daemon.reports.text import Text
 from daemon.reports.tracking import tracking
 
 LESION = Concept("52988006", "SCT", "Lesion")

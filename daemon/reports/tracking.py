@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from daemon.reports.facts import Result
-from daemon.reports.text import Text
-from daemon.uids import derive_uid, tracking_uid, valid_uid
+from daemon.dicom.uids import derive_uid, tracking_uid, valid_uid
+from daemon.reports.case import Result
+from daemon.reports.charset import Text
 
 
 def tracking(results: Sequence[Result], text: Text) -> list[tuple[str, str]]:

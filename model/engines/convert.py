@@ -1,7 +1,7 @@
 """`python -m model.engines.convert BUNDLE FOLDER`: a bundle's network as OpenVINO reads it, and what TensorFlow says of it.
 
 FOLDER gets the graphs (IR), `reference.npy` (TensorFlow float32 on the trial's ROIs) and `plan.json`: the fastest way of
-running the graphs whose probabilities stay within the trial's limit (see `model.engines.seam`).
+running the graphs whose probabilities stay within the trial's limit (see `model.engines.precision_split`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from model.bundle import Bundle, load_bundle
 from model.calibration import calibrate
+from model.engines.equivalence_check import LIMIT, difference, trial_rois
 from model.engines.hardware import cpu_has_bfloat16
 from model.engines.openvino import PLAN, REFERENCE, Graph, openvino
-from model.engines.seam import behind, engine_name, seams, up_to
+from model.engines.precision_split import behind, engine_name, seams, up_to
 from model.engines.tensorflow import TensorFlowEngine, compiled
-from model.engines.trial import LIMIT, difference, trial_rois
 from model.errors import EngineRefused
 
 

@@ -26,8 +26,8 @@ import numpy as np
 from model.bundle import Bundle
 from model.calibration import calibrate
 from model.engines.batches import parts
+from model.engines.equivalence_check import LIMIT, difference, trial_rois
 from model.engines.hardware import cpu_has_bfloat16
-from model.engines.trial import LIMIT, difference, trial_rois
 from model.errors import EngineRefused
 
 FORMAT = 1  # of what is kept; part of the key

@@ -9,11 +9,11 @@ import numpy as np
 from model.bundle import Bundle
 from model.calibration import calibrate
 from model.engines.batches import bucket, parts
+from model.engines.equivalence_check import LIMIT, difference, trial_rois
 from model.engines.hardware import cpu_has_bfloat16
 from model.engines.heat_map import grad_cam
-from model.engines.quiet import framework_start
-from model.engines.seam import behind, engine_name, seams, up_to
-from model.engines.trial import LIMIT, difference, trial_rois
+from model.engines.precision_split import behind, engine_name, seams, up_to
+from model.engines.stderr_filter import framework_start
 from model.errors import BundleError
 
 _BFLOAT16_GPU = (8, 0)  # compute capability: Ampere and later
@@ -24,7 +24,7 @@ class TensorFlowEngine:
 
     With constants TensorFlow folds batch normalisation into the kernels, which predict() cannot. No XLA: on a CPU it is
     several times slower for these networks. `precision` is "float32", "bfloat16", or a seam behind which it is bfloat16 (see
-    `model.engines.seam`).
+    `model.engines.precision_split`).
 
     Raises:
         BundleError: the bundle's weights do not fit its architecture, or Keras runs on another backend.

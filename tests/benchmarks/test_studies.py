@@ -9,7 +9,7 @@ import pytest
 from pydicom import dcmread
 
 from benchmarks.studies import TINY, VIEWS, Study, breast
-from daemon.lesions import lesion_references, read_lesions
+from daemon.lesions.reader import lesion_references, read_lesions
 
 
 @pytest.mark.peers

@@ -21,12 +21,12 @@ from pydicom import Dataset, dcmread
 from daemon.demo.cases import KnownLesion, read_cases
 from daemon.demo.lesion_objects import tracking_uid
 from daemon.demo.sending import prepare
-from daemon.reports.kinds import KINDS
-from tests.browser import ohif
-from tests.browser.chromium import OUTPUT, Watched
-from tests.browser.ohif import Viewer
-from tests.daemon.reports.builders import items
-from tests.peers.archives import Orthanc, running_orthanc
+from daemon.reports.registry import KINDS
+from tests.support.browser import ohif
+from tests.support.browser.chromium import OUTPUT, Watched
+from tests.support.browser.ohif import Viewer
+from tests.support.peers.archives import Orthanc, running_orthanc
+from tests.support.report_objects import items
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from daemon.reports.facts import RESEARCH_USE
-from tests.browser.chromium import Watched
-from tests.daemon.reports import builders as b
-from tests.peers.archives import Orthanc, running_orthanc
-from tests.peers.programs import dsr2html
+from daemon.reports.case import RESEARCH_USE
+from tests.support import report_objects as b
+from tests.support.browser.chromium import Watched
+from tests.support.peers.archives import Orthanc, running_orthanc
+from tests.support.peers.programs import dsr2html
 
 pytestmark = pytest.mark.peers
 

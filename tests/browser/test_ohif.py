@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from tests.browser.fixtures import Read, ReadingRoom
-from tests.browser.ohif import Annotation, Viewer
-from tests.browser.studies import Marked
-from tests.daemon.reports.builders import items
+from tests.support.browser.fixtures import Read, ReadingRoom
+from tests.support.browser.ohif import Annotation, Viewer
+from tests.support.browser.studies import Marked
+from tests.support.report_objects import items
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(240)]
 

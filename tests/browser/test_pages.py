@@ -16,15 +16,15 @@ from daemon.demo.lesion_objects import tracking_uid
 from daemon.demo.page import write_page
 from daemon.demo.results import Row, read_report
 from daemon.demo.sending import prepare
-from tests.browser.chromium import Watched
-from tests.daemon.demo.builders import store_report
-from tests.training.builders import SIZE, small_crops, small_network, small_split
-from training import page
-from training.cache import Crops
+from tests.support.browser.chromium import Watched
+from tests.support.crops import SIZE, small_crops, small_network, small_split
+from tests.support.demo_cases import store_report
+from training import html_report
 from training.crossvalidate import crossvalidate
 from training.evaluate import evaluate_run
 from training.fit import Recipe, fit
-from training.reproduce import WEIGHTS, Cell, grid, reproduce
+from training.paper_grid import WEIGHTS, Cell, grid, reproduce
+from training.roi_cache import Crops
 
 pytestmark = pytest.mark.peers
 
@@ -68,7 +68,9 @@ def test_the_demo_s_page_shows_each_lesion_in_its_picture(browser: Browser, tmp_
 
 def test_a_page_s_crops_and_captions_are_shown_as_they_are(browser: Browser, tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 1, 299, dtype=np.float32), (299, 1))
-    page.write_page(tmp_path / "report.html", "Evaluation", [page.roi_sheet([(ramp, "a crop & its <caption>")])])
+    html_report.write_page(
+        tmp_path / "report.html", "Evaluation", [html_report.roi_sheet([(ramp, "a crop & its <caption>")])]
+    )
     watched = opened(browser, tmp_path / "report.html", "training-page")
     assert "a crop & its <caption>" in watched.page.inner_text("body")
     assert crops_shown(watched) == [299]

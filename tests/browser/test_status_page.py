@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser
 
-from daemon.opened_bundle import default_bundle_path
-from tests.browser.chromium import Watched
-from tests.peers.archives import running_storescp
-from tests.peers.programs import dcmsend
-from tests.service.fixtures import make_case
-from tests.service.running import Service, service
+from daemon.workers.bundle_source import default_bundle_path
+from tests.support.browser.chromium import Watched
+from tests.support.cases import make_case
+from tests.support.peers.archives import running_storescp
+from tests.support.peers.programs import dcmsend
+from tests.support.services import Service, service
 
 pytestmark = pytest.mark.peers
 

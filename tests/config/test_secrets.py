@@ -11,7 +11,7 @@ from config.errors import ConfigurationError
 from config.settings import Settings, load_settings
 from daemon.errors import LedgerError
 from daemon.ledger import Ledger
-from tests.service.running import write_settings
+from tests.support.services import write_settings
 
 SECRET = "hunter2-PLANTED"
 URLS = {
@@ -62,7 +62,7 @@ def test_a_ledger_that_cannot_be_opened_is_named_without_them(url: str) -> None:
 
 
 def test_check_shows_where_reports_go_without_them(tmp_path: Path) -> None:
-    from daemon.check import findings
+    from daemon.checks.run import findings
 
     file = tmp_path / "mammod.toml"
     write_settings(file, {"spool": {"directory": str(tmp_path / "spool"), "min_free": "1 MB"}, **URLS})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.ledger import Ledger
-from daemon.spool import Spool
+from daemon.storage.spool import Spool
 
 
 @pytest.fixture

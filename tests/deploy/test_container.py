@@ -12,7 +12,7 @@ import yaml
 
 from config import __version__
 from config.settings import Settings, load_settings
-from tests.deploy.installing import ROOT
+from tests.support.installing import ROOT
 
 CONTAINERFILE = ROOT / "deploy/container/Containerfile"
 COMPOSE = ROOT / "deploy/container/compose.yaml"
@@ -39,7 +39,7 @@ def container_variables() -> dict[str, str]:
 
 
 def paths_served() -> set[str]:
-    return set(re.findall(r'"(/[a-z]+)": lambda', (ROOT / "daemon/status_page.py").read_text()))
+    return set(re.findall(r'"(/[a-z]+)": lambda', (ROOT / "daemon/monitoring/http_server.py").read_text()))
 
 
 def test_the_container_names_settings_files_and_pages_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:

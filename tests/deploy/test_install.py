@@ -18,11 +18,11 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from config import __version__
-from daemon.cli import app
+from daemon.cli.app import app
 from daemon.errors import LedgerError
 from daemon.ledger import Ledger, look
-from tests.deploy.installing import ROOT, Installation, installation
-from tests.deploy.old_ledger import ROWS, kept, schema, set_schema, write_old_ledger
+from tests.support.installing import ROOT, Installation, installation
+from tests.support.old_ledger import ROWS, kept, schema, set_schema, write_old_ledger
 from tests.test_rooms import locked
 
 pytestmark = pytest.mark.timeout(1200)  # 30 s of CPU; a busy machine makes minutes of it

@@ -13,8 +13,8 @@ import pytest
 
 from config.settings import Settings, load_settings
 from daemon.service import LAST_STEPS_S
-from tests.deploy.installing import ROOT
-from tests.peers.programs import missing
+from tests.support.installing import ROOT
+from tests.support.peers.programs import missing
 
 UNIT = ROOT / "deploy/mammod.service"
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import typer
 
-from daemon.cli import app
+from daemon.cli.app import app
 
 FILE = Path(__file__).parents[2] / "docs" / "commands.md"
 INTRODUCTION = """# The `mammod` command

@@ -17,25 +17,26 @@ from pydicom.uid import UID
 from pynetdicom import sop_class
 
 from config import settings
-from daemon import archive, query_retrieve, tls, wado
-from daemon.data_set import (
+from daemon.archive import client, query_retrieve, wado_rs
+from daemon.dicom.dataset_scan import (
     CANNOT_UNDERSTAND,
     DOES_NOT_MATCH_SOP_CLASS,
     INVALID_OBJECT_INSTANCE,
     TRANSFER_SYNTAXES,
 )
-from daemon.presentation_contexts import storage_classes, supported_contexts
-from daemon.reception import (
+from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
+from daemon.dimse.presentation_contexts import storage_classes, supported_contexts
+from daemon.receiving.store_scp import (
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
 )
-from daemon.reports.identity import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
-from daemon.reports.kinds import KINDS
-from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import read
+from daemon.reports.registry import KINDS
+from daemon.system import tls
 from tests.daemon.reports.test_sc import captures, result
+from tests.support import report_objects as b
+from tests.support.report_cases import read
 
 FILE = Path(__file__).parents[2] / "docs" / "conformance-statement.md"
 LISTENER, ARCHIVE = settings.Listener(), settings.Archive()
@@ -157,7 +158,7 @@ def _sending() -> list[str]:
         "## 3 The sending application entity (SCU)",
         "",
         f"Calls `archive.host`, port {ARCHIVE.port} by default, as the AE title of the receiving entity; the called AE title is",
-        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {archive.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
+        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {client.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
         " (`archive.timeout_s`).",
         "",
         "- **C-STORE** of each report: its class in Explicit VR Little Endian, and as a second choice Implicit VR Little Endian. Statuses 0000,",
@@ -188,7 +189,7 @@ def _web() -> list[str]:
         'User agent of the Search transaction (PS3.18 10.6) and the Retrieve transaction (10.4) where `archive.retrieve = "dicomweb"`, at',
         "`archive.dicomweb_url` (or `archive.stow_url`): each instance that a lesion object names and that did not come is searched by `SOPInstanceUID` in `/instances`,",
         "then in `/studies/{study}/instances` of the lesion object's study, in DICOM JSON, and retrieved from",
-        f"`/studies/{{study}}/series/{{series}}/instances/{{instance}}` with `Accept: {wado.INSTANCE}`. It is taken by the rules of C-STORE, in every",
+        f"`/studies/{{study}}/series/{{series}}/instances/{{instance}}` with `Accept: {wado_rs.INSTANCE}`. It is taken by the rules of C-STORE, in every",
         "storage class and transfer syntax of 2, up to `listener.max_instance` bytes. Whatever fails is asked for again, as with C-GET. mammod serves no DICOMweb itself.",
     ]
 

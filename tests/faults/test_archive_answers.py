@@ -1,7 +1,7 @@
 """Each way in which an archive can fail a report ends as it should: tried again with back-off, failed with the reason, or done.
 
 A row is an archive, the report's and the job's state after one sending, and what the reason says. How each answer is judged
-stands in tests/daemon/test_archive.py and test_stow.py; here it is seen to the end, in the ledger.
+stands in tests/daemon/archive/test_client.py and test_stow.py; here it is seen to the end, in the ledger.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pynetdicom import evt
 from pynetdicom.sop_class import CTImageStorage
 
 from config.settings import Archive as ArchiveSettings
+from daemon.archive.outbox_sender import send_due
 from daemon.ledger import Ledger
-from daemon.sender import send_due
-from tests.daemon.archive_stubs import archive, outgoing, stub
-from tests.daemon.ledgers import hold, join
-from tests.daemon.test_sender import queue, states
-from tests.daemon.test_stow import answer, server, stow_archive
-from tests.peers.programs import free_port
+from tests.daemon.archive.test_outbox_sender import queue, states
+from tests.daemon.archive.test_stow_rs import answer, server, stow_archive
+from tests.support.archive_stubs import archive, outgoing, stub
+from tests.support.ledgers import hold, join
+from tests.support.peers.programs import free_port
 
 AGAIN, FAILED, DONE = ("queued", "sending"), ("failed", "failed"), ("stored", "done")
 FIRST_S = 10.0

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.kept_bundle import BundleWatch, keep_bundle
+from daemon.workers.pinned_bundle import BundleWatch, keep_bundle
 from model.bundle import MANIFEST, WEIGHTS, load_bundle
 from model.errors import BundleError
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import make_case
-from tests.service.running import Service
+from tests.support.cases import make_case
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.services import Service
 
 
 def other_version(folder: Path) -> None:

@@ -12,18 +12,18 @@ import pytest
 from sqlalchemy import update
 
 from config.settings import Settings
-from daemon.clock import ClockWatch
-from daemon.ledger import Ledger, instances, jobs, outbox, schema, work
+from daemon.ledger import Ledger, instances, job_claims, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
-from daemon.schedule import Schedule
+from daemon.maintenance.periodic_tasks import Schedule
 from daemon.service import Service as MammodService
-from tests.daemon.archive_stubs import outgoing
-from tests.daemon.ledgers import NODE, join
-from tests.daemon.test_sender import queue
-from tests.peers.archives import running_storescp
-from tests.peers.programs import dcmsend, free_port, wait_until
-from tests.service.fixtures import Case
-from tests.service.running import Service
+from daemon.system.clock_watch import ClockWatch
+from tests.daemon.archive.test_outbox_sender import queue
+from tests.support.archive_stubs import outgoing
+from tests.support.cases import Case
+from tests.support.ledgers import NODE, join
+from tests.support.peers.archives import running_storescp
+from tests.support.peers.programs import dcmsend, free_port, wait_until
+from tests.support.services import Service
 
 HOUR = 3600.0
 
@@ -56,11 +56,11 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
         lacking = StoredInstance("1.6", "1.2", "1.2", "1.2", "1.2", "e", 1, "q", "TESTS", now + HOUR)
         _, row = instances.record(connection, lacking)
         jobs.create(connection, row, "1.6", ("1.7",), "bundle", now + HOUR)
-        assert work.claim(connection, NODE, 9, now) == []
+        assert job_claims.claim(connection, NODE, 9, now) == []
         assert list(outbox.claim(connection, NODE, now, 9)) == []
         assert jobs.due_now(connection, now) == 2
         assert outbox.due_now(connection, now, longest_ask_wait_s=60) == 1
-        assert [job.source_uid for job in work.claim(connection, NODE, 9, now)] == ["1.5"]
+        assert [job.source_uid for job in job_claims.claim(connection, NODE, 9, now)] == ["1.5"]
         assert len(outbox.claim(connection, NODE, now, 9)) == 1
         asked = jobs.waiting_for(connection, now - 60, now, 9)
         assert [item.sop_instance_uid for item in asked] == ["1.7"], "retrieval does not wait for its hour either"

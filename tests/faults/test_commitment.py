@@ -16,26 +16,26 @@ from sqlalchemy import select, update
 
 from config.errors import ConfigurationError
 from config.settings import Settings
-from daemon.archive import Archive
-from daemon.audit import Audit
-from daemon.commitment import Commitment
-from daemon.incoming import Incoming
+from daemon.archive.client import Archive
+from daemon.archive.outbox_sender import SendSummary, send_due
+from daemon.archive.sender_threads import Sending as SendingThreads
+from daemon.archive.storage_commitment import Commitment
+from daemon.archive.store_status import Outgoing
+from daemon.audit.trail import Audit
 from daemon.ledger import Ledger, jobs, outbox, schema
-from daemon.listener import Listener
-from daemon.outgoing import Outgoing
-from daemon.sender import SendSummary, send_due
-from daemon.sending import Sending as SendingThreads
+from daemon.receiving.listener import Listener
 from daemon.service import require_archive
-from daemon.spool import Spool
-from tests.daemon.archive_stubs import archive, outgoing, stub
-from tests.daemon.ledgers import hold, join
-from tests.daemon.scu import listener_settings, listening
-from tests.daemon.test_sender import queue
-from tests.faults.commitment_archives import NO_SUCH_INSTANCE, CommittingArchive, committing_archive
-from tests.peers.archives import running_orthanc
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import Case
-from tests.service.running import Service
+from daemon.storage.received_instance import Incoming
+from daemon.storage.spool import Spool
+from tests.daemon.archive.test_outbox_sender import queue
+from tests.support.archive_stubs import archive, outgoing, stub
+from tests.support.cases import Case
+from tests.support.commitment_archives import NO_SUCH_INSTANCE, CommittingArchive, committing_archive
+from tests.support.ledgers import hold, join
+from tests.support.peers.archives import running_orthanc
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.scu import listener_settings, listening
+from tests.support.services import Service
 
 BOX = schema.outbox
 
@@ -116,7 +116,7 @@ def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
     sending: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive takes the request for commitment and says no more: its association stays open for the answer."""
-    monkeypatch.setattr("daemon.commitment.LINGER_S", 60)
+    monkeypatch.setattr("daemon.archive.storage_commitment.LINGER_S", 60)
     with committing_archive(silent) as peer:
         sending.to(peer.port, timeout_s=60)
         settings = Settings(archive=sending.archive.settings)

@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from daemon.association import IncomingAssociation
-from daemon.listener import Listener
-from daemon.upper_layer import UpperLayer
-from tests.daemon.scu import (
+from daemon.dimse.association import IncomingAssociation
+from daemon.dimse.upper_layer import UpperLayer
+from daemon.receiving.listener import Listener
+from tests.support import wire
+from tests.support.peers.programs import wait_until
+from tests.support.scu import (
     EXPLICIT,
     MAMMOGRAM,
     Accepted,
@@ -30,9 +32,7 @@ from tests.daemon.scu import (
     request_association,
     store,
 )
-from tests.faults import wire
-from tests.faults.wire import associate, connect, is_closed, receive_pdu
-from tests.peers.programs import wait_until
+from tests.support.wire import associate, connect, is_closed, receive_pdu
 
 UID = mammogram().SOPInstanceUID
 GOOD = encode(mammogram())
@@ -156,7 +156,7 @@ def test_data_set_that_comes_too_slowly_ends_its_association_and_leaves_nothing(
     tmp_path: Path, accepted: Accepted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole small PDUs, one after the other: none is late by itself, but the message never gets done."""
-    monkeypatch.setattr("daemon.association.SLOWEST", 10_000)
+    monkeypatch.setattr("daemon.dimse.association.SLOWEST", 10_000)
     with capture_logs() as events, listener_of(tmp_path, accepted, network_timeout_s=1) as listener:
         connection, answer = associate(listener.port, HOSTILE)
         assert answer[:1] == wire.ACCEPTED

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from config import settings
-from daemon.decode import DecoderPool
 from daemon.errors import DecoderKilled
+from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Manifest
-from model.cut import Cut
 from model.errors import ImageError
-from tests.faults import objects
-from tests.faults.fate import received
-from tests.peers.programs import wait_until
+from model.roi_extraction import Cut
+from tests.support import hostile_objects
+from tests.support.fate import received
+from tests.support.peers.programs import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def pool(untrained: Path) -> Iterator[DecoderPool]:
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     path = tmp_path / "good.dcm"
-    assert received(objects.encoded()[0], path) is None
+    assert received(hostile_objects.encoded()[0], path) is None
     return path
 
 
@@ -134,7 +134,7 @@ def test_damaged_images_have_a_fate_and_the_next_is_cut(pool: DecoderPool, good:
     chance = random.Random(5)
     path, tried, refused = tmp_path / "damaged.dcm", 0, 0
     while tried < 60:
-        damaged = chance.choice([objects.damaged, objects.altered])(chance)
+        damaged = chance.choice([hostile_objects.damaged, hostile_objects.altered])(chance)
         if not damaged.name.startswith("image") or received(damaged, path):
             continue
         tried += 1
@@ -149,9 +149,9 @@ def test_damaged_images_have_a_fate_and_the_next_is_cut(pool: DecoderPool, good:
 
 def test_a_damaged_character_set_is_a_reason_of_its_own(pool: DecoderPool, good: Path, tmp_path: Path) -> None:
     """Found by the fuzz run: intake does not read an image that is no lesion object."""
-    content = objects.encode(objects.image()).replace(b"ISO_IR 100", b"ISO_IR\x00100")
+    content = hostile_objects.encode(hostile_objects.image()).replace(b"ISO_IR 100", b"ISO_IR\x00100")
     path = tmp_path / "damaged.dcm"
-    assert received(objects.Object("", content), path) is None
+    assert received(hostile_objects.Object("", content), path) is None
     with pytest.raises(ImageError, match="cannot be read"):
         pool.cut(path, CUT)
     assert len(pool.cut(good, CUT)) == 1

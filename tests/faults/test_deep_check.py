@@ -15,21 +15,21 @@ from pydicom import dcmread
 from sqlalchemy import delete, select, text, update
 
 from config.settings import Settings
-from daemon.check import deep_findings
-from daemon.deep_check import deep_check
-from daemon.job import JobWorker
-from daemon.ledger import Ledger, instances, jobs, look, outbox, schema, work
+from daemon.checks.run import deep_findings
+from daemon.jobs.job_runner import JobWorker
+from daemon.jobs.pipeline import Written
+from daemon.ledger import Ledger, instances, job_claims, jobs, look, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
-from daemon.pipeline import Written
-from daemon.spool import Spool
-from tests.daemon.archive_stubs import outgoing
-from tests.daemon.ledgers import NODE, join
-from tests.faults.kills import check_deep
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import Case
-from tests.service.running import Service
+from daemon.maintenance.consistency_check import deep_check
+from daemon.storage.spool import Spool
+from tests.support.archive_stubs import outgoing
+from tests.support.cases import Case
+from tests.support.kills import check_deep
+from tests.support.ledgers import NODE, join
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.services import Service
 
 JOB = schema.jobs
 OUTBOX = schema.outbox
@@ -52,8 +52,8 @@ class Kept:
             rows = [instances.record(connection, instance)[1] for instance in (self.image, self.source)]
             needed = [self.image.sop_instance_uid]
             self.job = jobs.create(connection, rows[1], self.source.sop_instance_uid, needed, "bundle", 1.0)
-            (claimed,) = work.claim(connection, NODE, 1, 2.0)
-            work.sending(connection, claimed, {}, 3.0)
+            (claimed,) = job_claims.claim(connection, NODE, 1, 2.0)
+            job_claims.sending(connection, claimed, {}, 3.0)
             report = Report(
                 "tid1500", written.sop_class_uid, written.sop_instance_uid, "1.2", "1.2", written.transfer_syntax_uid,
                 placed.path, placed.size, placed.digest,

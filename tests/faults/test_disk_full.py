@@ -16,19 +16,19 @@ import pytest
 from sqlalchemy import Row
 from structlog.testing import capture_logs
 
-from daemon.dispatcher import Dispatcher
-from daemon.incoming import Incoming
-from daemon.intake import Intake
-from daemon.ledger import Ledger, database, instances, jobs, work
+from daemon.jobs.dispatcher import Dispatcher
+from daemon.ledger import Ledger, database, instances, job_claims, jobs
 from daemon.ledger.instances import StoredInstance
-from daemon.listener import Listener
-from daemon.spool import Spool
-from tests.daemon.ledgers import hold, join
-from tests.daemon.scu import encode, listener_settings, listening, mammogram, request_association, store
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import make_case
-from tests.service.running import Service
+from daemon.receiving.intake import Intake
+from daemon.receiving.listener import Listener
+from daemon.storage.received_instance import Incoming
+from daemon.storage.spool import Spool
+from tests.support.cases import make_case
+from tests.support.ledgers import hold, join
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.scu import encode, listener_settings, listening, mammogram, request_association, store
+from tests.support.services import Service
 
 MIB = 1 << 20
 
@@ -197,7 +197,7 @@ def test_jobs_go_on_when_the_ledger_that_was_locked_is_free(tmp_path: Path, monk
     done: list[int] = []
 
     def do(job: Row) -> None:
-        ledger.change(lambda connection: work.done(connection, job, "nothing to classify", None, time.time()))
+        ledger.change(lambda connection: job_claims.done(connection, job, "nothing to classify", None, time.time()))
         done.append(job.id)
 
     def make_job(uid: str) -> None:

@@ -12,11 +12,11 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 from pynetdicom import evt
 
-from tests.daemon.archive_stubs import stub
-from tests.faults.sending import PersistentSender
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import make_case
-from tests.service.running import Service, save
+from tests.support.archive_stubs import stub
+from tests.support.cases import make_case
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.persistent_sender import PersistentSender
+from tests.support.services import Service, save
 
 TIMES = 10
 

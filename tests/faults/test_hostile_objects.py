@@ -18,10 +18,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from config import settings
-from daemon.decode import DecoderPool
+from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Manifest
-from tests.faults.fate import fate, lesions, received
-from tests.faults.objects import CORPUS, HEAVY, altered, damaged, encoded
+from tests.support.fate import fate, lesions, received
+from tests.support.hostile_objects import CORPUS, HEAVY, altered, damaged, encoded
 
 HANG_LIMIT_S = 60.0
 MEMORY = 700 << 20  # bytes

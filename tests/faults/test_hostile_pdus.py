@@ -17,11 +17,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from daemon.intake import Intake
 from daemon.ledger import Ledger
-from daemon.listener import Listener
-from daemon.spool import Spool
-from tests.daemon.scu import (
+from daemon.receiving.intake import Intake
+from daemon.receiving.listener import Listener
+from daemon.storage.spool import Spool
+from tests.support import hostile_pdus, wire
+from tests.support.peers.programs import wait_until
+from tests.support.scu import (
     MAMMOGRAM,
     Accepted,
     encode,
@@ -31,9 +33,7 @@ from tests.daemon.scu import (
     request_association,
     store,
 )
-from tests.faults import pdus, wire
-from tests.faults.wire import associate, converse
-from tests.peers.programs import wait_until
+from tests.support.wire import associate, converse
 
 UID, GOOD = mammogram().SOPInstanceUID, encode(mammogram())
 HOSTILE = "127.0.0.2"
@@ -53,7 +53,9 @@ def incoming(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def listener(tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    monkeypatch.setattr("daemon.connections.TOLD_EVERY_S", 0.01)  # so that what is told belongs to what was just said
+    monkeypatch.setattr(
+        "daemon.dimse.pending_connections.TOLD_EVERY_S", 0.01
+    )  # so that what is told belongs to what was just said
     with listening(
         Listener(listener_settings(max_associations=100), incoming, Accepted(tmp_path / "accepted"))
     ) as running:
@@ -65,7 +67,7 @@ def listener(tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_nonsense_ends_its_connection_and_leaves_nothing(listener: Listener, incoming: Path, seed: int) -> None:
     """A thread that died of it would fail the test, and so would a file that stays, or a refusal without a reason in the log."""
     with capture_logs() as events:
-        answer = say(listener.port, pdus.talk(random.Random(seed)))
+        answer = say(listener.port, hostile_pdus.talk(random.Random(seed)))
         wait_until(lambda: not listener.served_here, "its association has ended")
         refused = wire.kinds_of(answer)[-1:] in ([wire.REJECTED], [wire.ABORTED])
         wait_until(lambda: not refused or reasons(events), "the reason is logged", 5)
@@ -92,7 +94,7 @@ def reasons(events: list[Any]) -> list[str]:
         (b"GET / HTTP/1.1\r\n\r\n", "it announced a PDU of"),
         (wire.pdu(4, b"abcd"), "it sent something else than an association request"),
         (wire.pdu(9, b"abcd"), "it sent something else than an association request"),
-        (pdus.REQUEST[:50], "it ended before its association request was complete"),
+        (hostile_pdus.REQUEST[:50], "it ended before its association request was complete"),
     ],
 )
 def test_refusal_before_an_association_is_logged_once_with_its_reason(
@@ -156,7 +158,7 @@ def test_nonsense_costs_the_good_sender_nothing(listener: Listener) -> None:
     def talk(seed: int) -> None:
         chance = random.Random(seed)
         while not stop.is_set():
-            say(listener.port, pdus.talk(chance))
+            say(listener.port, hostile_pdus.talk(chance))
 
     hostile = [threading.Thread(target=talk, args=(seed,)) for seed in range(4)]
     for thread in hostile:

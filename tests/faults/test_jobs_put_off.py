@@ -14,13 +14,13 @@ from sqlalchemy import Row
 from sqlalchemy.exc import OperationalError
 
 from config.settings import Settings
-from daemon import job as job_module
 from daemon.errors import ClassifierError, ClassifierUnavailable, DecoderKilled
-from daemon.job import JobWorker
-from daemon.ledger import Ledger, instances, jobs, work
+from daemon.jobs import job_runner as job_module
+from daemon.jobs.job_runner import JobWorker
+from daemon.ledger import Ledger, instances, job_claims, jobs
 from daemon.ledger.instances import StoredInstance
-from daemon.spool import Spool
-from tests.daemon.ledgers import NODE, join
+from daemon.storage.spool import Spool
+from tests.support.ledgers import NODE, join
 
 LATER = 1e9
 PASSING = {
@@ -54,12 +54,12 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
 def attempt(ledger: Ledger, worker: JobWorker) -> Row:
     """Claim the job, do it as the dispatcher does, and take up what had no end; the job's row."""
     with ledger.write() as connection:
-        (claimed,) = work.claim(connection, NODE, 1, time.time() + LATER)
+        (claimed,) = job_claims.claim(connection, NODE, 1, time.time() + LATER)
     try:
         worker.do(claimed)
     except OperationalError:
         with ledger.write() as connection:
-            work.release(connection, NODE, [], time.time())
+            job_claims.release(connection, NODE, [], time.time())
     with ledger.read() as connection:
         return connection.exec_driver_sql("SELECT state, attempts, reason, not_before FROM jobs").one()
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import kill_run
-from tests.peers.archives import Orthanc
-from tests.service.running import Service
+from tests.support.kills import kill_run
+from tests.support.peers.archives import Orthanc
+from tests.support.services import Service
 
 
 @pytest.mark.peers

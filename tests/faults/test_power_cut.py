@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.spool import SYNCS_NAMES, Spool, file_system_of
-from tests.peers.programs import program
+from daemon.storage.spool import SYNCS_NAMES, Spool, file_system_of
+from tests.support.peers.programs import program
 
 SIZE = {"ext4": 64 << 20, "xfs": 320 << 20}  # bytes; XFS takes no less
 CONTENT = os.urandom(1_700_000)

@@ -19,16 +19,19 @@ from pynetdicom.sop_class import Verification
 from structlog.testing import capture_logs
 
 from config.settings import Settings
-from daemon import events, receiver, stages
-from daemon.child import Child
-from daemon.digest import has_digest
+from daemon.dicom.digest import has_digest
 from daemon.errors import RefusedInstance
-from daemon.incoming import Incoming
-from daemon.listener import Listener
-from daemon.placing import InSpool
-from daemon.receiver import Receiver
-from daemon.stages import Stage
-from tests.daemon.scu import (
+from daemon.events import bus, timings
+from daemon.events.timings import Stage
+from daemon.receiving import receiver_process
+from daemon.receiving.listener import Listener
+from daemon.receiving.receiver_process import Receiver
+from daemon.receiving.spooling import InSpool
+from daemon.storage.received_instance import Incoming
+from daemon.system.child_process import Child
+from tests.support.commitment_archives import CommittingArchive
+from tests.support.peers.programs import wait_until
+from tests.support.scu import (
     EXPLICIT,
     MAMMOGRAM,
     data_set_bytes,
@@ -40,8 +43,6 @@ from tests.daemon.scu import (
     store,
     store_in_part,
 )
-from tests.faults.commitment_archives import CommittingArchive
-from tests.peers.programs import wait_until
 
 START_LIMIT_S = 120.0
 GOOD = mammogram()
@@ -124,9 +125,9 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 
 def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> None:
-    told: list[events.Event] = []
-    took: list[stages.Took] = []
-    with events.heard_by(told.append), stages.heard_by(took.append):
+    told: list[bus.Event] = []
+    took: list[timings.Took] = []
+    with bus.heard_by(told.append), timings.heard_by(took.append):
         association = rig.associate_with_receiver()
         assert store(association, CONTENT, UID).Status == 0x0000
         association.release()
@@ -140,7 +141,7 @@ def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> No
     assert placed.incoming.sop_instance_uid == UID and placed.study_uid == GOOD.StudyInstanceUID
     assert placed.incoming.calling_ae == "MODALITY" and placed.incoming.association_id in rig.ended
     assert rig.here == [] and rig.half_received == []
-    assert [type(one) for one in told] == [events.AssociationAccepted, events.InstanceAnswered]
+    assert [type(one) for one in told] == [bus.AssociationAccepted, bus.InstanceAnswered]
     assert {one.stage for one in took} == {Stage.RECEIVE}
 
 
@@ -189,7 +190,7 @@ def test_what_comes_while_the_ledger_is_written_to_is_recorded_together(
 
     def listen(message: Any, *rest: Any) -> None:
         hear(message, *rest)
-        if isinstance(message, receiver.Ask):
+        if isinstance(message, receiver_process.Ask):
             asked.append(message)
 
     monkeypatch.setattr(rig.receiver, "_hear", listen)
@@ -278,8 +279,8 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
     association = rig.associate_with_receiver()
     store_in_part(association, encode(mammogram(size=512)), UID)
     wait_until(lambda: rig.half_received, "a data set is being received")
-    told: list[events.Event] = []
-    with capture_logs() as logged, events.heard_by(told.append):
+    told: list[bus.Event] = []
+    with capture_logs() as logged, bus.heard_by(told.append):
         killed = rig.receiver.pid
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
@@ -292,7 +293,7 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
         wait_until(lambda: rig.receiver.is_ready, "it is ready", START_LIMIT_S)
     wait_until(lambda: not association.is_established, "the peer was told")
     wait_until(lambda: rig.listener.open_associations == 1, "they have ended")
-    assert events.WorkerRestarted(events.Worker.RECEIVER) in told
+    assert bus.WorkerRestarted(bus.Worker.RECEIVER) in told
     assert [entry["exit"] for entry in logged if entry["event"].startswith("a receiver ended")] == [-signal.SIGKILL]
     assert len(rig.ended) == 2 and len(set(rig.ended)) == 2
     again = rig.associate_with_receiver()
@@ -301,8 +302,8 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
 
 
 def test_one_that_hangs_is_ended_and_its_peers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver, "ASK_AFTER_S", 0.1)
-    monkeypatch.setattr(receiver, "HANG_LIMIT_S", 1.0)
+    monkeypatch.setattr(receiver_process, "ASK_AFTER_S", 0.1)
+    monkeypatch.setattr(receiver_process, "HANG_LIMIT_S", 1.0)
     with running(tmp_path) as rig:
         association = rig.associate_with_receiver()
         frozen = rig.receiver.pid
@@ -323,7 +324,7 @@ def test_one_that_takes_nothing_more_does_not_hold_up_the_listener(rig: Rig, mon
     def fail(pipe: Any, handle: int, pid: int) -> None:
         raise BlockingIOError
 
-    monkeypatch.setattr(receiver, "send_handle", fail)
+    monkeypatch.setattr(receiver_process, "send_handle", fail)
     lost = request_association(rig.listener.port)
     assert not lost.is_established
     monkeypatch.undo()
@@ -390,8 +391,8 @@ def test_one_that_cannot_be_begun_is_tried_again(tmp_path: Path, monkeypatch: py
             raise OSError(errno.ENOMEM, "no memory")
         return Child(name, *arguments)
 
-    monkeypatch.setattr(receiver, "Child", one)
-    monkeypatch.setattr(receiver, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(receiver_process, "Child", one)
+    monkeypatch.setattr(receiver_process, "FIRST_PAUSE_S", 0.01)
     with capture_logs() as logged, running(tmp_path) as rig:
         association = rig.associate_with_receiver()
         assert store(association, CONTENT, UID).Status == 0x0000

@@ -1,6 +1,6 @@
 """A spool in a bucket: accepted only once the bucket has it, read on any node, and what a bucket that fails costs.
 
-Against a real S3 server on loopback (tests/peers/s3.py).
+Against a real S3 server on loopback (tests/support/peers/s3.py).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import pytest
 from config import settings
 from config.errors import ConfigurationError
 from config.settings import Settings
-from daemon import object_store
-from daemon.check import deep_findings, findings
-from daemon.deep_check import deep_check
+from daemon.checks.run import deep_findings, findings
 from daemon.errors import SpoolUnavailable
-from daemon.intake import Intake
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances as instance_table
-from daemon.listener import Listener
-from daemon.object_store import ObjectStore
-from daemon.retention import remove_strays, size_limit
-from daemon.spool import Spool, open_spool
-from tests.daemon.scu import encode, listener_settings, listening, mammogram, request_association, store
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.peers.s3 import BUCKET, KEY, S3, SECRET, running_s3
-from tests.service.fixtures import Case
-from tests.service.running import Service
+from daemon.maintenance.consistency_check import deep_check
+from daemon.maintenance.retention import remove_strays, size_limit
+from daemon.receiving.intake import Intake
+from daemon.receiving.listener import Listener
+from daemon.storage import s3_store
+from daemon.storage.s3_store import ObjectStore
+from daemon.storage.spool import Spool, open_spool
+from tests.support.cases import Case
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.peers.s3 import BUCKET, KEY, S3, SECRET, running_s3
+from tests.support.scu import encode, listener_settings, listening, mammogram, request_association, store
+from tests.support.services import Service
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_an_object_that_was_changed_is_not_read(s3: S3, node: Node) -> None:
 
 def test_a_server_that_hangs_is_given_up(s3: S3, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = node("a")
-    monkeypatch.setattr(object_store, "ANSWER_LIMIT_S", 1)
+    monkeypatch.setattr(s3_store, "ANSWER_LIMIT_S", 1)
     s3.fault("PUT stuck")
     with pytest.raises(SpoolUnavailable, match="no answer in time"):
         spool.place(received(spool, b"image"), "1.2.3")
@@ -170,7 +170,7 @@ class Receiving:
 def test_a_sender_is_told_out_of_resources_until_the_bucket_has_it(
     fault: str, s3: S3, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "TRY_AGAIN_S", 0)
+    monkeypatch.setattr(s3_store, "TRY_AGAIN_S", 0)
     receiving = Receiving(node("a"), tmp_path)
     first, second = mammogram(1), mammogram(2)
     with listening(receiving.listener):
@@ -201,7 +201,7 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(tmp_path: Path, monkeypat
             assert time.monotonic() - began < 1, "without asking the server again"
             s3.fault("")
             s3.start()
-            monkeypatch.setattr(object_store, "TRY_AGAIN_S", 0)
+            monkeypatch.setattr(s3_store, "TRY_AGAIN_S", 0)
             assert receiving.send(image) == [0]
         assert set(s3.objects()) == set(receiving.known().values())
         receiving.ledger.close()
@@ -222,7 +222,7 @@ def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
     assert not half.exists(), "what a start finds half received goes"
     assert stray.path in s3.objects(), "another node may be about to write its row"
     assert remove_strays(ledger, spool) == 0, "it is young"
-    monkeypatch.setattr("daemon.retention.STRAY_AFTER_S", -60)
+    monkeypatch.setattr("daemon.maintenance.retention.STRAY_AFTER_S", -60)
     assert remove_strays(ledger, spool) == 1
     assert set(s3.objects()) == set(receiving.known().values())
     assert not spool.absolute(stray.path).exists(), "nor is a copy left"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import check_deep
-from tests.faults.sending import PersistentSender
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import make_case
-from tests.service.running import Service
+from tests.support.cases import make_case
+from tests.support.kills import check_deep
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.persistent_sender import PersistentSender
+from tests.support.services import Service
 
 
 @pytest.mark.peers

@@ -30,7 +30,7 @@ from model.engines import load_engine
 from model.engines.batches import bucket
 from model.errors import BundleError
 from model.networks import build_network
-from tests.model.builders import small_bundle, small_description
+from tests.support.bundles import small_bundle, small_description
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +102,7 @@ def test_another_backend_loads_what_tensorflow_saved(backend: str, saved: Bundle
 
 def test_loading_imports_no_framework(saved: Bundle) -> None:
     program = (
-        "import sys, pathlib; from model.bundle import load_bundle, card; import model.cut, model.engines\n"
+        "import sys, pathlib; from model.bundle import load_bundle, card; import model.roi_extraction, model.engines\n"
         "card(load_bundle(pathlib.Path(sys.argv[1])))\n"
         "assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )

@@ -14,7 +14,7 @@ from pydicom import Dataset
 
 from model.crop import CropPolicy, cut_roi, image_spacing, lesion_box
 from model.errors import ImageError
-from tests.model.builders import square
+from tests.support.bundles import square
 
 PAPER = CropPolicy()
 SMALL = 64

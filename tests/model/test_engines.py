@@ -15,14 +15,14 @@ import pytest
 from config.errors import ConfigurationError
 from model.bundle import Architecture, Bundle, save_bundle
 from model.crop import CropPolicy
-from model.engines import convert, hardware, load_engine, trial
+from model.engines import convert, equivalence_check, hardware, load_engine
 from model.engines import openvino as openvino_engine
 from model.engines import tensorflow as tensorflow_module
-from model.engines.quiet import framework_start
-from model.engines.seam import SEAMS
+from model.engines.precision_split import SEAMS
+from model.engines.stderr_filter import framework_start
 from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
 from model.networks import build_network
-from tests.model.builders import small_description
+from tests.support.bundles import small_description
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,9 @@ def lively(network: Any) -> Any:
             fan_in = np.prod(variable.shape[:2] if "depthwise" in variable.path else variable.shape[:-1])
             variable.assign(rng.standard_normal(variable.shape, np.float32) * np.sqrt(2 / fan_in))
     size = network.inputs[0].shape[1]
-    pooled = keras.Model(network.inputs, network.get_layer("probability").input)(trial.trial_rois(size)[..., None])
+    pooled = keras.Model(network.inputs, network.get_layer("probability").input)(
+        equivalence_check.trial_rois(size)[..., None]
+    )
     unit = network.get_layer("probability")
     kernel = abs(unit.kernel.numpy())  # heat adds up: where it nearly cancels, half precision may say anything
     scores = np.asarray(pooled) @ kernel
@@ -189,7 +191,7 @@ def xception(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_bfloat16_may_begin_behind_a_layer(xception: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each way of cutting an Xception in two gives what the whole gives."""
     exact = TensorFlowEngine(xception, 8)
-    rois = trial.trial_rois(71)[:8]
+    rois = equivalence_check.trial_rois(71)[:8]
     monkeypatch.setattr(convert, "cpu_has_bfloat16", lambda: True)
     whole = openvino_engine.openvino().convert_model(exact.function)
     names = []
@@ -209,7 +211,7 @@ def test_tensorflow_too_may_begin_bfloat16_behind_a_layer(
 ) -> None:
     """With all in float32 the two halves give what the whole gives; in bfloat16, nearly."""
     exact, fast = TensorFlowEngine(xception, 8), TensorFlowEngine(xception, 8, seam)
-    rois = trial.trial_rois(71)[:9]
+    rois = equivalence_check.trial_rois(71)[:9]
     expected = exact.predict(rois)
     assert fast.name == f"tensorflow-bfloat16-after-{seam.partition('_')[0]}"
     off = np.abs(fast.predict(rois) - expected).max()
@@ -266,18 +268,18 @@ def test_bfloat16_of_a_gpu_is_tried_too(bundle: Bundle, harm: float, monkeypatch
     else:
         assert engine.name == "tensorflow-bfloat16"
         assert "differs from TensorFlow float32 by at most 0.00" in engine.why
-        assert engine.heat_maps(trial.trial_rois(75)[:3]).dtype == np.float32
+        assert engine.heat_maps(equivalence_check.trial_rois(75)[:3]).dtype == np.float32
 
 
 def test_the_trial_shows_a_network_what_it_tells_apart() -> None:
     """All that it is shown lies in 0..1, differs, and is the same wherever it is made; a NaN passes no trial."""
-    rois = trial.trial_rois(75)
+    rois = equivalence_check.trial_rois(75)
     assert rois.dtype == np.float32 and rois.min() >= 0 and rois.max() <= 1
-    assert len({roi.tobytes() for roi in rois}) == trial.COUNT
+    assert len({roi.tobytes() for roi in rois}) == equivalence_check.COUNT
     contrast = rois.std(axis=(1, 2))
     assert contrast.min() < 0.1 < contrast.max()
-    assert trial.difference(np.array([0.1, np.nan]), np.array([0.1, 0.2])) > 1
-    assert trial.difference(np.array([0.1, 0.25]), np.array([0.1, 0.2])) == pytest.approx(0.05)
+    assert equivalence_check.difference(np.array([0.1, np.nan]), np.array([0.1, 0.2])) > 1
+    assert equivalence_check.difference(np.array([0.1, 0.25]), np.array([0.1, 0.2])) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from keras import layers
 from model.engines import load_engine
 from model.engines.heat_map import grad_cam
 from model.networks import build_network
-from tests.model.builders import small_bundle
+from tests.support.bundles import small_bundle
 
 WEIGHT, OTHER_WEIGHT = 3.0, -2.0
 

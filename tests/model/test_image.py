@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from model.errors import ImageError
 from model.image import open_image, read_frame
-from tests.model.builders import image, noise
+from tests.support.bundles import image, noise
 
 DEPTHS = [(8, False), (10, False), (12, False), (14, True), (16, False), (16, True)]
 

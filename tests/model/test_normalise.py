@@ -12,7 +12,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from model.errors import ImageError
 from model.image import read_frame
 from model.normalise import NormalisationPolicy, normalise
-from tests.model.builders import image, noise
+from tests.support.bundles import image, noise
 
 VOI = NormalisationPolicy()
 DEPTH = NormalisationPolicy(intensity="bit_depth")

@@ -18,14 +18,14 @@ from pynetdicom.sop_class import DigitalMammographyXRayImageStorageForPresentati
 
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import Archive
+from daemon.archive.client import Archive
+from daemon.archive.query_retrieve import RetrieveKind, Wanted
+from daemon.archive.store_status import OutcomeKind, Outgoing
 from daemon.errors import ArchiveError
-from daemon.incoming import Incoming
-from daemon.outgoing import OutcomeKind, Outgoing
-from daemon.query_retrieve import RetrieveKind, Wanted
-from tests.daemon.archive_stubs import outgoing
-from tests.peers.archives import Orthanc, StoreSCP, running_dcmqrscp, running_orthanc
-from tests.peers.programs import dcmsend, free_port, program, running
+from daemon.storage.received_instance import Incoming
+from tests.support.archive_stubs import outgoing
+from tests.support.peers.archives import Orthanc, StoreSCP, running_dcmqrscp, running_orthanc
+from tests.support.peers.programs import dcmsend, free_port, program, running
 
 pytestmark = pytest.mark.peers
 

@@ -13,14 +13,14 @@ from pydicom import dcmread
 
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import Archive
+from daemon.archive.client import Archive
+from daemon.archive.query_retrieve import RetrieveKind, Wanted
+from daemon.archive.store_status import OutcomeKind
 from daemon.errors import ArchiveError
-from daemon.outgoing import OutcomeKind
-from daemon.query_retrieve import RetrieveKind, Wanted
-from tests.daemon.archive_stubs import outgoing
-from tests.peers.archives import running_orthanc
-from tests.peers.certificates import Authority
-from tests.peers.nginx import running_nginx
+from tests.support.archive_stubs import outgoing
+from tests.support.peers.archives import running_orthanc
+from tests.support.peers.certificates import Authority
+from tests.support.peers.nginx import running_nginx
 
 pytestmark = pytest.mark.peers
 

@@ -11,9 +11,9 @@ import pydicom
 import pytest
 from pydicom.uid import JPEG2000Lossless
 
-from daemon.listener import Listener
-from tests.daemon.scu import HOST, Accepted, data_set_bytes, listener_settings, listening, mammogram, write
-from tests.peers.programs import dcmsend, program, storescu, wait_until
+from daemon.receiving.listener import Listener
+from tests.support.peers.programs import dcmsend, program, storescu, wait_until
+from tests.support.scu import HOST, Accepted, data_set_bytes, listener_settings, listening, mammogram, write
 
 pytestmark = pytest.mark.peers
 

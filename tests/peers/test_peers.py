@@ -12,9 +12,9 @@ from pydicom.data import get_testdata_file
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage
 
-from tests.peers import programs
-from tests.peers.archives import Orthanc, QueryRetrieveSCP, StoreSCP
-from tests.peers.programs import dcmsend, storescu, wait_until
+from tests.support.peers import programs
+from tests.support.peers.archives import Orthanc, QueryRetrieveSCP, StoreSCP
+from tests.support.peers.programs import dcmsend, storescu, wait_until
 
 CT = Path(get_testdata_file("CT_small.dcm"))
 SR = Path(get_testdata_file("test-SR.dcm"))

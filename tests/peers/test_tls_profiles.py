@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import Archive
+from daemon.archive.client import Archive
 from daemon.errors import ArchiveError
-from daemon.listener import Listener
-from tests.daemon.scu import HOST, Accepted, listener_settings, listening
-from tests.peers.certificates import Authority, Files
-from tests.peers.programs import free_port, program, running
+from daemon.receiving.listener import Listener
+from tests.support.peers.certificates import Authority, Files
+from tests.support.peers.programs import free_port, program, running
+from tests.support.scu import HOST, Accepted, listener_settings, listening
 
 pytestmark = pytest.mark.peers
 

@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import Case, make_case
-from tests.service.running import Service
+from tests.support.cases import Case, make_case
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.services import Service
 
 # Along the way of the data, each step of which something is done that must not be lost or done twice.
 STEPS = (
-    "daemon.intake:Intake.accept:before",  # received, nothing durable
-    "daemon.spool:Spool.place:after",  # the file is durable, its row is not
+    "daemon.receiving.intake:Intake.accept:before",  # received, nothing durable
+    "daemon.storage.spool:Spool.place:after",  # the file is durable, its row is not
     "daemon.ledger.instances:record:after",  # inside the transaction
-    "daemon.intake:Intake.accept:after",  # durable, the sender not answered yet
-    "daemon.job:JobWorker.do:before",  # the job is claimed
-    "daemon.pipeline:Pipeline.classify:after",  # classified, nothing written
-    "daemon.spool:Spool.write_report:after",  # the report's file is durable, its row is not
-    "daemon.ledger.work:sending:after",  # inside the transaction
-    "daemon.dispatcher:Dispatcher._after_work:before",  # the report is queued, nobody was told
-    "daemon.archive:Archive.store:before",  # this node has it, and is about to send
-    "daemon.sender:_record:before",  # the archive has it, the ledger does not know
+    "daemon.receiving.intake:Intake.accept:after",  # durable, the sender not answered yet
+    "daemon.jobs.job_runner:JobWorker.do:before",  # the job is claimed
+    "daemon.jobs.pipeline:Pipeline.classify:after",  # classified, nothing written
+    "daemon.storage.spool:Spool.write_report:after",  # the report's file is durable, its row is not
+    "daemon.ledger.job_claims:sending:after",  # inside the transaction
+    "daemon.jobs.dispatcher:Dispatcher._after_work:before",  # the report is queued, nobody was told
+    "daemon.archive.client:Archive.store:before",  # this node has it, and is about to send
+    "daemon.archive.outbox_sender:_record:before",  # the archive has it, the ledger does not know
     "daemon.ledger.outbox:stored:after",  # inside the transaction
-    "daemon.sender:_record:after",  # all is done
+    "daemon.archive.outbox_sender:_record:after",  # all is done
 )
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from tests.daemon.lesions.builders import segmentation_of
-from tests.peers.archives import Orthanc, StoreSCP, running_orthanc, running_storescp
-from tests.peers.programs import dciodvfy, dcmsend, dsr2html, free_port, wait_until
-from tests.service.fixtures import COLUMNS, ROWS, Case, make_case, report_on
-from tests.service.running import Service, save
+from tests.support.cases import COLUMNS, ROWS, Case, make_case, report_on
+from tests.support.lesion_objects import segmentation_of
+from tests.support.peers.archives import Orthanc, StoreSCP, running_orthanc, running_storescp
+from tests.support.peers.programs import dciodvfy, dcmsend, dsr2html, free_port, wait_until
+from tests.support.services import Service, save
 
 pytestmark = pytest.mark.peers
 

@@ -15,14 +15,14 @@ import pytest
 from sqlalchemy import create_engine
 
 import config
-from daemon.opened_bundle import default_bundle_path
-from tests.daemon.scu import EXPLICIT, MAMMOGRAM, request_association, store
-from tests.daemon.scu import mammogram as small_mammogram
-from tests.peers.archives import StoreSCP, running_storescp
-from tests.peers.programs import dcmsend, program, wait_until
-from tests.service.fixtures import Case, make_case
-from tests.service.prometheus import ask, value, values
-from tests.service.running import Service, service
+from daemon.workers.bundle_source import default_bundle_path
+from tests.support.cases import Case, make_case
+from tests.support.peers.archives import StoreSCP, running_storescp
+from tests.support.peers.programs import dcmsend, program, wait_until
+from tests.support.prometheus import ask, value, values
+from tests.support.scu import EXPLICIT, MAMMOGRAM, request_association, store
+from tests.support.scu import mammogram as small_mammogram
+from tests.support.services import Service, service
 
 pytestmark = pytest.mark.peers
 

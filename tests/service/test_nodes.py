@@ -15,14 +15,14 @@ from pynetdicom import evt
 from sqlalchemy.engine import make_url
 
 from daemon.ledger import Ledger, nodes
-from tests.daemon.archive_stubs import stub
-from tests.faults.kills import check_deep
-from tests.faults.sending import PersistentSender
-from tests.peers.archives import StoreSCP
-from tests.peers.postgresql import PASSWORD, PostgreSQL
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import make_case
-from tests.service.running import Service
+from tests.support.archive_stubs import stub
+from tests.support.cases import make_case
+from tests.support.kills import check_deep
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.postgresql import PASSWORD, PostgreSQL
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.persistent_sender import PersistentSender
+from tests.support.services import Service
 
 LEASE_S = 3
 LIMIT_S = 180

@@ -21,13 +21,13 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, generate_uid
 from typer.testing import CliRunner
 
-from daemon.cli import app
-from tests.daemon.lesions.builders import mammogram, segmentation_of
-from tests.daemon.scu import EXPLICIT, encode, request_association, store
-from tests.peers.archives import Orthanc
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import COLUMNS, ROWS, Case, make_case, report_on
-from tests.service.running import Service, save
+from daemon.cli.app import app
+from tests.support.cases import COLUMNS, ROWS, Case, make_case, report_on
+from tests.support.lesion_objects import mammogram, segmentation_of
+from tests.support.peers.archives import Orthanc
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.scu import EXPLICIT, encode, request_association, store
+from tests.support.services import Service, save
 
 # Everything of the patient modules (PS3.3 C.2, C.7.1.1), of who took part, and the identifiers of orders.
 PERSONS = (

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import Case, make_case
-from tests.service.prometheus import ask, value
-from tests.service.running import Service
+from tests.support.cases import Case, make_case
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.prometheus import ask, value
+from tests.support.services import Service
 
 pytestmark = pytest.mark.peers
 

@@ -18,14 +18,14 @@ from sqlalchemy import delete
 from typer.testing import CliRunner
 
 from config.errors import ConfigurationError
-from daemon.cli import app
+from daemon.cli.app import app
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from model.errors import BundleError
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dciodvfy, dcmsend, dsr2html
-from tests.service.fixtures import make_case
-from tests.service.running import ROOT, Service
+from tests.support.cases import make_case
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dciodvfy, dcmsend, dsr2html
+from tests.support.services import ROOT, Service
 
 pytestmark = pytest.mark.peers
 
@@ -40,7 +40,7 @@ def other_bundle(bundle: Path, path: Path, **changes: Any) -> Path:
 
 def mammod(service: Service, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tests.service.launch", *map(str, arguments), "--config", str(service.settings)],
+        [sys.executable, "-m", "tests.support.launch", *map(str, arguments), "--config", str(service.settings)],
         cwd=ROOT,
         env=os.environ | {"MAMMOD_TEST_ENGINE": "stand-in", "PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.sd_notify import sd_notify, watchdog_interval_s
-from tests.peers.programs import dcmsend, wait_until
-from tests.service.fixtures import Case
-from tests.service.running import Service
+from daemon.system.systemd import sd_notify, watchdog_interval_s
+from tests.support.cases import Case
+from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.services import Service
 
 WATCHDOG_S = 2.0
 

@@ -13,17 +13,17 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive import Archive
-from daemon.cli import app
+from daemon.archive.client import Archive
+from daemon.archive.query_retrieve import Wanted
+from daemon.cli.app import app
 from daemon.errors import ArchiveError
-from daemon.query_retrieve import Wanted
-from tests.daemon.scu import request_association
-from tests.daemon.test_tls import client, handshake
-from tests.peers.archives import running_orthanc
-from tests.peers.certificates import Authority, Files
-from tests.peers.programs import dcmsend, free_port, storescu, wait_until
-from tests.service.fixtures import Case
-from tests.service.running import AE_TITLE, Service
+from tests.daemon.system.test_tls import client, handshake
+from tests.support.cases import Case
+from tests.support.peers.archives import running_orthanc
+from tests.support.peers.certificates import Authority, Files
+from tests.support.peers.programs import dcmsend, free_port, storescu, wait_until
+from tests.support.scu import request_association
+from tests.support.services import AE_TITLE, Service
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")]
 

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.opened_bundle import default_bundle_path
-from tests.daemon.scu import EXPLICIT, MAMMOGRAM, request_association, store
-from tests.daemon.scu import mammogram as small_mammogram
-from tests.peers.archives import running_storescp
-from tests.peers.certificates import Authority
-from tests.peers.programs import dcmsend, free_port, program, running, wait_until
-from tests.service.fixtures import make_case
-from tests.service.prometheus import ask, value, values
-from tests.service.running import ROOT, Service, service
+from daemon.workers.bundle_source import default_bundle_path
+from tests.support.cases import make_case
+from tests.support.peers.archives import running_storescp
+from tests.support.peers.certificates import Authority
+from tests.support.peers.programs import dcmsend, free_port, program, running, wait_until
+from tests.support.prometheus import ask, value, values
+from tests.support.scu import EXPLICIT, MAMMOGRAM, request_association, store
+from tests.support.scu import mammogram as small_mammogram
+from tests.support.services import ROOT, Service, service
 
 pytestmark = pytest.mark.peers
 

@@ -10,11 +10,11 @@ import pytest
 from pydicom import dcmread
 from pydicom.sr.coding import Code
 
-from tests.daemon.lesions.builders import segmentation_of
-from tests.peers.archives import StoreSCP
-from tests.peers.programs import dciodvfy, dcmsend, wait_until
-from tests.service.fixtures import COLUMNS, ROWS, Case
-from tests.service.running import Service, save
+from tests.support.cases import COLUMNS, ROWS, Case
+from tests.support.lesion_objects import segmentation_of
+from tests.support.peers.archives import StoreSCP
+from tests.support.peers.programs import dciodvfy, dcmsend, wait_until
+from tests.support.services import Service, save
 
 pytestmark = pytest.mark.peers
 

@@ -22,18 +22,18 @@ from typing import Any
 import structlog
 
 from config import settings
-from daemon.decode import DecoderPool
-from daemon.listener import Listener
+from daemon.receiving.listener import Listener
+from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Manifest, untrained_bundle
-from tests.daemon.scu import Accepted, listener_settings, listening, request_association, store
-from tests.faults import objects, pdus
-from tests.faults.fate import fate, lesions, pixels, received
-from tests.faults.objects import CORPUS, Object
-from tests.faults.wire import converse
-from tests.peers.programs import wait_until
-from tests.service.fixtures import make_case
-from tests.service.running import service
 from tests.soak.bounds import Bounds
+from tests.support import hostile_objects, hostile_pdus
+from tests.support.cases import make_case
+from tests.support.fate import fate, lesions, pixels, received
+from tests.support.hostile_objects import CORPUS, Object
+from tests.support.peers.programs import wait_until
+from tests.support.scu import Accepted, listener_settings, listening, request_association, store
+from tests.support.services import service
+from tests.support.wire import converse
 
 DAMAGED, ALTERED, CONVERSATIONS, IMAGES, SENT = 97_000, 2_000, 1_500, 1_500, 500
 LEAST = 100_000  # cases in all
@@ -131,7 +131,7 @@ def _objects(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[str]:
         if bounds.left() < 60:
             break
         chance = random.Random(f"{bounds.seed} object {number}")
-        tested = objects.damaged(chance) if number < DAMAGED else objects.altered(chance)
+        tested = hostile_objects.damaged(chance) if number < DAMAGED else hostile_objects.altered(chance)
         outcomes[_kind(_tried(bounds, tested, f"object-{number}", becomes))] += 1
     return outcomes
 
@@ -148,7 +148,7 @@ def _images(bounds: Bounds, bundle: Path, figures: dict[str, Any]) -> Counter[st
         while outcomes.total() < IMAGES and bounds.left() > 60:
             number += 1
             chance = random.Random(f"{bounds.seed} image {number}")
-            tested = objects.altered(chance) if chance.random() < 0.1 else objects.damaged(chance)
+            tested = hostile_objects.altered(chance) if chance.random() < 0.1 else hostile_objects.damaged(chance)
             if tested.name.startswith("image") and not received(tested, bounds.folder / "object.dcm"):
                 outcomes[_kind(_tried(bounds, tested, f"image-{number}", becomes))] += 1
     return outcomes
@@ -164,7 +164,7 @@ def _conversations(bounds: Bounds, _: Path, figures: dict[str, Any]) -> Counter[
         for number in range(CONVERSATIONS):
             if bounds.left() < 60:
                 break
-            outcomes[_answer(listener.port, pdus.talk(random.Random(f"{bounds.seed} talk {number}")))] += 1
+            outcomes[_answer(listener.port, hostile_pdus.talk(random.Random(f"{bounds.seed} talk {number}")))] += 1
         wait_until(lambda: not listener.served_here, "all associations have ended", 60)
         wait_until(lambda: threading.active_count() <= before, "their threads have ended", 60)
         assert not any(incoming.iterdir()), "a file was left"
@@ -197,11 +197,11 @@ def _service(bounds: Bounds, bundle: Path, figures: dict[str, Any]) -> Counter[s
             if bounds.left() < 60:
                 break
             chance = random.Random(f"{bounds.seed} sent {number}")
-            tested = objects.damaged(chance) if chance.random() < 0.5 else objects.altered(chance)
+            tested = hostile_objects.damaged(chance) if chance.random() < 0.5 else hostile_objects.altered(chance)
             outcomes[_send(running.port, tested)] += 1
         case = make_case(bounds.folder / "case")
         for dataset in (case.segmentation, case.image):
-            assert _send(running.port, Object("good", objects.encode(dataset)), dataset) == "0000"
+            assert _send(running.port, Object("good", hostile_objects.encode(dataset)), dataset) == "0000"
         uid = str(case.segmentation.SOPInstanceUID)
         wait_until(
             lambda: any(job.source_uid == uid and job.state in ("sending", "done") for job in running.jobs()),
@@ -227,7 +227,7 @@ def _service(bounds: Bounds, bundle: Path, figures: dict[str, Any]) -> Counter[s
 def _send(port: int, tested: Object, dataset: Any = None) -> str:
     """The status, for the class and UID of the sound object that it was."""
     if dataset is None:
-        dataset = objects.real()[re.sub(" (damaged|altered|implicit)", "", tested.name)]
+        dataset = hostile_objects.real()[re.sub(" (damaged|altered|implicit)", "", tested.name)]
     sop_class = str(dataset.SOPClassUID)
     association = request_association(port, [(sop_class, [tested.transfer_syntax])])
     assert association.is_established

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from model.bundle import untrained_bundle
-from tests.faults.kills import kill_run
-from tests.peers.archives import running_orthanc
-from tests.service.running import service
 from tests.soak.bounds import Bounds
+from tests.support.kills import kill_run
+from tests.support.peers.archives import running_orthanc
+from tests.support.services import service
 
 OBJECTS = 500
 KILLS = 30

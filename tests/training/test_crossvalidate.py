@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from model.networks import build_network
-from tests.training.builders import small_crops, small_network, small_split
-from training.cache import Crops
+from tests.support.crops import small_crops, small_network, small_split
 from training.crossvalidate import crossvalidate, show
 from training.errors import DataError, RunError
 from training.evaluate import LesionSet, evaluate_run
 from training.export import export_run
 from training.fit import Recipe, build_for, fit, part_of
-from training.reproduce import Cell
+from training.paper_grid import Cell
+from training.roi_cache import Crops
 from training.split import split_samples
 
 RECIPE = Recipe(init="none", epochs=2, batch=8, learning_rate=0.05)

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.builders import small_crops, small_network, small_split
-from training.cache import Crops
+from tests.support.crops import small_crops, small_network, small_split
 from training.errors import RunError
 from training.fit import (
     PAPER,
@@ -28,6 +27,7 @@ from training.fit import (
     part_of,
     predict,
 )
+from training.roi_cache import Crops
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(init="none", epochs=3, batch=8, optimizer="sgd", warm_up=0, learning_rate=0.05, bn_batches=2)
@@ -211,7 +211,7 @@ from pathlib import Path
 
 import keras
 
-from tests.training.builders import small_crops, small_network, small_split
+from tests.support.crops import small_crops, small_network, small_split
 from training.fit import Recipe, fit
 
 folder = Path(sys.argv[1])

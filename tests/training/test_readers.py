@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from training.cbis import read_cbis, set_beside_paper
-from training.csvfile import read_rows
+from training.csv_dataset import read_table
+from training.csv_reader import read_rows
 from training.ddsm299 import read_ddsm299
 from training.errors import DataError
 from training.mias import read_mias
 from training.samples import counts
 from training.synthetic import write_synthetic
-from training.table import read_table
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:

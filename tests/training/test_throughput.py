@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import training_throughput
-from tests.training.builders import small_crops, small_network
+from tests.support.crops import small_crops, small_network
 from training.fit import Recipe
 
 

@@ -13,7 +13,7 @@ from pydicom import Dataset
 
 from daemon.demo.cases import Case, read_cases
 from daemon.demo.lesion_objects import Shape, build
-from tests.peers.programs import dciodvfy
+from tests.support.peers.programs import dciodvfy
 
 CASES = {case.name: case for case in read_cases()}
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyID")

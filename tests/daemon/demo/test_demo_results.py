@@ -24,8 +24,8 @@ from daemon.demo.page import outline, write_page
 from daemon.demo.results import Row, read_report, write_results
 from daemon.demo.run import _clear, _missing, _notes, _show, _wait_for_rows
 from daemon.demo.sending import CaseItems, prepare, send
-from daemon.lesion import Region
-from tests.daemon.demo.builders import store_report
+from daemon.lesions.lesion import Region
+from tests.support.demo_cases import store_report
 
 TWO_LESIONS, BORDER = 2, 4  # 1-132 with two lesions in an SR, 1-280 with a lesion at the image's edge in a SEG
 

@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from tests.daemon.lesions.builders import (
+from tests.support.lesion_objects import (
     MASS,
     MarkedRegion,
     cad_report_of,

@@ -12,9 +12,9 @@ from pydicom.sr.coding import Code
 
 from config.settings import NOT_LESION_CODES
 from daemon.errors import LesionError
-from daemon.lesion import LesionReading
-from daemon.lesions import References, lesion_references, read_lesions
-from tests.daemon.lesions.builders import (
+from daemon.lesions.lesion import LesionReading
+from daemon.lesions.reader import References, lesion_references, read_lesions
+from tests.support.lesion_objects import (
     CAD_ROOT,
     NOT_FOR_PRESENTATION,
     PRESENTATION_REQUIRED,

@@ -16,9 +16,10 @@ from pydicom.tag import Tag
 
 from config.settings import NOT_LESION_CODES
 from daemon.errors import LesionError
-from daemon.lesion import LesionReading
-from daemon.lesions import References, lesion_references, read_lesions, sr_tree
-from tests.daemon.lesions.builders import (
+from daemon.lesions import sr_tree
+from daemon.lesions.lesion import LesionReading
+from daemon.lesions.reader import References, lesion_references, read_lesions
+from tests.support.lesion_objects import (
     MASS,
     code_item,
     container,

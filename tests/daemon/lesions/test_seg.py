@@ -17,9 +17,9 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from config.settings import NOT_LESION_CODES
 from daemon.errors import LesionError
-from daemon.lesion import LesionReading
-from daemon.lesions import References, lesion_references, read_lesions
-from tests.daemon.lesions.builders import (
+from daemon.lesions.lesion import LesionReading
+from daemon.lesions.reader import References, lesion_references, read_lesions
+from tests.support.lesion_objects import (
     ANATOMICAL,
     BREAST,
     CALCIFICATION,

@@ -17,12 +17,12 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
 from daemon.errors import ReportError
-from daemon.lesion import Lesion, Region
-from daemon.lesions.outline import outline_of_mask, outline_of_region, region_of_outline
+from daemon.lesions.geometry import outline_of_mask, outline_of_region, region_of_outline
+from daemon.lesions.lesion import Lesion, Region
 from daemon.reports.gsps import graphic_points
-from tests.daemon.lesions.builders import mammogram as whole_mammogram
-from tests.daemon.reports import builders as b
-from tests.peers.programs import dciodvfy, program
+from tests.support import report_objects as b
+from tests.support.lesion_objects import mammogram as whole_mammogram
+from tests.support.peers.programs import dciodvfy, program
 
 ROWS, COLUMNS = 3328, 2560  # of b.mammogram
 

@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from daemon.reports import image_header
-from tests.daemon.reports import builders as b
+from tests.support import report_objects as b
 
 
 def dataset(**values: Any) -> Dataset:

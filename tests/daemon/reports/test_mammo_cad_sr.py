@@ -13,12 +13,12 @@ from pydicom.dataset import Dataset
 
 from config.settings import NOT_LESION_CODES
 from daemon.errors import ReportError
-from daemon.lesion import Lesion, LesionReading, Region
-from daemon.lesions import lesion_references, read_lesions
-from daemon.lesions.outline import outline_of_region
-from daemon.pipeline import Classified, Inputs, Pipeline
-from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import read
+from daemon.jobs.pipeline import Classified, Inputs, Pipeline
+from daemon.lesions.geometry import outline_of_region
+from daemon.lesions.lesion import Lesion, LesionReading, Region
+from daemon.lesions.reader import lesion_references, read_lesions
+from tests.support import report_objects as b
+from tests.support.report_cases import read
 
 FINDING, CENTER, OUTLINE, INTENT, PROBABILITY = "111059", "111010", "111041", "111056", "111047"
 LATERALITY, VIEW = "111027", "111031"

@@ -9,10 +9,10 @@ import highdicom as hd
 import numpy as np
 import pytest
 
-from daemon.lesion import Region
-from daemon.reports.facts import RESEARCH_USE
-from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import CASES, file_of
+from daemon.lesions.lesion import Region
+from daemon.reports.case import RESEARCH_USE
+from tests.support import report_objects as b
+from tests.support.report_cases import CASES, file_of
 
 PATIENT_AND_STUDY = ("0008,0020", "0008,0030", "0008,0050", "0008,0090", "0010,0010", "0010,0020", "0010,0021")
 

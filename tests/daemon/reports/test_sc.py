@@ -13,15 +13,15 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from daemon.errors import ReportError
-from daemon.lesion import Code
-from daemon.reports import picture
-from daemon.reports.facts import Case, Edition, Result
-from daemon.reports.kinds import KINDS
-from daemon.view import View
+from daemon.lesions.lesion import Code
+from daemon.reports import rendering
+from daemon.reports.case import Case, Edition, Result
+from daemon.reports.display_image import View
+from daemon.reports.registry import KINDS
 from model.prediction import Prediction
 from model.roi import ROI_SIZE, Box, Roi
-from tests.daemon.reports import builders as b
-from tests.peers.programs import dciodvfy, program
+from tests.support import report_objects as b
+from tests.support.peers.programs import dciodvfy, program
 
 ORANGE, BLUE = np.array([255, 150, 50]), np.array([90, 200, 250])
 
@@ -151,22 +151,22 @@ def test_nothing_is_written_where_viewers_write_their_own() -> None:
 
 def test_view_and_frame_are_named_from_codes() -> None:
     tomo = b.mammogram("tomo", SOPClassUID=b.BREAST_TOMOSYNTHESIS, NumberOfFrames=60)
-    assert picture._caption(tomo, 17) == "right CC frame 17 of 60"
+    assert rendering._caption(tomo, 17) == "right CC frame 17 of 60"
     coded = b.mammogram(ViewPosition=None, ImageLaterality=None)
-    assert picture._caption(coded, 1) == ""
+    assert rendering._caption(coded, 1) == ""
 
 
 def test_the_small_print_names_model_threshold_and_what_a_heat_map_is() -> None:
-    said = " ".join(picture._small_print(b.TRAINED, 3))
+    said = " ".join(rendering._small_print(b.TRAINED, 3))
     for part in ("Xception-C 1.0.0", "0.50", "3 more lesions", "Grad-CAM", "no outline", "no explanation"):
         assert part in said
-    assert "more lesions" not in " ".join(picture._small_print(b.TRAINED, 0))
+    assert "more lesions" not in " ".join(rendering._small_print(b.TRAINED, 0))
 
 
 def test_threshold_and_result_can_be_told_apart() -> None:
     algorithm = replace(b.TRAINED, threshold=0.4237)
-    assert "probability of 0.4237 on" in " ".join(picture._small_print(algorithm, 0)), "beside benign 0.42"
-    assert "0.80 on" in " ".join(picture._small_print(replace(b.TRAINED, threshold=0.8), 0))
+    assert "probability of 0.4237 on" in " ".join(rendering._small_print(algorithm, 0)), "beside benign 0.42"
+    assert "0.80 on" in " ".join(rendering._small_print(replace(b.TRAINED, threshold=0.8), 0))
 
 
 LOSSY = {"LossyImageCompression": "01"}
@@ -214,7 +214,7 @@ def test_any_number_of_lesions_gives_a_picture_of_sensible_size(count: int) -> N
     (capture,) = captures(results, image)
     assert 800 < capture.Rows < 1400
     assert 1200 < capture.Columns < 2000
-    side, rows, columns = picture._grid(count, 832)
+    side, rows, columns = rendering._grid(count, 832)
     assert rows * columns >= min(count, 12)
     assert side == {1: 440, 2: 299}.get(count, side)
 
@@ -223,8 +223,8 @@ def test_labels_cover_neither_each_other_nor_the_outlines() -> None:
     taken = [(100.0 + 40 * n, 100.0, 130.0 + 40 * n, 130.0) for n in range(8)]
     lesions = list(taken)
     for lesion in lesions:
-        place = picture._free_place(np.zeros((832, 640), np.uint8), lesion, 150, 28, taken)
-        assert not any(picture._overlap(place, other) for other in taken)
+        place = rendering._free_place(np.zeros((832, 640), np.uint8), lesion, 150, 28, taken)
+        assert not any(rendering._overlap(place, other) for other in taken)
         assert place[0] >= 0 and place[1] >= 0 and place[2] <= 640 and place[3] <= 832
         taken.append(place)
 

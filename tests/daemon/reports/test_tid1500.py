@@ -16,14 +16,14 @@ from hypothesis.extra.numpy import arrays
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from daemon.dicom.uids import valid_uid
 from daemon.errors import ReportError
-from daemon.lesion import Code
-from daemon.reports.facts import RESEARCH_USE, UNTRAINED
-from daemon.uids import valid_uid
+from daemon.lesions.lesion import Code
+from daemon.reports.case import RESEARCH_USE, UNTRAINED
 from model.prediction import Prediction
-from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import DOCUMENTS, file_of, make, read
-from tests.peers.programs import dciodvfy
+from tests.support import report_objects as b
+from tests.support.peers.programs import dciodvfy
+from tests.support.report_cases import DOCUMENTS, file_of, make, read
 
 TRACKING_ID, TRACKING_UID, PROBABILITY, FINDING, SITE, SIDE = (
     "112039",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydicom import config
 from pydicom.uid import UID
 
-from daemon.uids import NAMESPACE, derive_uid, device_uid, report_series_uid, report_uid, tracking_uid, valid_uid
+from daemon.dicom.uids import NAMESPACE, derive_uid, device_uid, report_series_uid, report_uid, tracking_uid, valid_uid
 
 PARTS = st.lists(st.text(max_size=20), max_size=5)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.reports.facts import RESEARCH_USE
-from daemon.reports.kinds import KINDS
-from tests.daemon.reports import builders as b
-from tests.daemon.reports.cases import CAD_CASES, CASES, DOCUMENTS, file_of
-from tests.peers.iods import iod_errors
-from tests.peers.programs import dcentvfy, dciodvfy, dsr2html, dsrdump, pixelmed
+from daemon.reports.case import RESEARCH_USE
+from daemon.reports.registry import KINDS
+from tests.support import report_objects as b
+from tests.support.peers.iods import iod_errors
+from tests.support.peers.programs import dcentvfy, dciodvfy, dsr2html, dsrdump, pixelmed
+from tests.support.report_cases import CAD_CASES, CASES, DOCUMENTS, file_of
 
 pytestmark = pytest.mark.peers
 

@@ -1,0 +1,1 @@
+"""Reports out to the archive, missing images in."""

@@ -1,0 +1,298 @@
+"""Query and retrieve of single instances on an open association: C-FIND, C-GET and C-MOVE (PS3.4 annex C, Study Root)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+from uuid import uuid4
+
+import structlog
+from pydicom import Dataset, uid
+from pynetdicom import build_role, evt, sop_class
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.presentation import PresentationContext, build_context
+
+from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, check_data_set
+from daemon.errors import ArchiveError, RefusedInstance
+from daemon.storage.received_instance import Incoming
+
+FIND = sop_class.StudyRootQueryRetrieveInformationModelFind
+GET = sop_class.StudyRootQueryRetrieveInformationModelGet
+MOVE = sop_class.StudyRootQueryRetrieveInformationModelMove
+
+# What a lesion on a mammogram may lie on. With one context for each syntax (an archive then need not transcode) and one
+# for C-GET itself, the association's limit of 128 contexts holds no more than these and two for segmentations.
+IMAGE_CLASSES = (
+    sop_class.DigitalMammographyXRayImageStorageForPresentation,
+    sop_class.DigitalMammographyXRayImageStorageForProcessing,
+    sop_class.BreastTomosynthesisImageStorage,
+    sop_class.BreastProjectionXRayImageStorageForPresentation,
+    sop_class.BreastProjectionXRayImageStorageForProcessing,
+    sop_class.DigitalXRayImageStorageForPresentation,
+    sop_class.DigitalXRayImageStorageForProcessing,
+    sop_class.ComputedRadiographyImageStorage,
+    sop_class.SecondaryCaptureImageStorage,
+    sop_class.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
+    sop_class.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+)
+SYNTAXES = (
+    (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
+    (uid.JPEGLosslessSV1,),
+    (uid.JPEGLossless,),
+    (uid.JPEGLSLossless,),
+    (uid.JPEGLSNearLossless,),
+    (uid.JPEG2000Lossless,),
+    (uid.JPEG2000,),
+    (uid.JPEGBaseline8Bit,),
+    (uid.RLELossless,),
+    (uid.DeflatedExplicitVRLittleEndian,),
+)
+# A segment that a report on lesions refers to.
+SEGMENTATION_CLASSES = (sop_class.SegmentationStorage, sop_class.LabelMapSegmentationStorage)
+SEGMENTATION_SYNTAXES = (SYNTAXES[0], (uid.RLELossless,), (uid.DeflatedExplicitVRLittleEndian,))
+
+OUT_OF_RESOURCES, UNABLE_TO_SEND = 0xA701, 0xA702
+OUR_OUT_OF_RESOURCES, OUR_FAILURE = 0xA700, 0x0110
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An instance to ask for, and the study and series it is in as far as known (None: anywhere)."""
+
+    study_uid: str | None
+    series_uid: str | None
+    sop_uid: str
+
+
+class RetrieveKind(Enum):
+    """RETRIEVED: it was accepted here (C-GET), or the archive says that it was sent (C-MOVE). MISSING: it has none."""
+
+    RETRIEVED = "retrieved"
+    MISSING = "missing"
+    RETRY = "retry"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class RetrieveOutcome:
+    """How the retrieval of one instance ended; `status` is the last status that says so, None where none came."""
+
+    wanted: Wanted
+    kind: RetrieveKind
+    status: int | None
+    reason: str
+
+
+class Receiver:
+    """Takes what C-GET brings: each object becomes a file in `folder` and goes to `accept`, as a C-STORE's would.
+
+    Only the instance asked for is taken. `status` is what the archive was answered for it, None where it did not come.
+    """
+
+    def __init__(self, folder: Path, accept: Callable[[Incoming], None]) -> None:
+        self._folder = folder
+        self._accept = accept
+        self._name = f"c-get-{uuid4().hex[:12]}"
+        self.expected = ""
+        self.status: int | None = None
+
+    def __call__(self, event: evt.Event) -> int:
+        """Handle EVT_C_STORE; returns the C-STORE status."""
+        path = self._folder / f"{self._name}-{event.request.MessageID}.part"
+        status = status_of(self.expected, path, lambda: self._take(event, path))
+        if event.request.AffectedSOPInstanceUID == self.expected:
+            self.status = status
+        return status
+
+    def _take(self, event: evt.Event, path: Path) -> None:
+        request, association = event.request, event.assoc
+        syntax = str(event.context.transfer_syntax)
+        facts = check_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
+        named = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
+        if (facts.sop_class_uid, facts.sop_instance_uid) != named or facts.sop_instance_uid != self.expected:
+            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
+        path.write_bytes(event.encoded_dataset())
+        self._accept(
+            Incoming(
+                path=path,
+                sop_class_uid=facts.sop_class_uid,
+                sop_instance_uid=facts.sop_instance_uid,
+                transfer_syntax_uid=syntax,
+                calling_ae=association.acceptor.ae_title,
+                called_ae=association.requestor.ae_title,
+                peer_address=association.acceptor.address,
+                association_id=self._name,
+                is_large=facts.is_large,
+            )
+        )
+
+
+def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
+    """The C-STORE status of an instance that `take` writes to `path` and accepts; `path` is removed."""
+    try:
+        take()
+    except RefusedInstance as error:
+        log.warning("retrieved instance refused", sop_instance_uid=expected, reason=error.reason)
+        return error.status
+    except ArchiveError:
+        raise
+    except OSError as error:
+        log.error("retrieved instance not written", sop_instance_uid=expected, reason=error.strerror)
+        return OUR_OUT_OF_RESOURCES
+    except Exception as error:
+        log.error("retrieved instance not taken", sop_instance_uid=expected, reason=type(error).__name__)
+        return OUR_FAILURE
+    finally:
+        path.unlink(missing_ok=True)
+    return 0x0000
+
+
+def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectionNegotiation]]:
+    """The contexts of a C-GET association (at most 128), and the roles that let the archive store to us on it."""
+    pairs = [*product(IMAGE_CLASSES, SYNTAXES), *product(SEGMENTATION_CLASSES, SEGMENTATION_SYNTAXES)]
+    storage = [build_context(stored, list(syntaxes)) for stored, syntaxes in pairs]
+    roles = [build_role(stored, scp_role=True) for stored in (*IMAGE_CLASSES, *SEGMENTATION_CLASSES)]
+    return [build_context(GET), *storage], roles
+
+
+def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
+    """Those of `wanted` that the archive holds, with study and series filled in from its answers.
+
+    Raises:
+        ArchiveError: the association broke, or an answer did not come in time.
+    """
+    found = (_find_one(association, item) for item in wanted)
+    return [item for item in found if item is not None]
+
+
+def get(association: Association, wanted: Iterable[Wanted], receiver: Receiver) -> Iterator[RetrieveOutcome]:
+    """C-GET each of `wanted`; what comes goes to `receiver`, which must handle the association's EVT_C_STORE."""
+
+    def ask(item: Wanted) -> Dataset:
+        receiver.expected, receiver.status = item.sop_uid, None
+        return _last(association.send_c_get(_identifier(item), GET))
+
+    for item, final in _each(wanted, ask):
+        yield logged(judge_get(item, final, receiver.status if receiver.expected == item.sop_uid else None))
+
+
+def move(association: Association, wanted: Iterable[Wanted], destination_ae: str) -> Iterator[RetrieveOutcome]:
+    """C-MOVE each of `wanted` to the node that the archive knows as `destination_ae`."""
+
+    def ask(item: Wanted) -> Dataset:
+        return _last(association.send_c_move(_identifier(item), destination_ae, MOVE))
+
+    for item, final in _each(wanted, ask):
+        yield logged(judge_move(item, final))
+
+
+def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterator[tuple[Wanted, Dataset]]:
+    """Each item and its final response; empty for the one that breaks the association and for all behind it."""
+    broken = False
+    for item in wanted:
+        final = Dataset()
+        if not broken:
+            with contextlib.suppress(RuntimeError):  # pynetdicom: the association is over
+                final = ask(item)
+            broken = "Status" not in final
+        yield item, final
+
+
+def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOutcome:
+    """The outcome from the final C-GET response and from what we answered for the instance (None: it did not come)."""
+    if stored == 0x0000:
+        return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, stored, "accepted")
+    if stored is not None:
+        kind = RetrieveKind.RETRY if stored >> 8 == 0xA7 else RetrieveKind.FAILED
+        return RetrieveOutcome(wanted, kind, stored, f"we refused it with 0x{stored:04X}")
+    outcome = judge_move(wanted, final)
+    if outcome.kind is RetrieveKind.RETRIEVED:
+        return replace(outcome, kind=RetrieveKind.RETRY, reason="counted as sent, but it did not come")
+    return outcome
+
+
+def judge_move(wanted: Wanted, final: Dataset) -> RetrieveOutcome:
+    """The outcome from the final C-MOVE response (PS3.4 table C.4-2): its status and its sub-operation counts."""
+    status = final.get("Status")
+    if status is None:
+        return RetrieveOutcome(wanted, RetrieveKind.RETRY, None, "no answer: the archive was silent or broke off")
+    completed = final.get("NumberOfCompletedSuboperations") or 0
+    warned = final.get("NumberOfWarningSuboperations") or 0
+    failed = final.get("NumberOfFailedSuboperations") or 0
+    if status in (0x0000, 0xB000) and not failed:
+        if completed or warned:
+            return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, status, "sent")
+        return RetrieveOutcome(wanted, RetrieveKind.MISSING, status, "the archive does not hold it")
+    if status in (0x0000, 0xB000, OUT_OF_RESOURCES, UNABLE_TO_SEND, 0xFE00):
+        return RetrieveOutcome(wanted, RetrieveKind.RETRY, status, f"0x{status:04X}, {failed} sub-operations failed")
+    meaning = {
+        0xA801: "the archive does not know our AE title as a C-MOVE destination",
+        0xA900: "the archive cannot make sense of the identifier",
+    }.get(status, "the archive refused")
+    return RetrieveOutcome(wanted, RetrieveKind.FAILED, status, f"0x{status:04X} {meaning}")
+
+
+def _find_one(association: Association, wanted: Wanted) -> Wanted | None:
+    found = _query(association, wanted)
+    if found or wanted.series_uid or not wanted.study_uid:
+        return found[0] if found else None
+    # PS3.4 C.4.1.2 lets an archive insist on the series: walk those of the study.
+    for series in _query(association, wanted, level="SERIES"):
+        if found := _query(association, replace(wanted, series_uid=series.series_uid)):
+            return found[0]
+    return None
+
+
+def _query(association: Association, wanted: Wanted, level: str = "IMAGE") -> list[Wanted]:
+    if not association.is_established:
+        raise ArchiveError("the archive broke the association off during C-FIND")
+    found = []
+    status: int | None = None
+    for answer, match in association.send_c_find(_identifier(wanted, level), FIND):
+        status = answer.get("Status")
+        if status in (0xFF00, 0xFF01) and match is not None:
+            candidate = Wanted(
+                match.get("StudyInstanceUID") or wanted.study_uid,
+                match.get("SeriesInstanceUID") or wanted.series_uid,
+                match.get("SOPInstanceUID") or wanted.sop_uid,
+            )
+            # An archive that does not filter by the instance answers with every other one too.
+            if level == "SERIES" or candidate.sop_uid == wanted.sop_uid:
+                found.append(candidate)
+    if status is None:
+        raise ArchiveError("the archive gave no answer to C-FIND, or broke the association off")
+    if status != 0x0000:
+        log.warning("C-FIND refused", sop_instance_uid=wanted.sop_uid, level=level, status=f"0x{status:04X}")
+    return found
+
+
+def _identifier(wanted: Wanted, level: str = "IMAGE") -> Dataset:
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = level
+    identifier.StudyInstanceUID = wanted.study_uid or ""
+    identifier.SeriesInstanceUID = wanted.series_uid or ""
+    if level == "IMAGE":
+        identifier.SOPInstanceUID = wanted.sop_uid
+    return identifier
+
+
+def _last(answers: Iterable[tuple[Dataset, Dataset | None]]) -> Dataset:
+    final = Dataset()
+    for final, _ in answers:  # noqa: B007 -- pending answers first, the final one last
+        pass
+    return final
+
+
+def logged(outcome: RetrieveOutcome) -> RetrieveOutcome:
+    """`outcome`, once it stands in the log."""
+    level = log.info if outcome.kind is RetrieveKind.RETRIEVED else log.warning
+    level("retrieve", sop_instance_uid=outcome.wanted.sop_uid, outcome=outcome.kind.value, reason=outcome.reason)
+    return outcome

@@ -1,0 +1,1 @@
+"""The `mammod` commands, one module for each group; `daemon.cli.app` names them all."""

@@ -1,0 +1,1 @@
+"""Associations: PDUs, messages, presentation contexts."""

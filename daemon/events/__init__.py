@@ -1,0 +1,1 @@
+"""What happens: facts that are published where they happen, with the times of each stage."""

@@ -1,0 +1,169 @@
+"""What happens, as small facts that metrics and the status page count: told where it happens, heard by whoever listens.
+
+A fact carries nothing of a patient, and can be pickled: a process that does part of the service's work hands what it told on
+to the service's own process, which tells it there once more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from daemon.archive.store_status import OutcomeKind
+from daemon.events.arrival import Arrival
+from daemon.events.outcomes import Rejection
+
+
+@dataclass(frozen=True)
+class AssociationAccepted:
+    calling_ae: str
+    address: str
+
+
+@dataclass(frozen=True)
+class InstanceAnswered:
+    """A C-STORE request of a peer was answered with `status`."""
+
+    sop_class_uid: str
+    status: int
+    calling_ae: str
+    address: str
+
+
+@dataclass(frozen=True)
+class InstanceAccepted:
+    """An instance of `size` bytes is durable and recorded, by whatever way it came."""
+
+    arrival: Arrival
+    size: int
+
+
+class Outcome(StrEnum):
+    """What came of one attempt at a job."""
+
+    CLASSIFIED = "classified"
+    NOTHING = "nothing_to_classify"
+    INCOMPLETE = "incomplete"  # it turned out to need more instances, and waits for them
+    CHANGED = "input_changed"  # meanwhile: it is done again
+    POSTPONED = "postponed"  # disk full, no worker: nothing of its own was in its way
+    FAILED = "failed"  # something of ours failed: another attempt follows
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True)
+class JobWorked:
+    """`seconds` from when all of it was here to its reports in the outbox, where it was classified."""
+
+    outcome: Outcome
+    lesions: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class BatchClassified:
+    rois: int
+
+
+class Worker(StrEnum):
+    RECEIVER = "receiver"
+    DECODER = "decoder"
+    CLASSIFIER = "classifier"
+
+
+@dataclass(frozen=True)
+class WorkerRestarted:
+    """A process that died, or was ended because it hung, is replaced."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True)
+class ReportSent:
+    """One attempt to store a report of this kind in the archive."""
+
+    kind: str
+    outcome: OutcomeKind
+
+
+@dataclass(frozen=True)
+class ArchiveAnswered:
+    """It accepted an association or a connection, whatever it said then."""
+
+
+@dataclass(frozen=True)
+class ArchiveSilent:
+    """It could not be reached, refused the association, or broke it off."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What retention by size removed from the ledger; `bytes` of the files that go with it."""
+
+    jobs: int = 0
+    instances: int = 0
+    reports: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Removed) -> Removed:
+        return Removed(
+            self.jobs + other.jobs,
+            self.instances + other.instances,
+            self.reports + other.reports,
+            self.bytes + other.bytes,
+        )
+
+
+Event = (
+    AssociationAccepted
+    | Rejection
+    | InstanceAnswered
+    | InstanceAccepted
+    | JobWorked
+    | BatchClassified
+    | WorkerRestarted
+    | ReportSent
+    | ArchiveAnswered
+    | ArchiveSilent
+    | Removed
+)
+
+T = TypeVar("T")
+
+
+class Channel(Generic[T]):
+    """From whoever tells to whoever hears, in the teller's thread. A hearer must not take long, nor raise."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hearers: tuple[Callable[[T], None], ...] = ()
+
+    def add(self, hearer: Callable[[T], None]) -> None:
+        with self._lock:
+            self._hearers = (*self._hearers, hearer)
+
+    def remove(self, hearer: Callable[[T], None]) -> None:
+        with self._lock:
+            self._hearers = tuple(other for other in self._hearers if other != hearer)
+
+    @contextmanager
+    def heard_by(self, hearer: Callable[[T], None]) -> Iterator[None]:
+        """Tell `hearer` too until the block ends."""
+        self.add(hearer)
+        try:
+            yield
+        finally:
+            self.remove(hearer)
+
+    def tell(self, what: T) -> None:
+        for hearer in self._hearers:
+            hearer(what)
+
+
+_channel: Channel[Event] = Channel()
+add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell

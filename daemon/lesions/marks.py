@@ -1,0 +1,202 @@
+"""`Mark`: one place that a report marks, before it meets its image; and how marks become lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+
+from daemon.errors import LesionError
+from daemon.lesions.geometry import (
+    MAX_POINTS,
+    check_inside,
+    convex_hull,
+    is_closed,
+    outline_of_region,
+    region_of,
+    region_of_outline,
+    thinned,
+)
+from daemon.lesions.lesion import Code, Lesion, Region
+from daemon.lesions.references import (
+    Collected,
+    ImageReference,
+    TooManyLesions,
+    image_frame,
+    not_a_lesion,
+    numbered,
+    size,
+)
+from daemon.lesions.seg import read_segments
+from daemon.lesions.sr_tree import Description, Node, Tree
+
+BYTES_EACH = 4  # Graphic Data is FL
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A SCOORD item and the image it is selected from (None: it names none)."""
+
+    graphic_type: str
+    graphic_data: tuple[float, ...]
+    reference: ImageReference | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One marked place of a report.
+
+    `shapes` come before `segments` (references to a SEG), which are used only where there is no shape. `one_place`: all
+    shapes of one image are parts of one lesion. `codes` are held against the list of what is not a lesion.
+    `left_out` is why the report itself says that this is not to be shown; `unusable` is why it cannot be read.
+    """
+
+    where: str
+    description: Description
+    shapes: tuple[Shape, ...] = ()
+    segments: tuple[ImageReference, ...] = ()
+    source_images: tuple[ImageReference, ...] = ()
+    codes: tuple[Code, ...] = ()
+    one_place: bool = False
+    left_out: str | None = None
+    unusable: str | None = None
+
+    @property
+    def image_uids(self) -> list[str]:
+        """What must be here to read the mark: the images of its shapes, or those its segments were drawn on."""
+        references = (
+            [shape.reference for shape in self.shapes if shape.reference] if self.shapes else self.source_images
+        )
+        return [reference.sop_instance_uid for reference in references]
+
+    @property
+    def segmentation_uids(self) -> list[str]:
+        return [] if self.shapes else [segment.sop_instance_uid for segment in self.segments]
+
+
+def shape_of(tree: Tree, scoord: Node) -> Shape:
+    """A SCOORD item; more points than are read are not even decoded."""
+    raw = scoord.item.get_item("GraphicData")
+    if isinstance(raw, RawDataElement) and (raw.length or 0) > 2 * BYTES_EACH * MAX_POINTS:
+        points = (raw.length or 0) // (2 * BYTES_EACH)
+        raise LesionError(f"{scoord.where} has {points} points; at most {MAX_POINTS} are read")
+    data = scoord.item.get("GraphicData")
+    values = () if data is None else (data,) if isinstance(data, (int, float)) else tuple(data)
+    return Shape(str(scoord.item.get("GraphicType") or ""), values, tree.image_of(scoord))
+
+
+def read_mark(
+    mark: Mark,
+    source_uid: str,
+    images: Mapping[str, Dataset],
+    segmentations: Mapping[str, Dataset],
+    not_lesions: Collection[str],
+    collected: Collected,
+) -> None:
+    """Add the lesions of one mark to `collected`, or the reason why there are none."""
+    listed = not_a_lesion(mark.codes, not_lesions)
+    if mark.left_out:
+        collected.leave_out(mark.where, mark.left_out)
+    elif listed:
+        collected.leave_out(mark.where, f"its code {listed.scheme}:{listed.value} is listed as not a lesion")
+    elif mark.unusable:
+        collected.fail(mark.where, LesionError(mark.unusable))
+    else:
+        lesions = (
+            _from_shapes(mark, source_uid, images, collected)
+            if mark.shapes
+            else _from_segments(mark, images, segmentations, not_lesions, collected)
+        )
+        for number, lesion in enumerate(lesions, start=1):
+            collected.add(_told(lesion, mark, source_uid, number if len(lesions) > 1 else None))
+
+
+def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Lesion:
+    """A lesion with what the report says of its mark, which goes before what a segment says of itself.
+
+    `number` counts the lesions of one mark: its Tracking UID cannot name each of them.
+    """
+    said = mark.description
+    return replace(
+        lesion,
+        source_uid=source_uid,
+        tracking_id=numbered(said.tracking_id, number) or lesion.tracking_id,
+        tracking_uid=(said.tracking_uid if number is None else None) or lesion.tracking_uid,
+        finding=said.finding or lesion.finding,
+        finding_site=said.finding_site or lesion.finding_site,
+        laterality=said.laterality or lesion.laterality,
+        labels=tuple(dict.fromkeys(said.labels + lesion.labels)),
+    )
+
+
+def _from_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], collected: Collected) -> list[Lesion]:
+    places: dict[tuple[str, int], dict[tuple[str, bytes], Region]] = {}  # what is drawn twice counts once
+    for shape in mark.shapes:
+        try:
+            region = region_of(shape.graphic_type, shape.graphic_data)
+            if shape.reference is None:
+                raise LesionError("the region names no image, or several, to lie on")
+            image, frame = image_frame(shape.reference, images)
+            check_inside(region, *size(image))
+        except LesionError as error:
+            collected.fail(mark.where, error)
+            continue
+        if len(shape.reference.frames) > 1:
+            collected.leave_out(mark.where, f"of the frames it names the middle one, {frame}, is taken")
+        regions = places.setdefault((shape.reference.sop_instance_uid, frame), {})
+        regions.setdefault((region.graphic_type, region.points.tobytes()), region)
+    return [
+        Lesion(source_uid, image_uid, frame, outline, region)
+        for (image_uid, frame), regions in places.items()
+        for region, outline in _drawn(list(regions.values()), size(images[image_uid]), mark.one_place)
+    ]
+
+
+def _drawn(regions: list[Region], image_size: tuple[int, int], one_place: bool) -> list[tuple[Region, np.ndarray]]:
+    """What of the regions on one frame is a lesion: each closed one; else the hull of all lines and points."""
+    closed = [region for region in regions if is_closed(region)]
+    if closed and not one_place:
+        regions = closed
+    if len(regions) == 1 or (closed and not one_place):
+        outlines = [outline_of_region(region, *image_size) for region in regions]
+        return [(_drawable(*pair), pair[1]) for pair in zip(regions, outlines, strict=True)]
+    hull = convex_hull(np.vstack([outline_of_region(region, *image_size) for region in regions]))
+    return [(region_of_outline(hull), hull)]
+
+
+def _drawable(region: Region, outline: np.ndarray) -> Region:
+    """A region as a report can show it; one that it cannot becomes its outline.
+
+    TID 1410 forbids a MULTIPOINT, and of a tilted ellipse OHIF shows nothing at all.
+    """
+    tilted = region.graphic_type == "ELLIPSE" and bool(np.ptp(region.points[:2], axis=0).all())
+    return region_of_outline(outline) if tilted or region.graphic_type == "MULTIPOINT" else thinned(region)
+
+
+def _from_segments(
+    mark: Mark,
+    images: Mapping[str, Dataset],
+    segmentations: Mapping[str, Dataset],
+    not_lesions: Collection[str],
+    collected: Collected,
+) -> list[Lesion]:
+    own = Collected(collected.max_lesions)
+    for reference in mark.segments:
+        segmentation = segmentations.get(reference.sop_instance_uid)
+        try:
+            if segmentation is None:
+                raise LesionError(f"segmentation {reference.sop_instance_uid} is not here")
+            read_segments(segmentation, images, not_lesions, own, only=reference.segments, on_frames=reference.frames)
+        except TooManyLesions:
+            raise
+        except LesionError as error:
+            collected.fail(mark.where, error)
+    for failure in own.failures:
+        collected.fail(f"{mark.where}, {failure.what}", LesionError(failure.reason))
+    for left_out in own.left_out:
+        if left_out not in own.failures:
+            collected.leave_out(f"{mark.where}, {left_out.what}", left_out.reason)
+    return own.lesions

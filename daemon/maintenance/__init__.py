@@ -1,0 +1,1 @@
+"""Periodic care: retention, consistency, repair."""

@@ -1,0 +1,1 @@
+"""Instances in: the listener, who may send, and what is accepted."""

@@ -1,0 +1,1 @@
+"""Files: the spool in a directory or a bucket."""

@@ -1,0 +1,1 @@
+"""The machine: processes, clocks, systemd, TLS credentials, the log."""

@@ -1,0 +1,340 @@
+"""`mammod classify`: the service's own way of the data on files, without network, spool or ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from config.errors import ConfigurationError, MammodError
+from config.settings import Settings
+from daemon.dicom.equipment import is_own_report
+from daemon.errors import LesionError, ReportError
+from daemon.jobs.job_runner import part10
+from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
+from daemon.lesions.reader import lesion_references
+from daemon.monitoring.status_report import RESEARCH_USE
+from daemon.reports.case import Result
+from daemon.reports.rendering import pictures
+from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
+from daemon.workers.classifier_pool import Classifier
+from daemon.workers.decoder_pool import DecoderPool
+from model.bundle import Bundle
+
+_PIPE_WIDTH = 160  # of the table where no terminal says its own
+
+
+@dataclass
+class Files:
+    """What was given: every instance's file by its SOP Instance UID, and the lesion objects among them.
+
+    `refused` are files that the user named and that cannot be read, with the reason; `skipped` counts what in a folder
+    is no DICOM file, or a report of ours.
+    """
+
+    paths: dict[str, Path] = field(default_factory=dict)
+    sources: dict[str, Path] = field(default_factory=dict)
+    refused: dict[Path, str] = field(default_factory=dict)
+    skipped: int = 0
+
+
+@dataclass
+class Outcome:
+    """What came of one lesion object. `problems` are what could not be done, each a sentence without its subject."""
+
+    source: Path
+    classified: Classified | None = None
+    reports: list[dict[str, str]] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def classify_files(
+    given: Sequence[Path],
+    output: Path,
+    settings: Settings,
+    kinds: Sequence[str],
+    allow_untrained: bool,
+    as_json: bool,
+) -> int:
+    """Classify what the lesion objects among files and folders mark; write reports of `kinds` and pictures to `output`.
+
+    A table, or with `as_json` one JSON object, goes to standard output, all else to standard error. Returns 0 when every
+    named file could be read and every lesion object got all its reports and pictures, else 1.
+
+    Raises:
+        ConfigurationError: the output folder cannot be written.
+        BundleError, ClassifierError: there is nothing to classify with.
+    """
+    console = Console(stderr=True, markup=False)
+    files = sort_files(_progress(console, "reading", list(_all_files(given))))
+    for path, reason in files.refused.items():
+        console.print(f"{path}: {reason}", style="red", soft_wrap=True, highlight=False)
+    if files.skipped:
+        console.print(f"{files.skipped} files left out: no DICOM objects, or reports of mammod", highlight=False)
+    if not files.sources:
+        console.print(
+            f"None of these {len(files.paths)} objects marks a lesion; give the SEG, or the SR with regions on images, too",
+            style="red",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return 1
+    with _written_to(output):
+        output.mkdir(parents=True, exist_ok=True)
+    bundle = open_bundle(settings, allow_untrained, made_at=output / "untrained-bundle")
+    outcomes = _classified(files, output, settings, kinds, bundle, console)
+    for outcome in outcomes:
+        for problem in outcome.problems:
+            console.print(f"{outcome.source}: {problem}", style="red", soft_wrap=True, highlight=False)
+    if as_json:
+        print(json.dumps(_as_json(outcomes, files, bundle), indent=2))
+    else:
+        _print_table(outcomes, files, bundle)
+        console.print(f"reports and pictures: {output}", soft_wrap=True, highlight=False)
+    return 1 if files.refused or any(outcome.problems for outcome in outcomes) else 0
+
+
+def _all_files(given: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    """Every file, those of a folder in the order of their names, and whether the user named it."""
+    for path in given:
+        if path.is_dir():
+            yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file())
+        else:
+            yield path, True
+
+
+def sort_files(files: Iterable[tuple[Path, bool]]) -> Files:
+    """Read every file's header; each file with whether the user named it (else it lies in a folder that was named)."""
+    found = Files()
+    for path, named in files:
+        try:
+            header = dcmread(path, stop_before_pixels=True)
+            uid = str(header.SOPInstanceUID)
+        except (InvalidDicomError, AttributeError):
+            _leave_out(found, path, named, "this is no DICOM object; DICOM Part 10 files are expected")
+            continue
+        except OSError as error:
+            _leave_out(found, path, True, f"cannot be read: {error.strerror or type(error).__name__}")
+            continue
+        except Exception as error:  # pydicom raises many kinds on damaged files
+            _leave_out(found, path, True, f"this DICOM file is damaged ({type(error).__name__}); copy it again")
+            continue
+        if is_own_report(header):
+            _leave_out(found, path, named, "this is a report of mammod, it marks nothing new")
+            continue
+        found.paths[uid] = path
+        try:
+            if lesion_references(header) is not None:
+                found.sources[uid] = path
+        except LesionError:
+            found.sources[uid] = path  # its reason is told when its turn comes
+    return found
+
+
+def _leave_out(found: Files, path: Path, tell: bool, reason: str) -> None:
+    if tell:
+        found.refused[path] = reason
+    else:
+        found.skipped += 1
+
+
+def _classified(
+    files: Files, output: Path, settings: Settings, kinds: Sequence[str], bundle: Bundle, console: Console
+) -> list[Outcome]:
+    """What came of each lesion object, in the order of the files."""
+    cores = os.cpu_count() or 1
+    decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
+    classifier = Classifier(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
+    stems = _stems(files.sources.values())
+    try:
+        with console.status("warming the network up"):
+            classifier.start()
+        pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
+
+        def do(source: Path) -> Outcome:
+            return _do(source, stems[source], files, output, settings, kinds, pipeline)
+
+        # As many at once as keep the decoders busy; one lesion object waits for its own results.
+        with ThreadPoolExecutor(cores) as threads:
+            return list(_progress(console, "classifying", threads.map(do, files.sources.values()), len(files.sources)))
+    finally:
+        classifier.stop()
+        decoders.stop()
+
+
+def _do(
+    source: Path,
+    stem: str,
+    files: Files,
+    output: Path,
+    settings: Settings,
+    kinds: Sequence[str],
+    pipeline: Pipeline,
+) -> Outcome:
+    outcome = Outcome(source)
+    try:
+        inputs = read_inputs(source, files.paths.get)
+        classified = outcome.classified = pipeline.classify(inputs, settings.lesions, pictures=True)
+        if not classified.results:
+            return outcome
+        made = pipeline.write(inputs, classified, kinds, lambda _: ())
+        outcome.problems += [f"no report of kind {kind}: {reason}" for kind, reason in made.refused.items()]
+        for item in made.written:
+            name = _new_name([report["file"] for report in outcome.reports], f"{stem}-{item.kind}", ".dcm")
+            with _written_to(output):
+                (output / name).write_bytes(part10(item.report))
+            outcome.reports.append({"kind": item.kind, "file": name, "sop_instance_uid": item.sop_instance_uid})
+        for picture in pictures(pipeline.case(inputs, classified)):
+            image = files.paths[str(picture.image.SOPInstanceUID)]
+            name = _new_name(outcome.pictures, f"{stem}-on-{image.stem}", ".png")
+            with _written_to(output):
+                Image.fromarray(picture.pixels).save(output / name)
+            outcome.pictures.append(name)
+    except ConfigurationError:
+        raise  # nothing can be written: no other object will fare better
+    except MissingInstances as error:
+        outcome.problems.append(
+            f"not classified: it marks lesions on images that were not given: {', '.join(error.uids)}"
+        )
+    except ReportError as error:
+        outcome.problems.append(str(error))
+    except MammodError as error:
+        outcome.problems.append(f"not classified: {error}")
+    except Exception as error:  # damage of a kind that nothing foresaw costs this object only
+        outcome.problems.append(f"not classified: it cannot be read ({type(error).__name__}); is the file whole?")
+    return outcome
+
+
+def _stems(sources: Iterable[Path]) -> dict[Path, str]:
+    """What the files made of each lesion object begin with: its own name, numbered where another has it already."""
+    stems: dict[Path, str] = {}
+    for source in sources:
+        stems[source] = _new_name(stems.values(), source.stem, "")
+    return stems
+
+
+def _new_name(given: Iterable[str], stem: str, suffix: str) -> str:
+    number, name = 1, f"{stem}{suffix}"
+    while name in given:
+        number += 1
+        name = f"{stem}-{number}{suffix}"
+    return name
+
+
+@contextmanager
+def _written_to(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"--output {output} cannot be written: {error.strerror}; name another folder"
+        ) from error
+
+
+def _progress(console: Console, doing: str, items: Iterable[Any], total: int | None = None) -> Iterable[Any]:
+    """`items` with a bar on a terminal; nothing elsewhere."""
+    return track(items, doing, total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _print_table(outcomes: Sequence[Outcome], files: Files, bundle: Bundle) -> None:
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    table = Table(title=RESEARCH_USE)
+    for heading in ("lesion", "image", "box", "probability of cancer", "class", "remarks"):
+        table.add_column(heading, overflow="fold")  # a name that was cut short names nothing
+    for outcome in outcomes:
+        for number, result in enumerate(_results(outcome), start=1):
+            lesion, prediction = result.lesion, result.prediction
+            frame = f" frame {lesion.frame}" if lesion.frame > 1 else ""
+            table.add_row(
+                f"{outcome.source.name} {number}",
+                f"{files.paths[lesion.image_uid].name}{frame}",
+                " ".join(f"{edge:.0f}" for edge in asdict(result.roi.box).values()),
+                f"{100 * prediction.probability:.2f} %",
+                "malignant" if prediction.malignant else "benign",
+                "; ".join(_remarks(result)),
+            )
+        if outcome.classified is None or not outcome.classified.results:
+            what = "not classified" if outcome.classified is None else "nothing to classify"
+            table.add_row(outcome.source.name, "-", "-", "-", "-", what)
+    console.print(table)
+    for outcome in outcomes:
+        for left_out in outcome.classified.reading.left_out if outcome.classified else ():
+            console.print(f"{outcome.source.name}, left out: {left_out.what}: {left_out.reason}", soft_wrap=True)
+    if not bundle.manifest.trained:
+        console.print("The bundle is UNTRAINED: these numbers mean nothing.", style="bold red")
+
+
+def _results(outcome: Outcome) -> Sequence[Result]:
+    return outcome.classified.results if outcome.classified else ()
+
+
+def _remarks(result: Result) -> list[str]:
+    roi = result.roi
+    remarks = [f"{100 * roi.padded:.0f} % of the box outside the image"] if roi.padded >= 0.005 else []
+    if roi.spacing_assumed:
+        remarks.append("pixel spacing assumed")
+    return remarks
+
+
+def _as_json(outcomes: Sequence[Outcome], files: Files, bundle: Bundle) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "research_use_only": True,
+        "bundle": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "digest": bundle.digest,
+            "trained": manifest.trained,
+            "threshold": manifest.threshold,
+        },
+        "lesion_objects": [
+            {
+                "file": str(outcome.source),
+                "lesions": [
+                    _lesion_as_json(number, result, files) for number, result in enumerate(_results(outcome), start=1)
+                ],
+                "left_out": [asdict(item) for item in outcome.classified.reading.left_out]
+                if outcome.classified
+                else [],
+                "reports": outcome.reports,
+                "pictures": outcome.pictures,
+                "problems": outcome.problems,
+            }
+            for outcome in outcomes
+        ],
+        "refused": [{"file": str(path), "reason": reason} for path, reason in files.refused.items()],
+    }
+
+
+def _lesion_as_json(number: int, result: Result, files: Files) -> dict[str, Any]:
+    """Coordinates are (column, row) in image pixels, (0, 0) the corner of the first pixel, as in DICOM's SCOORD."""
+    lesion, prediction = result.lesion, result.prediction
+    return {
+        "number": number,
+        "image": str(files.paths[lesion.image_uid]),
+        "image_uid": lesion.image_uid,
+        "frame": lesion.frame,
+        "outline": {
+            "graphic_type": lesion.region.graphic_type,
+            "points": lesion.region.points.tolist(),
+        },
+        "box": asdict(result.roi.box),
+        "probability": prediction.probability,
+        "class": "malignant" if prediction.malignant else "benign",
+        "remarks": _remarks(result),
+    }

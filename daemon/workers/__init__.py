@@ -1,0 +1,1 @@
+"""Processes that decode and classify, and the bundle they use."""

@@ -1,0 +1,75 @@
+"""Which bundle the service works with, and what its reports state of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import model
+from config.errors import ConfigurationError
+from config.settings import Settings
+from daemon.dicom.uids import device_uid
+from daemon.reports.case import Algorithm, Measured
+from model.bundle import Bundle, load_bundle, untrained_bundle
+
+
+def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | None = None) -> Bundle:
+    """The bundle the settings name, else the packaged default, else (only where allowed) an untrained one made on the spot.
+
+    That is kept at `made_at`, in the spool directory if not given.
+
+    Raises:
+        BundleError: see `model.bundle.load_bundle`.
+        ConfigurationError: there is none.
+    """
+    if settings.model.bundle is not None:
+        return load_bundle(settings.model.bundle, allow_untrained=allow_untrained)
+    default = default_bundle_path()
+    if default.exists():
+        return load_bundle(default, allow_untrained=allow_untrained)
+    if not allow_untrained:
+        raise ConfigurationError(
+            "model.bundle is not set and no trained bundle is installed; name a bundle, or use --allow-untrained to try the way "
+            "of the data with a network whose numbers mean nothing"
+        )
+    made = made_at or untrained_path(settings)
+    if not made.exists():
+        made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        bundle = untrained_bundle(made)
+        made.chmod(0o700)  # like all of the spool
+        for file in made.iterdir():
+            file.chmod(0o600)
+        return bundle
+    return load_bundle(made, allow_untrained=True)
+
+
+def untrained_path(settings: Settings) -> Path:
+    """Where the untrained bundle is kept that is made where no other is there."""
+    return settings.spool.directory / "untrained-bundle"
+
+
+def engine_cache(settings: Settings) -> Path:
+    """Where an engine keeps the network that it converted: in the spool, or with the user's caches where that is not his."""
+    if os.access(settings.spool.directory, os.W_OK):
+        return settings.spool.directory / "engine"
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "mammod" / "engine"
+
+
+def default_bundle_path() -> Path:
+    return Path(model.__file__).parent / "bundles" / "default"
+
+
+def algorithm(bundle: Bundle) -> Algorithm:
+    """The facts of the bundle that a report states."""
+    manifest = bundle.manifest
+    return Algorithm(
+        name=manifest.name,
+        version=manifest.version,
+        device_uid=device_uid(bundle.digest),
+        trained=manifest.trained,
+        threshold=manifest.threshold,
+        intended_use=manifest.intended_use,
+        temperature=manifest.temperature,
+        measured=tuple(Measured(**metric.model_dump()) for metric in manifest.metrics),
+    )
