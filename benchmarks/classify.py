@@ -28,7 +28,7 @@ ONNX, RAW, RAW32 = "ONNX Runtime", "raw OpenVINO bfloat16", "raw OpenVINO float3
 def _measure(run: Run, size: int | None) -> Iterator[Row]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from daemon.workers.bundle_source import default_bundle_path
-    from daemon.workers.classifier_pool import Classifier
+    from daemon.workers.classifier_pool import ClassifierPool
     from model.bundle import load_bundle, untrained_bundle
     from model.engines.equivalence_check import trial_rois
     from model.engines.openvino import Graph, openvino
@@ -48,7 +48,7 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
     for batch in (1, 8) if run.tiny else BATCHES:
         fed = np.resize(rois, (batch, *rois.shape[1:]))
         rounds = 1 if run.tiny else max(1, (ROIS if batch > 1 else 16) // batch)
-        pool = Classifier(bundle, Workers(count=1, max_batch=batch), cache=run.folder / "engine")
+        pool = ClassifierPool(bundle, Workers(count=1, max_batch=batch), cache=run.folder / "engine")
         pool.start()
         run.say(f"{pool.engine}: {pool.why}")
         try:

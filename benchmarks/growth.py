@@ -23,7 +23,7 @@ from config.settings import Log
 from daemon.ledger import Ledger, instances, job_claims, jobs, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.receiving.intake import Intake
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from daemon.system import log
 from tests.support import lesion_objects
@@ -97,7 +97,7 @@ class _Grown:
                 for each in (_IMAGE, _LESIONS):
                     content = content.replace(_uid(each, 0).encode(), _uid(each, self._count).encode())
                 path.write_bytes(content)
-                incoming = Incoming(
+                incoming = ReceivedInstance(
                     path=path,
                     sop_class_uid=sop_class_uid,
                     sop_instance_uid=_uid(kind, self._count),

@@ -225,8 +225,8 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from config.settings import Archive as ArchiveSettings
     from config.settings import Settings
     from daemon.archive.client import Archive
-    from daemon.archive.store_status import OutcomeKind, Outgoing
-    from daemon.jobs.job_runner import part10
+    from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
+    from daemon.jobs.job_runner import read_part10
     from daemon.lesions.reader import read_lesions
     from daemon.reports.case import Case as ReportCase
     from daemon.reports.case import Edition, Result
@@ -270,8 +270,8 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
         )
         edition = Edition("tid1500", str(source.SOPInstanceUID), "digest", bundle.digest, datetime.now(UTC))
         (written,) = KINDS["tid1500"](case, edition)
-        placed = spool.write_report(str(written.SOPInstanceUID), part10(written))
-        made["outgoing"] = Outgoing(
+        placed = spool.write_report(str(written.SOPInstanceUID), read_part10(written))
+        made["outgoing"] = OutgoingInstance(
             spool.absolute(placed.path),
             written.SOPClassUID,
             written.SOPInstanceUID,
@@ -282,7 +282,7 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
 
     def send() -> None:  # until the archive's answer, which is when the report counts as stored
         made["outcomes"] = calls.store([made["outgoing"]])  # type: ignore[list-item]
-        assert next(made["outcomes"]).kind is OutcomeKind.STORED  # type: ignore[call-overload]
+        assert next(made["outcomes"]).kind is StoreOutcomeKind.STORED  # type: ignore[call-overload]
 
     took: dict[str, list[float]] = {"decode": [], "classify": [], "report": [], "send": []}
     for _ in range(times):

@@ -19,29 +19,29 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.errors import ConfigurationError
 from config.settings import Settings, load_settings
 from daemon.archive.client import Archive
-from daemon.archive.sender_threads import Sending
-from daemon.archive.storage_commitment import Commitment, longest_wait_s
-from daemon.audit.trail import Audit
+from daemon.archive.sender_threads import SenderThreads
+from daemon.archive.storage_commitment import StorageCommitment, longest_wait_s
+from daemon.audit.trail import AuditTrail
 from daemon.jobs.dispatcher import Dispatcher
-from daemon.jobs.job_runner import JobWorker
+from daemon.jobs.job_runner import JobRunner
 from daemon.jobs.pipeline import Pipeline
 from daemon.ledger import Ledger, instances, job_claims, jobs, nodes, outbox
-from daemon.maintenance.periodic_tasks import Schedule
-from daemon.monitoring.http_server import StatusServer
-from daemon.monitoring.monitor import Observation, Parts
+from daemon.maintenance.periodic_tasks import PeriodicTasks
+from daemon.monitoring.http_server import StatusHttpServer
+from daemon.monitoring.monitor import Monitor, MonitoredParts
 from daemon.monitoring.status_report import certificates, in_short
 from daemon.nodes.membership import Node, node_facts
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
-from daemon.receiving.receiver_process import Receiver
+from daemon.receiving.receiver_process import ReceiverProcess
 from daemon.storage.spool import open_spool
 from daemon.system import log as logging_setup
 from daemon.system.clock_watch import ClockWatch
 from daemon.system.systemd import Supervised, reloading, sd_notify, stopping
 from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
-from daemon.workers.pinned_bundle import BundleWatch, keep_bundle
+from daemon.workers.pinned_bundle import BundleWatch, pin_bundle
 from model.bundle import Bundle
 
 MAIN_LOOP_S = 1.0
@@ -79,10 +79,10 @@ class Service:
         self._node.start()
         with self._ledger.read() as connection:
             in_use = {row.bundle for row in nodes.all(connection)}
-        opened, bundle = bundle, keep_bundle(bundle, settings.spool.directory, in_use)
+        opened, bundle = bundle, pin_bundle(bundle, settings.spool.directory, in_use)
         sd_notify("STATUS=warming up the classifier")
         self._archive = Archive(settings.archive, settings.listener.ae_title, self._node.incoming)
-        self._classifier = Classifier(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
+        self._classifier = ClassifierPool(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
         self._decoders = DecoderPool(
             settings.workers.decoders or os.cpu_count() or 1, bundle.manifest, settings.workers
         )
@@ -90,10 +90,10 @@ class Service:
         self._classifier.start()
         log.info("classifier started", engine=self._classifier.engine, why=self._classifier.why)
         pipeline = Pipeline(self._decoders, self._classifier, algorithm(bundle), bundle.digest)
-        worker = JobWorker(lambda: self._settings, self._ledger, self._spool, pipeline)
-        self._audit = Audit(settings)
-        self._commitment = Commitment(self._ledger, self._archive)
-        self._sending = Sending(
+        worker = JobRunner(lambda: self._settings, self._ledger, self._spool, pipeline)
+        self._audit = AuditTrail(settings)
+        self._commitment = StorageCommitment(self._ledger, self._archive)
+        self._sending = SenderThreads(
             self._ledger,
             self._node.hold,
             self._archive,
@@ -114,8 +114,8 @@ class Service:
             self._audit.association_ended,
             self._receivers(),
         )
-        self._observation = Observation(
-            Parts(
+        self._observation = Monitor(
+            MonitoredParts(
                 lambda: self._settings,
                 self._ledger,
                 self._spool,
@@ -129,7 +129,7 @@ class Service:
                 lambda: self._phase,
             )
         )
-        self._schedule = Schedule(
+        self._schedule = PeriodicTasks(
             self._ledger,
             self._node,
             self._spool,
@@ -141,7 +141,7 @@ class Service:
             self._observation,
             self._dispatcher.wake,
         )
-        self._status = StatusServer(settings, self._ledger, self._archive, bundle, self._live, self._observation)
+        self._status = StatusHttpServer(settings, self._ledger, self._archive, bundle, self._live, self._observation)
         self._schedule.check_certificates()
         self._audit.started()
         self._listener.start()
@@ -177,13 +177,13 @@ class Service:
                 orphans += self._spool.sweep(instances.paths(connection) | outbox.paths(connection), begun)
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=taken.jobs, node=self._node.id, alone=alone)
 
-    def _receivers(self) -> list[Receiver]:
+    def _receivers(self) -> list[ReceiverProcess]:
         """None for a bucket, whose copies in the directory one process looks after."""
         if self._spool.store is not None:
             return []
         count = (self._settings.listener.processes or min((os.cpu_count() or 1) + 1, MOST_PROCESSES)) - 1
         return [
-            Receiver(name, self._settings, self._node.incoming / name, self._intake.record)
+            ReceiverProcess(name, self._settings, self._node.incoming / name, self._intake.record)
             for name in (f"receiver-{number}" for number in range(1, count + 1))
         ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.archive.stow_rs import judge
 from tests.test_rooms import ROOMS, ROOT, sources
 
@@ -115,7 +115,7 @@ def test_an_xml_bomb_for_an_answer_costs_nothing_and_names_no_instance() -> None
     bomb = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a0 "1.2.3">{levels}]><NativeDicomModel>&a9;</NativeDicomModel>'
     began = time.monotonic()
     outcome = judge(200, "application/dicom+xml", bomb.encode(), "1.2.3")
-    assert outcome.kind is OutcomeKind.RETRY
+    assert outcome.kind is StoreOutcomeKind.RETRY
     assert time.monotonic() - began < 60, "a hang limit"
 
 
@@ -127,6 +127,6 @@ def test_an_answer_in_xml_opens_no_file(tmp_path: Path) -> None:
         "</DicomAttribute></Item></DicomAttribute>"
     )
     answer = f'<?xml version="1.0"?>{entity}<NativeDicomModel>{reference}</NativeDicomModel>'
-    assert judge(200, "application/dicom+xml", answer.encode(), "1.2.3").kind is OutcomeKind.RETRY
+    assert judge(200, "application/dicom+xml", answer.encode(), "1.2.3").kind is StoreOutcomeKind.RETRY
     plain = answer.replace("&f;", "1.2.3").replace(entity, "")
-    assert judge(200, "application/dicom+xml", plain.encode(), "1.2.3").kind is OutcomeKind.STORED
+    assert judge(200, "application/dicom+xml", plain.encode(), "1.2.3").kind is StoreOutcomeKind.STORED

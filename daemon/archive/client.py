@@ -24,12 +24,12 @@ from config.settings import Archive as ArchiveSettings
 from daemon.archive import query_retrieve, stow_rs, wado_rs
 from daemon.archive.dicomweb import WebService, read_token, retrieval_service
 from daemon.archive.query_retrieve import Wanted
-from daemon.archive.store_status import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
+from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind, judge_store_status
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.dimse.n_event_report import take_report
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.events import bus
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.system import tls
 from daemon.system.tls import Credentials, Side
 
@@ -86,7 +86,7 @@ class Archive:
         if status != 0x0000:
             raise ArchiveError(f"{self} answered C-ECHO with {_status_text(status)}; expected 0x0000")
 
-    def store(self, items: Iterable[Outgoing]) -> Iterator[StoreOutcome]:
+    def store(self, items: Iterable[OutgoingInstance]) -> Iterator[StoreOutcome]:
         """Send `items`; yield the outcome of each, in order, as soon as it is known.
 
         One association for all while it lasts. An instance that breaks it is to be retried, and those behind it go out
@@ -99,10 +99,10 @@ class Archive:
         try:
             service = self._web("archive.stow_url", self.settings.stow_url)
         except ArchiveError as error:
-            yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in items)
+            yield from (_outcome(item, StoreOutcomeKind.RETRY, None, str(error)) for item in items)
         else:
             for outcome in stow_rs.store(service, items):
-                silent = outcome.kind is OutcomeKind.RETRY and outcome.status is None
+                silent = outcome.kind is StoreOutcomeKind.RETRY and outcome.status is None
                 bus.tell(bus.ArchiveSilent(outcome.reason) if silent else bus.ArchiveAnswered())
                 yield outcome
 
@@ -118,7 +118,7 @@ class Archive:
             return query_retrieve.find(association, wanted)
 
     def get_instances(
-        self, wanted: Iterable[Wanted], accept: Callable[[Incoming], None], max_size: int = wado_rs.MAX_INSTANCE
+        self, wanted: Iterable[Wanted], accept: Callable[[ReceivedInstance], None], max_size: int = wado_rs.MAX_INSTANCE
     ) -> list[query_retrieve.RetrieveOutcome]:
         """C-GET or WADO-RS (of at most `max_size` bytes): each instance goes to `accept`, which refuses by RefusedInstance
         or OSError; outcomes in order.
@@ -128,10 +128,10 @@ class Archive:
         """
         limit_s = RETRIEVE_PATIENCE * self.settings.timeout_s
         if self.settings.retrieve == "dicomweb":
-            taker = wado_rs.Receiver(self.incoming, accept, self.calling_ae, limit_s, max_size)
+            taker = wado_rs.RetrievedParts(self.incoming, accept, self.calling_ae, limit_s, max_size)
             return list(wado_rs.get(self._web(*retrieval_service(self.settings)), wanted, taker))
         contexts, roles = query_retrieve.get_contexts()
-        receiver = query_retrieve.Receiver(self.incoming, accept)
+        receiver = query_retrieve.RetrievedInstances(self.incoming, accept)
         handlers = [(evt.EVT_C_STORE, receiver)]
         with self.associate(contexts, ext_neg=roles, handlers=handlers, response_timeout_s=limit_s) as association:
             return list(query_retrieve.get(association, wanted, receiver))
@@ -197,7 +197,7 @@ class Archive:
             while association.is_established and monotonic() < end and not answered.wait(0.05):
                 pass
 
-    def _c_store(self, waiting: list[Outgoing]) -> Iterator[StoreOutcome]:
+    def _c_store(self, waiting: list[OutgoingInstance]) -> Iterator[StoreOutcome]:
         breaks = 0
         while waiting:
             batch = _fitting(waiting)
@@ -210,22 +210,22 @@ class Archive:
                             break
                         outcome = self._send(association, item, number % 65_535 + 1)
                         waiting.pop(0)
-                        answered += outcome.kind is not OutcomeKind.RETRY or outcome.status is not None
+                        answered += outcome.kind is not StoreOutcomeKind.RETRY or outcome.status is not None
                         yield outcome
             except ContextsRefused as error:
                 del waiting[: len(batch)]
-                yield from (_outcome(item, OutcomeKind.FAILED, None, str(error)) for item in batch)
+                yield from (_outcome(item, StoreOutcomeKind.FAILED, None, str(error)) for item in batch)
                 continue
             except ArchiveError as error:
-                yield from (_outcome(item, OutcomeKind.RETRY, None, str(error)) for item in waiting)
+                yield from (_outcome(item, StoreOutcomeKind.RETRY, None, str(error)) for item in waiting)
                 return
             breaks = 0 if answered else breaks + 1
             if breaks == BREAKS_IN_A_ROW:
                 reason = f"{self} broke {breaks} associations in a row; not tried"
-                yield from (_outcome(item, OutcomeKind.RETRY, None, reason) for item in waiting)
+                yield from (_outcome(item, StoreOutcomeKind.RETRY, None, reason) for item in waiting)
                 return
 
-    def _send(self, association: Association, item: Outgoing, message_id: int) -> StoreOutcome:
+    def _send(self, association: Association, item: OutgoingInstance, message_id: int) -> StoreOutcome:
         """One C-STORE; after a fault on our side the association is gone, for it may be left half-way."""
         accepted = {(cx.abstract_syntax, cx.transfer_syntax[0]) for cx in association.accepted_contexts}
         began = monotonic()
@@ -235,13 +235,13 @@ class Archive:
             elif _can_convert(item, accepted):
                 answer = association.send_c_store(dcmread(item.path), msg_id=message_id)
             else:
-                return _outcome(item, OutcomeKind.FAILED, None, f"{self}: {_refusal(association, item)}")
+                return _outcome(item, StoreOutcomeKind.FAILED, None, f"{self}: {_refusal(association, item)}")
         except Exception as error:
             if isinstance(error, RuntimeError) and not association.is_established:  # ended since we looked
-                return _outcome(item, OutcomeKind.RETRY, None, f"{self} ended the association")
+                return _outcome(item, StoreOutcomeKind.RETRY, None, f"{self} ended the association")
             association.abort()
             passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-            kind = OutcomeKind.RETRY if passing else OutcomeKind.FAILED
+            kind = StoreOutcomeKind.RETRY if passing else StoreOutcomeKind.FAILED
             return _outcome(item, kind, None, f"the stored file cannot be read: {type(error).__name__}")
         status = answer.get("Status")
         if status is None:
@@ -249,7 +249,7 @@ class Archive:
             association.abort()  # pynetdicom may not have noticed yet that it is over
             what = f"gave no answer in {self.settings.timeout_s:g} s" if silent else "broke the association off"
             bus.tell(bus.ArchiveSilent(f"{self} {what}"))
-            return _outcome(item, OutcomeKind.RETRY, None, f"{self} {what}")
+            return _outcome(item, StoreOutcomeKind.RETRY, None, f"{self} {what}")
         kind, reason = judge_store_status(status)
         return _outcome(item, kind, status, reason)
 
@@ -374,7 +374,7 @@ def _prepare_socket(connection: socket.socket, limit_s: float) -> None:
     connection.settimeout(limit_s)  # pynetdicom leaves it without, and a peer that stops reading would hold us for ever
 
 
-def _fitting(items: list[Outgoing]) -> list[Outgoing]:
+def _fitting(items: list[OutgoingInstance]) -> list[OutgoingInstance]:
     """The first items, as many as one association has contexts for (two for each class and syntax)."""
     kinds: set[tuple[str, str]] = set()
     for number, item in enumerate(items):
@@ -384,7 +384,7 @@ def _fitting(items: list[Outgoing]) -> list[Outgoing]:
     return list(items)
 
 
-def _store_contexts(items: list[Outgoing]) -> list[PresentationContext]:
+def _store_contexts(items: list[OutgoingInstance]) -> list[PresentationContext]:
     """For each class: each syntax as stored in a context of its own, then the uncompressed ones it can be turned into.
 
     Implicit VR little endian is among those: PS3.5 10.1 wants it proposed wherever the data set can be so encoded.
@@ -398,18 +398,18 @@ def _store_contexts(items: list[Outgoing]) -> list[PresentationContext]:
     return contexts
 
 
-def _can_convert(item: Outgoing, accepted: set[tuple[Any, Any]]) -> bool:
+def _can_convert(item: OutgoingInstance, accepted: set[tuple[Any, Any]]) -> bool:
     to = any((item.sop_class_uid, syntax) in accepted for syntax in UNCOMPRESSED)
     return to and item.transfer_syntax_uid in CONVERTIBLE
 
 
-def _refusal(association: Association, item: Outgoing) -> str:
+def _refusal(association: Association, item: OutgoingInstance) -> str:
     rejected = [cx.status for cx in association.rejected_contexts if cx.abstract_syntax == item.sop_class_uid]
     why = ", ".join(sorted(set(rejected))) or "not proposed"
     return f"no presentation context for {item.sop_class_uid} in {item.transfer_syntax_uid} ({why})"
 
 
-def _outcome(item: Outgoing, kind: OutcomeKind, status: int | None, reason: str) -> StoreOutcome:
+def _outcome(item: OutgoingInstance, kind: StoreOutcomeKind, status: int | None, reason: str) -> StoreOutcome:
     return StoreOutcome(item.sop_instance_uid, kind, status, reason)
 
 

@@ -15,18 +15,18 @@ from daemon.archive.outbox_sender import next_attempt
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted
 from daemon.errors import ArchiveError
 from daemon.ledger import Ledger, jobs
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 
 JOBS_AT_ONCE = 100
 
 log = structlog.get_logger()
 
 
-def ask_for_missing(
+def retrieve_missing(
     ledger: Ledger,
     archive: Archive,
     settings: Settings,
-    accept: Callable[[Incoming], None],
+    accept: Callable[[ReceivedInstance], None],
 ) -> int:
     """Ask the archive for what overdue jobs lack; returns how many instances were asked for.
 

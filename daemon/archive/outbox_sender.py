@@ -13,10 +13,10 @@ import structlog
 from sqlalchemy import Connection, Row
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive.store_status import OutcomeKind, Outgoing, StoreOutcome
+from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind
 from daemon.errors import SpoolUnavailable
 from daemon.events import bus
-from daemon.events.timings import Stage, Took, tell
+from daemon.events.timings import Stage, StageTiming, tell
 from daemon.ledger import Ledger, outbox
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 class Store(Protocol):
     """What the sender needs of `daemon.archive.client.Archive`: one outcome per item, in order."""
 
-    def store(self, items: Iterable[Outgoing]) -> Iterator[StoreOutcome]: ...
+    def store(self, items: Iterable[OutgoingInstance]) -> Iterator[StoreOutcome]: ...
 
 
 @dataclass(frozen=True)
@@ -74,30 +74,30 @@ def send_due(
     rows = ledger.change(lambda connection: outbox.claim(connection, hold.id, time.time(), REPORTS_AT_ONCE))
     if not rows:
         return SendSummary()
-    counts = dict.fromkeys(OutcomeKind, 0)
+    counts = dict.fromkeys(StoreOutcomeKind, 0)
     here, items = [], []
     for row in sorted(rows, key=lambda row: row.attempts):
         try:
             path = file_of(row.path)
         except SpoolUnavailable as error:
-            outcome = StoreOutcome(row.sop_instance_uid, OutcomeKind.RETRY, None, str(error))
+            outcome = StoreOutcome(row.sop_instance_uid, StoreOutcomeKind.RETRY, None, str(error))
             counts[outcome.kind] += 1
             _record(ledger, hold.id, settings, row.id, row.attempts, outcome)
             log.warning("report put off", sop_instance_uid=row.sop_instance_uid, reason=outcome.reason)
         else:
             here.append(row)
-            items.append(Outgoing(path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid))
+            items.append(OutgoingInstance(path, row.sop_class_uid, row.sop_instance_uid, row.transfer_syntax_uid))
     if not items:
-        return SendSummary(retried=counts[OutcomeKind.RETRY])
+        return SendSummary(retried=counts[StoreOutcomeKind.RETRY])
     # Outcomes first: asked for one more than there are, the archive ends its association in good order.
     for outcome, row in zip(_until(archive.store(items), lambda: stopping() or hold.lost()), here, strict=False):
         counts[outcome.kind] += 1
         _record(ledger, hold.id, settings, row.id, row.attempts, outcome)
         bus.tell(bus.ReportSent(row.kind, outcome.kind))
         on_sent(row, outcome)
-        say = log.info if outcome.kind is OutcomeKind.STORED else log.warning
+        say = log.info if outcome.kind is StoreOutcomeKind.STORED else log.warning
         say(f"report {outcome.kind.value}", sop_instance_uid=outcome.sop_instance_uid, reason=outcome.reason)
-    return SendSummary(counts[OutcomeKind.STORED], counts[OutcomeKind.RETRY], counts[OutcomeKind.FAILED])
+    return SendSummary(counts[StoreOutcomeKind.STORED], counts[StoreOutcomeKind.RETRY], counts[StoreOutcomeKind.FAILED])
 
 
 def _until(outcomes: Iterator[StoreOutcome], stopping: Callable[[], bool]) -> Iterator[StoreOutcome]:
@@ -106,7 +106,7 @@ def _until(outcomes: Iterator[StoreOutcome], stopping: Callable[[], bool]) -> It
         began, cpu = time.monotonic(), time.thread_time()
         if (outcome := next(outcomes, None)) is None:
             return
-        tell(Took(Stage.SEND, time.monotonic() - began, time.thread_time() - cpu))
+        tell(StageTiming(Stage.SEND, time.monotonic() - began, time.thread_time() - cpu))
         yield outcome
 
 
@@ -117,11 +117,11 @@ def _record(
 
     def transition(connection: Connection) -> None:
         now = time.time()
-        if outcome.kind is OutcomeKind.STORED and settings.commitment:
+        if outcome.kind is StoreOutcomeKind.STORED and settings.commitment:
             outbox.stored_uncommitted(connection, item_id, status, reason, now, owner)
-        elif outcome.kind is OutcomeKind.STORED:
+        elif outcome.kind is StoreOutcomeKind.STORED:
             outbox.stored(connection, item_id, status, reason, now, owner)
-        elif outcome.kind is OutcomeKind.FAILED:
+        elif outcome.kind is StoreOutcomeKind.FAILED:
             outbox.failed(connection, item_id, status, reason, now, owner)
         else:
             when = now + next_attempt(attempts, settings.retry_first_s, settings.retry_longest_s)

@@ -18,9 +18,9 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
-from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, check_data_set
+from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, scan_data_set
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 
 FIND = sop_class.StudyRootQueryRetrieveInformationModelFind
 GET = sop_class.StudyRootQueryRetrieveInformationModelGet
@@ -91,13 +91,13 @@ class RetrieveOutcome:
     reason: str
 
 
-class Receiver:
+class RetrievedInstances:
     """Takes what C-GET brings: each object becomes a file in `folder` and goes to `accept`, as a C-STORE's would.
 
     Only the instance asked for is taken. `status` is what the archive was answered for it, None where it did not come.
     """
 
-    def __init__(self, folder: Path, accept: Callable[[Incoming], None]) -> None:
+    def __init__(self, folder: Path, accept: Callable[[ReceivedInstance], None]) -> None:
         self._folder = folder
         self._accept = accept
         self._name = f"c-get-{uuid4().hex[:12]}"
@@ -115,13 +115,13 @@ class Receiver:
     def _take(self, event: evt.Event, path: Path) -> None:
         request, association = event.request, event.assoc
         syntax = str(event.context.transfer_syntax)
-        facts = check_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
+        facts = scan_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
         named = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
         if (facts.sop_class_uid, facts.sop_instance_uid) != named or facts.sop_instance_uid != self.expected:
             raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
         path.write_bytes(event.encoded_dataset())
         self._accept(
-            Incoming(
+            ReceivedInstance(
                 path=path,
                 sop_class_uid=facts.sop_class_uid,
                 sop_instance_uid=facts.sop_instance_uid,
@@ -173,7 +173,7 @@ def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
     return [item for item in found if item is not None]
 
 
-def get(association: Association, wanted: Iterable[Wanted], receiver: Receiver) -> Iterator[RetrieveOutcome]:
+def get(association: Association, wanted: Iterable[Wanted], receiver: RetrievedInstances) -> Iterator[RetrieveOutcome]:
     """C-GET each of `wanted`; what comes goes to `receiver`, which must handle the association's EVT_C_STORE."""
 
     def ask(item: Wanted) -> Dataset:

@@ -13,9 +13,9 @@ from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
-from daemon.archive.storage_commitment import Commitment
+from daemon.archive.storage_commitment import StorageCommitment
 from daemon.archive.store_status import StoreOutcome
-from daemon.audit.trail import Audit
+from daemon.audit.trail import AuditTrail
 from daemon.ledger import Ledger, outbox
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold
@@ -74,7 +74,7 @@ class _Loop:
         return least_s if overdue else min(due - time.time(), LOOK_S)
 
 
-class Sending:
+class SenderThreads:
     """One thread that sends, so one sender at a time on each node; while it sends, the reports gather that the next one takes
     together. Another asks for commitment, which waits for the archive's answer and must not keep a report waiting.
 
@@ -88,8 +88,8 @@ class Sending:
         archive: Archive,
         spool: Spool,
         settings: Callable[[], Settings],
-        commitment: Commitment,
-        audit: Audit,
+        commitment: StorageCommitment,
+        audit: AuditTrail,
     ) -> None:
         self._ledger = ledger
         self._hold = hold

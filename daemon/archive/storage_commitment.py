@@ -43,7 +43,7 @@ def longest_wait_s(settings: ArchiveSettings) -> float:
     return max(settings.commitment_wait_s * LONGEST_WAITS, settings.retry_longest_s)
 
 
-class Commitment:
+class StorageCommitment:
     """Asks for commitment of what the ledger says is stored and not committed, and takes the answers. Thread-safe."""
 
     def __init__(self, ledger: Ledger, archive: Archive) -> None:

@@ -12,7 +12,7 @@ _STATUSES = {**GENERAL_STATUS, **STORAGE_SERVICE_CLASS_STATUS}
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class OutgoingInstance:
     """One Part 10 file to be stored, encoded in `transfer_syntax_uid`."""
 
     path: Path
@@ -21,7 +21,7 @@ class Outgoing:
     transfer_syntax_uid: str
 
 
-class OutcomeKind(Enum):
+class StoreOutcomeKind(Enum):
     """STORED: the archive holds it. RETRY: later, unchanged. FAILED: the archive will never take it as it is."""
 
     STORED = "stored"
@@ -34,12 +34,12 @@ class StoreOutcome:
     """How one instance fared; `status` is the archive's C-STORE status or STOW-RS reason, None where it gave none."""
 
     sop_instance_uid: str
-    kind: OutcomeKind
+    kind: StoreOutcomeKind
     status: int | None
     reason: str
 
 
-def judge_store_status(status: int) -> tuple[OutcomeKind, str]:
+def judge_store_status(status: int) -> tuple[StoreOutcomeKind, str]:
     """The kind and reason of a C-STORE response status (PS3.4 B.2.3, PS3.7 annex C) or STOW-RS failure reason.
 
     Warnings count as stored. Only a lack of resources is worth sending the same bytes again. A status that C-STORE does
@@ -47,12 +47,12 @@ def judge_store_status(status: int) -> tuple[OutcomeKind, str]:
     """
     reason = f"0x{status:04X} {_meaning(status)}"
     if status == 0x0000 or status in (0x0001, 0x0107, 0x0116) or status >> 12 == 0xB:
-        return OutcomeKind.STORED, reason
+        return StoreOutcomeKind.STORED, reason
     if status == 0x0111:  # our UIDs are derived from the content: what is there is the same report
-        return OutcomeKind.STORED, f"{reason}: the archive already holds it"
+        return StoreOutcomeKind.STORED, f"{reason}: the archive already holds it"
     if status >> 8 == 0xA7 or status == 0x0213:
-        return OutcomeKind.RETRY, reason
-    return OutcomeKind.FAILED, reason
+        return StoreOutcomeKind.RETRY, reason
+    return StoreOutcomeKind.FAILED, reason
 
 
 def _meaning(status: int) -> str:

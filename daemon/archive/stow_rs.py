@@ -13,7 +13,7 @@ from uuid import uuid4
 from xml.etree import ElementTree
 
 from daemon.archive.dicomweb import PASSING, WebService
-from daemon.archive.store_status import OutcomeKind, Outgoing, StoreOutcome, judge_store_status
+from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind, judge_store_status
 
 FAULTS_IN_A_ROW = 2
 MAX_ANSWER = 1 << 20  # bytes; an answer names one instance
@@ -21,7 +21,7 @@ REFERENCED, FAILED = "00081199", "00081198"
 INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197"
 
 
-def store(service: WebService, items: Iterable[Outgoing]) -> Iterator[StoreOutcome]:
+def store(service: WebService, items: Iterable[OutgoingInstance]) -> Iterator[StoreOutcome]:
     """POST each item to `service`; yield the outcome of each, in order, as soon as it is known.
 
     A fault of the transport makes the item one to be retried, and the next goes out on a new connection;
@@ -31,7 +31,7 @@ def store(service: WebService, items: Iterable[Outgoing]) -> Iterator[StoreOutco
     reason = ""
     with closing(service.connection()) as connection:
         for item in items:
-            outcome = StoreOutcome(item.sop_instance_uid, OutcomeKind.RETRY, None, reason)
+            outcome = StoreOutcome(item.sop_instance_uid, StoreOutcomeKind.RETRY, None, reason)
             if faults < FAULTS_IN_A_ROW:
                 try:
                     outcome = _store_one(connection, service, item)
@@ -39,7 +39,7 @@ def store(service: WebService, items: Iterable[Outgoing]) -> Iterator[StoreOutco
                 except FileNotFoundError as error:
                     outcome = replace(
                         outcome,
-                        kind=OutcomeKind.FAILED,
+                        kind=StoreOutcomeKind.FAILED,
                         reason=f"the stored file cannot be read: {type(error).__name__}",
                     )
                 except (OSError, HTTPException) as error:
@@ -56,31 +56,33 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
     Success counts only where the answer names the instance as stored: a login page answers 200 as well.
     """
 
-    def outcome(kind: OutcomeKind, status: int | None, reason: str) -> StoreOutcome:
+    def outcome(kind: StoreOutcomeKind, status: int | None, reason: str) -> StoreOutcome:
         return StoreOutcome(sop_instance_uid, kind, status, f"HTTP {http_status}: {reason}")
 
     stored, failed = _sequences(content_type, body)
     if sop_instance_uid in failed:
         status = failed[sop_instance_uid]
         if status is None:
-            return outcome(OutcomeKind.FAILED, None, "failed, without a reason")
+            return outcome(StoreOutcomeKind.FAILED, None, "failed, without a reason")
         kind, reason = judge_store_status(status)
         # A reason inside Failed SOP Sequence is a failure whatever it says, except "already holds it".
-        refused = kind is OutcomeKind.STORED and status != 0x0111
-        return outcome(OutcomeKind.FAILED if refused else kind, status, reason)
+        refused = kind is StoreOutcomeKind.STORED and status != 0x0111
+        return outcome(StoreOutcomeKind.FAILED if refused else kind, status, reason)
     if 200 <= http_status < 300:
         if sop_instance_uid not in stored:
-            return outcome(OutcomeKind.RETRY, None, "the answer does not name the instance; check archive.stow_url")
+            return outcome(
+                StoreOutcomeKind.RETRY, None, "the answer does not name the instance; check archive.stow_url"
+            )
         warning = stored[sop_instance_uid]
         return outcome(
-            OutcomeKind.STORED, warning or 0x0000, "stored" if warning is None else f"warning 0x{warning:04X}"
+            StoreOutcomeKind.STORED, warning or 0x0000, "stored" if warning is None else f"warning 0x{warning:04X}"
         )
     if 400 <= http_status < 500 and http_status not in PASSING:
-        return outcome(OutcomeKind.FAILED, None, "refused")
-    return outcome(OutcomeKind.RETRY, None, "not taken now")
+        return outcome(StoreOutcomeKind.FAILED, None, "refused")
+    return outcome(StoreOutcomeKind.RETRY, None, "not taken now")
 
 
-def _store_one(connection: HTTPConnection, service: WebService, item: Outgoing) -> StoreOutcome:
+def _store_one(connection: HTTPConnection, service: WebService, item: OutgoingInstance) -> StoreOutcome:
     boundary = uuid4().hex
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     tail = f"\r\n--{boundary}--\r\n".encode()

@@ -19,11 +19,11 @@ from pydicom import Dataset, dcmread
 
 from daemon.archive.dicomweb import PASSING, WebService
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted, judge_get, logged, status_of
-from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, DOES_NOT_MATCH_SOP_CLASS, TRANSFER_SYNTAXES, check_data_set
+from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, DOES_NOT_MATCH_SOP_CLASS, TRANSFER_SYNTAXES, scan_data_set
 from daemon.dicom.digest import FILE_META_START
-from daemon.dicom.uids import harmless_uid
+from daemon.dicom.uids import is_safe_uid
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 
 FAULTS_IN_A_ROW = 2
 MAX_INSTANCE = 4 << 30  # bytes
@@ -54,14 +54,14 @@ def find(service: WebService, wanted: Iterable[Wanted]) -> list[Wanted]:
         raise ArchiveError(_fault(service, error)) from error
 
 
-class Receiver:
+class RetrievedParts:
     """Takes what WADO-RS brings: each instance becomes a file in `folder` and goes to `accept`, as a C-STORE's would.
 
     An answer may take `limit_s` seconds, and an instance have `max_size` bytes.
     """
 
     def __init__(
-        self, folder: Path, accept: Callable[[Incoming], None], own_ae: str, limit_s: float, max_size: int
+        self, folder: Path, accept: Callable[[ReceivedInstance], None], own_ae: str, limit_s: float, max_size: int
     ) -> None:
         self._folder = folder
         self._accept = accept
@@ -91,11 +91,11 @@ class Receiver:
                 file.write(chunk)
         with path.open("rb") as file:
             syntax = _transfer_syntax(file)
-            facts = check_data_set(file, syntax)
+            facts = scan_data_set(file, syntax)
         if facts.sop_instance_uid != sop_uid:
             raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
         self._accept(
-            Incoming(
+            ReceivedInstance(
                 path=path,
                 sop_class_uid=facts.sop_class_uid,
                 sop_instance_uid=facts.sop_instance_uid,
@@ -108,7 +108,7 @@ class Receiver:
         )
 
 
-def get(service: WebService, wanted: Iterable[Wanted], receiver: Receiver) -> Iterator[RetrieveOutcome]:
+def get(service: WebService, wanted: Iterable[Wanted], receiver: RetrievedParts) -> Iterator[RetrieveOutcome]:
     """GET each of `wanted`, of which study and series are known; what comes goes to `receiver`.
 
     A fault of the transport makes the item one to be retried; `FAULTS_IN_A_ROW` of them, and the rest is to be retried.
@@ -199,12 +199,14 @@ def _candidate(match: Any, wanted: Wanted) -> Wanted | None:
         (match.get(tag, {}).get("Value") or [known])[0]
         for tag, known in ((STUDY_UID, wanted.study_uid), (SERIES_UID, wanted.series_uid), (INSTANCE_UID, None))
     ]
-    if not all(isinstance(uid, str) and harmless_uid(uid) for uid in uids):
+    if not all(isinstance(uid, str) and is_safe_uid(uid) for uid in uids):
         return None
     return Wanted(*uids)
 
 
-def _get_one(connection: HTTPConnection, service: WebService, wanted: Wanted, receiver: Receiver) -> RetrieveOutcome:
+def _get_one(
+    connection: HTTPConnection, service: WebService, wanted: Wanted, receiver: RetrievedParts
+) -> RetrieveOutcome:
     named = zip(("studies", "series", "instances"), (wanted.study_uid, wanted.series_uid, wanted.sop_uid), strict=True)
     target = service.target("".join(f"/{level}/{quote(uid or '', safe='')}" for level, uid in named))
     with _answer(connection, target, service.headers(INSTANCE), receiver.limit_s) as response:

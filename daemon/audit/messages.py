@@ -20,7 +20,7 @@ NO_STUDY = "none"  # of instances that belong to no study, such as colour palett
 APPLICATION_SERVER = "4"  # PS3.15 table A.5.1.2.1
 
 
-class Outcome(IntEnum):
+class EventOutcome(IntEnum):
     """Event outcome indicator (PS3.15 table A.5.2-1)."""
 
     SUCCESS = 0
@@ -59,7 +59,7 @@ _PATIENT_NUMBER = Code("2", "RFC-3881", "Patient Number")
 
 
 @dataclass(frozen=True)
-class Node:
+class NetworkNode:
     """A participant on the network: AE title ("" where none is known), address or host name, and process id of our own."""
 
     ae_title: str
@@ -71,7 +71,7 @@ class Node:
 class Source:
     """Who writes the audit trail: this service, at a site that may have a name."""
 
-    node: Node
+    node: NetworkNode
     site: str | None = None
 
 
@@ -80,28 +80,28 @@ class Message:
     """One audit message as XML in UTF-8, and its outcome, from which the syslog severity follows."""
 
     xml: bytes
-    outcome: Outcome
+    outcome: EventOutcome
     at: datetime
 
 
-def own_node(ae_title: str, host: str) -> Node:
-    return Node(ae_title, host, os.getpid())
+def own_node(ae_title: str, host: str) -> NetworkNode:
+    return NetworkNode(ae_title, host, os.getpid())
 
 
 def application_activity(source: Source, what: Code) -> Message:
     """A.5.3.1: `what` is APPLICATION_START or APPLICATION_STOP."""
     at = datetime.now(UTC)
-    root = _event(APPLICATION_ACTIVITY, "E", Outcome.SUCCESS, at, what)
+    root = _event(APPLICATION_ACTIVITY, "E", EventOutcome.SUCCESS, at, what)
     _participant(root, source.node, requestor=False, role=_APPLICATION)
     _source(root, source)
-    return Message(tostring(root, "utf-8"), Outcome.SUCCESS, at)
+    return Message(tostring(root, "utf-8"), EventOutcome.SUCCESS, at)
 
 
 def instances_transferred(
     source: Source,
-    sender: Node,
-    receiver: Node,
-    requestor: Node,
+    sender: NetworkNode,
+    receiver: NetworkNode,
+    requestor: NetworkNode,
     study_uid: str,
     classes: Mapping[str, int],
     action: Action,
@@ -112,7 +112,7 @@ def instances_transferred(
     `failure` says why they did not.
     """
     at = datetime.now(UTC)
-    outcome = Outcome.SERIOUS_FAILURE if failure else Outcome.SUCCESS
+    outcome = EventOutcome.SERIOUS_FAILURE if failure else EventOutcome.SUCCESS
     root = _event(INSTANCES_TRANSFERRED, action.value, outcome, at, description=failure)
     _participant(root, sender, requestor=requestor == sender, role=_SOURCE)
     _participant(root, receiver, requestor=requestor == receiver, role=_DESTINATION)
@@ -125,10 +125,10 @@ def instances_transferred(
     return Message(tostring(root, "utf-8"), outcome, at)
 
 
-def security_alert(source: Source, kind: Code, caller: Node, called_ae: str, text: str) -> Message:
+def security_alert(source: Source, kind: Code, caller: NetworkNode, called_ae: str, text: str) -> Message:
     """A.5.3.11: `caller` was not let in, so the outcome is a minor failure: mitigation was effective."""
     at = datetime.now(UTC)
-    root = _event(SECURITY_ALERT, "E", Outcome.MINOR_FAILURE, at, kind)
+    root = _event(SECURITY_ALERT, "E", EventOutcome.MINOR_FAILURE, at, kind)
     _participant(root, source.node, requestor=False)
     _participant(root, caller, requestor=False)
     _source(root, source)
@@ -140,10 +140,12 @@ def security_alert(source: Source, kind: Code, caller: Node, called_ae: str, tex
         type="Alert Description",
         value=base64.b64encode(said.encode()).decode(),
     )
-    return Message(tostring(root, "utf-8"), Outcome.MINOR_FAILURE, at)
+    return Message(tostring(root, "utf-8"), EventOutcome.MINOR_FAILURE, at)
 
 
-def _event(event: Code, action: str, outcome: Outcome, at: datetime, *types: Code, description: str = "") -> Element:
+def _event(
+    event: Code, action: str, outcome: EventOutcome, at: datetime, *types: Code, description: str = ""
+) -> Element:
     root = Element("AuditMessage")
     identification = SubElement(
         root,
@@ -160,7 +162,7 @@ def _event(event: Code, action: str, outcome: Outcome, at: datetime, *types: Cod
     return root
 
 
-def _participant(root: Element, node: Node, *, requestor: bool, role: Code | None = None) -> None:
+def _participant(root: Element, node: NetworkNode, *, requestor: bool, role: Code | None = None) -> None:
     is_ours = node.process is not None
     attributes = {"UserID": str(node.process) if is_ours else node.ae_title or node.address}
     if node.ae_title:

@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 from sqlalchemy import Row
 
 from config.settings import Settings
-from daemon.archive.store_status import OutcomeKind, StoreOutcome
+from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.audit import messages
-from daemon.audit.messages import Action, Code, Message, Node, Source
+from daemon.audit.messages import Action, Code, Message, NetworkNode, Source
 from daemon.audit.transport import Delivery, destinations
 from daemon.events.arrival import Arrival
 from daemon.events.outcomes import Rejection, RejectionKind
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 
 # One caller's alerts of one kind are told at most once in so many seconds; the next says how many there were.
 ALERT_EVERY_S = 60.0
@@ -53,11 +53,11 @@ class _Study:
 
 @dataclass
 class _Transfer:
-    peer: Node
+    peer: NetworkNode
     studies: dict[str, _Study] = field(default_factory=lambda: defaultdict(_Study))
 
 
-class Audit:
+class AuditTrail:
     """Thread-safe. Does nothing where the settings name no destination.
 
     Raises:
@@ -81,7 +81,7 @@ class Audit:
         for delivery in self._deliveries:
             delivery.stop()
 
-    def received(self, incoming: Incoming, study_uid: str, arrival: Arrival) -> None:
+    def received(self, incoming: ReceivedInstance, study_uid: str, arrival: Arrival) -> None:
         """An instance was accepted; it is told when its association ends."""
         if not self._deliveries:
             return
@@ -89,7 +89,7 @@ class Audit:
             transfer = self._transfers.get(incoming.association_id)
             if transfer is None:
                 transfer = self._transfers[incoming.association_id] = _Transfer(
-                    Node(incoming.calling_ae, incoming.peer_address)
+                    NetworkNode(incoming.calling_ae, incoming.peer_address)
                 )
             study = transfer.studies[study_uid]
             study.classes[incoming.sop_class_uid] += 1
@@ -121,8 +121,8 @@ class Audit:
             return
         groups: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         for row, outcome in outcomes:
-            if outcome.kind is not OutcomeKind.RETRY:
-                failure = outcome.reason if outcome.kind is OutcomeKind.FAILED else ""
+            if outcome.kind is not StoreOutcomeKind.RETRY:
+                failure = outcome.reason if outcome.kind is StoreOutcomeKind.FAILED else ""
                 groups[row.study_uid, failure][row.sop_class_uid] += 1
         archive = settings.archive
         by_web = archive.stow_url is not None
@@ -132,7 +132,7 @@ class Audit:
                 messages.instances_transferred(
                     self._source,
                     sender=self._source.node,
-                    receiver=Node("" if by_web else archive.ae_title, host),
+                    receiver=NetworkNode("" if by_web else archive.ae_title, host),
                     requestor=self._source.node,
                     study_uid=study_uid,
                     classes=classes,
@@ -150,7 +150,7 @@ class Audit:
         if more is None:
             return
         text = f"{rejection.reason}; {more} more like it before" if more else rejection.reason
-        caller = Node(rejection.calling_ae, rejection.address)
+        caller = NetworkNode(rejection.calling_ae, rejection.address)
         self._put(messages.security_alert(self._source, kind, caller, rejection.called_ae, text))
 
     def _more_alerts(self, rejection: Rejection) -> int | None:

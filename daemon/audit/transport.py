@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from config.settings import Audit as AuditSettings
-from daemon.audit.messages import Message, Outcome
+from daemon.audit.messages import EventOutcome, Message
 from daemon.system.tls import Credentials, Side
 
 LONGEST_QUEUE = 10_000
@@ -30,7 +30,11 @@ FLUSH_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 10.0
 PORTS = {"udp": 514, "tls": 6514}
 _FACILITY = 10  # security and authorization messages (PS3.15 A.6)
-_SEVERITIES = {Outcome.SUCCESS: 5, Outcome.MINOR_FAILURE: 4, Outcome.SERIOUS_FAILURE: 3}  # notice, warning, error
+_SEVERITIES = {
+    EventOutcome.SUCCESS: 5,
+    EventOutcome.MINOR_FAILURE: 4,
+    EventOutcome.SERIOUS_FAILURE: 3,
+}  # notice, warning, error
 
 log = structlog.get_logger()
 

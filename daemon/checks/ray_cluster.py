@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from config.errors import MammodError
 from config.settings import Settings
 from daemon.checks.finding import Finding
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from model.bundle import Bundle
 
 
@@ -17,7 +17,7 @@ def cluster_findings(settings: Settings, bundle: Bundle) -> Iterator[Finding]:
         return
     workers = settings.workers.model_copy(update={"count": 1})
     try:
-        classifier = Classifier(bundle, workers, settings.model.engine)
+        classifier = ClassifierPool(bundle, workers, settings.model.engine)
         classifier.start()
     except MammodError as error:
         yield Finding("ray", False, str(error))

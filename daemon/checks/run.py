@@ -17,7 +17,7 @@ from daemon.checks.storage import storage_findings
 from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger, look
 from daemon.ledger.database import missing_file
-from daemon.maintenance.consistency_check import deep_check
+from daemon.maintenance.consistency_check import check_consistency
 from daemon.storage.spool import open_spool
 from daemon.workers.bundle_source import open_bundle
 
@@ -65,7 +65,7 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
         yield Finding("ledger", False, str(error))
         return
     try:
-        found = deep_check(ledger, open_spool(settings.spool))
+        found = check_consistency(ledger, open_spool(settings.spool))
     except SpoolUnavailable as error:
         yield Finding("spool", False, str(error))
         return

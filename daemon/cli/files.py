@@ -103,14 +103,14 @@ def replay(
     """
     from rich.console import Console
 
-    from daemon.ledger.job_query import Selection
+    from daemon.ledger.job_query import JobQuery
     from daemon.tools.replay import STATES
     from daemon.tools.replay import replay as replay_jobs
     from model.bundle import load_bundle
 
     settings = load_settings(config)
     now = time.time()
-    chosen = Selection(
+    chosen = JobQuery(
         time_of("--since", since, now),
         time_of("--until", until, now),
         () if job else tuple(STATES),  # of a job that was named, tell why it cannot be replayed

@@ -117,7 +117,7 @@ def jobs_retry(
 
         mammod jobs list --state failed --json | jq .job | xargs mammod jobs retry
     """
-    from daemon.maintenance.damaged_reports import write_again
+    from daemon.maintenance.damaged_reports import rewrite_damaged_reports
     from daemon.storage.spool import open_spool
 
     refused = 0
@@ -125,7 +125,7 @@ def jobs_retry(
     with open_ledger(settings) as ledger:
         spool = open_spool(settings.spool)
         for number in job:
-            if write_again(ledger, spool, number, time.time()):
+            if rewrite_damaged_reports(ledger, spool, number, time.time()):
                 print(f"job {number}: a report of it is damaged, it is written again")
                 continue
             before, after = ledger.change(partial(_retried, number))
@@ -164,7 +164,7 @@ def jobs_purge(
         typer.confirm(f"Remove everything that ended more than {older_than_days:g} days ago?", abort=True)
     days = max(older_than_days, 1e-9)
     with open_ledger(settings) as ledger:
-        removed = retention.forget(
+        removed = retention.delete_expired(
             ledger, open_spool(settings.spool), Retention(finished_days=days, quarantined_days=days)
         )
     print(f"removed {removed} files")
@@ -203,14 +203,14 @@ def jobs_export(
 
         mammod jobs export --state quarantined --state failed --format jsonl | jq .reason
     """
-    from daemon.ledger.job_query import Selection
+    from daemon.ledger.job_query import JobQuery
     from daemon.tools.export_jobs import exported, write_csv, write_json_lines
 
     write = {"csv": write_csv, "jsonl": write_json_lines}.get(format)
     if write is None:
         raise ConfigurationError(f"--format {format}: allowed are csv and jsonl")
     now = time.time()
-    chosen = Selection(
+    chosen = JobQuery(
         time_of("--since", since, now), time_of("--until", until, now), states_of("--state", list(state or ()))
     )
     with open_ledger(load_settings(config)) as ledger:

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 from pydicom.datadict import DicomDictionary
 from pydicom.uid import UID_dictionary
 
-from daemon.dicom.uids import valid_uid
+from daemon.dicom.uids import is_valid_uid
 from daemon.errors import RefusedInstance
 
 # C-STORE response statuses (PS3.4 table B.2-1; 0117H is PS3.7 C.5.8).
@@ -82,7 +82,7 @@ class DataSetFacts:
     is_large: bool = False  # to read it takes long, or much memory
 
 
-def check_data_set(file: BinaryIO, transfer_syntax_uid: str) -> DataSetFacts:
+def scan_data_set(file: BinaryIO, transfer_syntax_uid: str) -> DataSetFacts:
     """Walk the data set that begins where `file` stands and ends where it ends.
 
     Elements out of order and values of odd length pass, as other software lets them pass. Memory stays bounded
@@ -114,7 +114,7 @@ def _uid(values: dict[int, bytes], tag: int, name: str) -> str:
     text = _text(values, tag)
     if not text:
         raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}; a composite object must have one")
-    if not valid_uid(text):
+    if not is_valid_uid(text):
         raise RefusedInstance(INVALID_OBJECT_INSTANCE, f"the data set's {name} is not a UID by PS3.5 section 9")
     return text
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from daemon.dicom.uids import valid_uid
+from daemon.dicom.uids import is_valid_uid
 
 C_STORE_RQ, C_STORE_RSP = 0x0001, 0x8001
 NO_DATA_SET = 0x0101
@@ -67,7 +67,7 @@ def store_request(command: bytes) -> tuple[int, str, str] | None:
     sop_class_uid, sop_instance_uid = (
         values[element].removesuffix(b"\0").decode("ascii", "replace") for element in (0x0002, 0x1000)
     )
-    if not (valid_uid(sop_class_uid) and valid_uid(sop_instance_uid)):
+    if not (is_valid_uid(sop_class_uid) and is_valid_uid(sop_instance_uid)):
         return None
     return _number(values[0x0110]), sop_class_uid, sop_instance_uid
 

@@ -22,12 +22,12 @@ def derive_uid(*parts: str) -> str:
     return f"2.25.{uuid.uuid5(NAMESPACE, name).int}"
 
 
-def valid_uid(text: str) -> bool:
+def is_valid_uid(text: str) -> bool:
     """Whether `text` is a UID by PS3.5 section 9: at most 64 characters, digits and dots, no leading zeros."""
     return len(text) <= 64 and _VALID.fullmatch(text) is not None
 
 
-def harmless_uid(text: str) -> bool:
+def is_safe_uid(text: str) -> bool:
     """Whether `text` is a UID but for leading zeros, which some devices write: safe to repeat in logs, queries and the ledger."""
     return len(text) <= 64 and _HARMLESS.fullmatch(text) is not None
 

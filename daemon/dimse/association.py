@@ -1,7 +1,7 @@
 """The acceptor's side of an association: pynetdicom's, with what a listener on a hospital network needs on top.
 
 pynetdicom 3.0 leaves these open, each is closed by one small override below (and more of them in `daemon.dimse.upper_layer`):
-- the temporary file of a C-STORE lies outside the spool and leaks with a cut transfer: here `IncomingFile`;
+- the temporary file of a C-STORE lies outside the spool and leaks with a cut transfer: here `InstanceWriter`;
 - a request whose UIDs are wrong ends the association, or is never answered: here it is one refused instance;
 - a command set without end is collected without end, and one data set may take for ever: here both end the association.
 """
@@ -30,7 +30,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation
 
 from daemon.dicom.encoding import StoreRequest, store_request, store_response
-from daemon.dimse.instance_writer import IncomingFile
+from daemon.dimse.instance_writer import InstanceWriter
 from daemon.dimse.upper_layer import UpperLayer, UpperLayerSocket, WakingQueue, set_timeout
 
 STORE_REQUESTS = (C_STORE, StoreRequest)
@@ -135,7 +135,7 @@ class _StoreProvider(DIMSEServiceProvider):
 
     def _begin(self, fragments: Sequence[tuple[int, bytes | memoryview]]) -> None:
         self.message = _plain_store(fragments, self.assoc._accepted_cx) or DIMSEMessage()
-        self.message._data_set_file = IncomingFile(self.assoc, self.message)
+        self.message._data_set_file = InstanceWriter(self.assoc, self.message)
         self._began, self._cpu_began = time.monotonic(), time.thread_time()
         self._received = self._command = 0
         self._context: int | None = None
@@ -197,7 +197,7 @@ class IncomingAssociation(Association):
         self.log = log.bind(association=self.id, address=self.peer_address)
         self.acceptor_of = acceptor
         self.folder = acceptor.folder
-        self.files: set[IncomingFile] = set()
+        self.files: set[InstanceWriter] = set()
         self.last_active = time.monotonic()
         self.stored = self.refused = 0
         self._work = threading.Event()

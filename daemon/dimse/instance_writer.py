@@ -14,7 +14,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
 from daemon.dicom.digest import DataSetDigest
 from daemon.dicom.encoding import part_10_start
-from daemon.dicom.uids import valid_uid
+from daemon.dicom.uids import is_valid_uid
 from daemon.errors import RefusedInstance
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 MAX_OTHER_DATA_SET = 1 << 20  # bytes, of a request that is no C-STORE; it stays in memory
 
 
-class IncomingFile:
+class InstanceWriter:
     """The Part 10 file that the data set of one C-STORE request goes into while it is received.
 
     pynetdicom writes each fragment to its DIMSE message's file where that has one. A failure to write is kept for the
@@ -47,7 +47,7 @@ class IncomingFile:
         self.path = association.folder / f"{secrets.token_hex(16)}{PART_SUFFIX}"
 
     @property
-    def file(self) -> IncomingFile:
+    def file(self) -> InstanceWriter:
         """What pynetdicom flushes after every fragment; here the buffer decides."""
         return self
 
@@ -151,7 +151,7 @@ def _command_uids(message: Any) -> list[str]:
     """
     command = message.command_set
     texts = {keyword: str(command.get(keyword) or "") for keyword in ("AffectedSOPClassUID", "AffectedSOPInstanceUID")}
-    wrong = [keyword for keyword, text in texts.items() if not valid_uid(text)]
+    wrong = [keyword for keyword, text in texts.items() if not is_valid_uid(text)]
     for keyword in wrong:
         command.pop(keyword, None)
     if wrong:

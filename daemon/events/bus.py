@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.events.arrival import Arrival
 from daemon.events.outcomes import Rejection
 
@@ -42,7 +42,7 @@ class InstanceAccepted:
     size: int
 
 
-class Outcome(StrEnum):
+class JobOutcome(StrEnum):
     """What came of one attempt at a job."""
 
     CLASSIFIED = "classified"
@@ -55,10 +55,10 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class JobWorked:
+class JobAttempted:
     """`seconds` from when all of it was here to its reports in the outbox, where it was classified."""
 
-    outcome: Outcome
+    outcome: JobOutcome
     lesions: int = 0
     seconds: float | None = None
 
@@ -68,7 +68,7 @@ class BatchClassified:
     rois: int
 
 
-class Worker(StrEnum):
+class WorkerKind(StrEnum):
     RECEIVER = "receiver"
     DECODER = "decoder"
     CLASSIFIER = "classifier"
@@ -78,7 +78,7 @@ class Worker(StrEnum):
 class WorkerRestarted:
     """A process that died, or was ended because it hung, is replaced."""
 
-    worker: Worker
+    worker: WorkerKind
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ReportSent:
     """One attempt to store a report of this kind in the archive."""
 
     kind: str
-    outcome: OutcomeKind
+    outcome: StoreOutcomeKind
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ArchiveSilent:
 
 
 @dataclass(frozen=True)
-class Removed:
+class DeletedForRoom:
     """What retention by size removed from the ledger; `bytes` of the files that go with it."""
 
     jobs: int = 0
@@ -110,8 +110,8 @@ class Removed:
     reports: int = 0
     bytes: int = 0
 
-    def __add__(self, other: Removed) -> Removed:
-        return Removed(
+    def __add__(self, other: DeletedForRoom) -> DeletedForRoom:
+        return DeletedForRoom(
             self.jobs + other.jobs,
             self.instances + other.instances,
             self.reports + other.reports,
@@ -124,13 +124,13 @@ Event = (
     | Rejection
     | InstanceAnswered
     | InstanceAccepted
-    | JobWorked
+    | JobAttempted
     | BatchClassified
     | WorkerRestarted
     | ReportSent
     | ArchiveAnswered
     | ArchiveSilent
-    | Removed
+    | DeletedForRoom
 )
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """How long the stages of the way take, in seconds of the clock and of the CPU: said where the work is done, heard by metrics.
 
 Like a log line, a time is said by whoever does the work and heard by whoever listens in this process; where nobody does, it
-costs a microsecond. A process that does work for another one takes its times there as `Took`, which can be pickled.
+costs a microsecond. A process that does work for another one takes its times there as `StageTiming`, which can be pickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Stage(StrEnum):
 
 
 @dataclass(frozen=True)
-class Took:
+class StageTiming:
     """One passage of a stage took `seconds` (None: this is about CPU only, of a passage told elsewhere) and `cpu_seconds`.
 
     CPU is that of every process that worked for it. Where several jobs share the work (a classifier's batch) it comes by itself.
@@ -37,7 +37,7 @@ class Took:
     cpu_seconds: float
 
 
-_channel: Channel[Took] = Channel()
+_channel: Channel[StageTiming] = Channel()
 add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell
 
 
@@ -48,7 +48,7 @@ def timed(stage: Stage) -> Iterator[None]:
     try:
         yield
     finally:
-        tell(Took(stage, time.monotonic() - began, time.thread_time() - cpu))
+        tell(StageTiming(stage, time.monotonic() - began, time.thread_time() - cpu))
 
 
 @contextmanager
@@ -61,4 +61,4 @@ def counted(stage: Stage) -> Iterator[None]:
 
 def used(stage: Stage, cpu_seconds: float) -> None:
     """CPU that other threads or processes spent on a stage."""
-    tell(Took(stage, None, cpu_seconds))
+    tell(StageTiming(stage, None, cpu_seconds))

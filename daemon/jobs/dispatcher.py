@@ -101,6 +101,6 @@ class Dispatcher:
         if unfinished:
             late = [job_id for job_id, future in self._in_flight.items() if future in unfinished]
             owner = self._hold().id
-            self._ledger.change(lambda connection: job_claims.put_back(connection, owner, late, time.time()))
+            self._ledger.change(lambda connection: job_claims.return_to_ready(connection, owner, late, time.time()))
             log.warning("jobs do not end in time, they are begun again at the next start", jobs=late)
         return not unfinished

@@ -25,7 +25,7 @@ from daemon.errors import (
     SpoolUnavailable,
 )
 from daemon.events import bus
-from daemon.events.bus import JobWorked, Outcome
+from daemon.events.bus import JobAttempted, JobOutcome
 from daemon.events.timings import Stage, counted, timed
 from daemon.jobs.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.ledger import UNAVAILABLE, Ledger, instances, job_claims, outbox, recording_a_file
@@ -42,7 +42,7 @@ LEFT_OUT_TOLD = 50  # a line each; the report names all
 log = structlog.get_logger()
 
 
-class JobWorker:
+class JobRunner:
     """Does jobs. Thread-safe: holds no state of its own; what a job came to stands in the ledger.
 
     `settings` is asked anew for each job, since they can be reloaded.
@@ -62,7 +62,7 @@ class JobWorker:
         except MissingInstances as error:
             uids = error.uids
             self._ledger.change(lambda connection: job_claims.needs_more(connection, job, uids, time.time()))
-            bus.tell(JobWorked(Outcome.INCOMPLETE))
+            bus.tell(JobAttempted(JobOutcome.INCOMPLETE))
             bound.info("waits for more instances", missing=error.uids)
         except (LesionError, ImageError, ReportError, DeadlyRoi) as error:
             self._quarantine(job, str(error), bound)
@@ -82,7 +82,7 @@ class JobWorker:
             if job.attempts >= MAX_INTERNAL_FAILURES:
                 self._quarantine(job, reason, bound)
             else:
-                bus.tell(JobWorked(Outcome.FAILED))
+                bus.tell(JobAttempted(JobOutcome.FAILED))
                 self._ledger.change(
                     lambda connection: job_claims.try_again(
                         connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts
@@ -91,7 +91,7 @@ class JobWorker:
 
     def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         bound.warning("job put off", reason=reason)
-        bus.tell(JobWorked(Outcome.POSTPONED))
+        bus.tell(JobAttempted(JobOutcome.POSTPONED))
         self._ledger.change(
             lambda connection: job_claims.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
         )
@@ -113,7 +113,7 @@ class JobWorker:
             bound.info("left out", what=f"{more} more")
         if not classified.results:
             self._nothing_to_classify(job, inputs, classified)
-            bus.tell(JobWorked(Outcome.NOTHING))
+            bus.tell(JobAttempted(JobOutcome.NOTHING))
             bound.info(NOTHING)
             return
         with timed(Stage.REPORT):
@@ -132,11 +132,11 @@ class JobWorker:
         new = self._ledger.change(transition)
         if new is not None:
             whole_s = max(0.0, time.time() - (job.complete_at or time.time()))
-            bus.tell(JobWorked(Outcome.CLASSIFIED, len(classified.results), whole_s))
+            bus.tell(JobAttempted(JobOutcome.CLASSIFIED, len(classified.results), whole_s))
             seconds = round(time.monotonic() - begun, 3)
             bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
         else:
-            bus.tell(JobWorked(Outcome.CHANGED))
+            bus.tell(JobAttempted(JobOutcome.CHANGED))
             bound.info("an input changed meanwhile, or another node has the job: this work is dropped")
 
     def _nothing_to_classify(self, job: Row, inputs: Inputs, classified: Classified) -> None:
@@ -163,7 +163,7 @@ class JobWorker:
         self._ledger.change(transition)
 
     def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
-        bus.tell(JobWorked(Outcome.QUARANTINED))
+        bus.tell(JobAttempted(JobOutcome.QUARANTINED))
         reports = []
         if self._settings().reports.on_failure:
             try:
@@ -203,7 +203,7 @@ class JobWorker:
             known = outbox.by_uid(connection, written.sop_instance_uid)
         if known is not None and self._spool.has(known.path):
             return outbox.Report(**{name: getattr(known, name) for name in outbox.Report.__dataclass_fields__})
-        placed = self._spool.write_report(written.sop_instance_uid, part10(report))
+        placed = self._spool.write_report(written.sop_instance_uid, read_part10(report))
         return outbox.Report(
             kind=written.kind,
             sop_class_uid=str(report.SOPClassUID),
@@ -241,7 +241,7 @@ def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> tuple[Ro
     return source, path_of
 
 
-def part10(report: Dataset) -> bytes:
+def read_part10(report: Dataset) -> bytes:
     """A report as a Part 10 file (PS3.10 section 7)."""
     buffer = DicomBytesIO()
     report.save_as(buffer, enforce_file_format=True)

@@ -24,7 +24,7 @@ from daemon.reports import no_result
 from daemon.reports.case import Algorithm, Case, Edition, Predecessor, Result
 from daemon.reports.display_image import View
 from daemon.reports.registry import KINDS
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
 from model.errors import ImageError
 from model.roi import Roi
@@ -147,7 +147,7 @@ def _here(uids: Sequence[str], path_of: Callable[[str], Path | None]) -> dict[st
 class Pipeline:
     """Decoders and classifier in a row, under one bundle. Thread-safe; holds no state."""
 
-    def __init__(self, decoders: DecoderPool, classifier: Classifier, algorithm: Algorithm, bundle: str) -> None:
+    def __init__(self, decoders: DecoderPool, classifier: ClassifierPool, algorithm: Algorithm, bundle: str) -> None:
         self._decoders = decoders
         self._classifier = classifier
         self._algorithm = algorithm

@@ -20,7 +20,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from daemon.errors import LedgerError
 from daemon.ledger.database import SPOOL_LOCK, Schema, begin_again, migrate, open_engine, schema_of
-from daemon.ledger.group_commit import Together, outcome
+from daemon.ledger.group_commit import GroupCommit, outcome
 
 # What is raised while the database cannot be reached, is locked or full: it passes, and what was asked can be asked again.
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout)
@@ -64,7 +64,7 @@ class Ledger:
         self._writing = self._engine.execution_options(write=True, **by_itself)
         self._reading = self._engine.execution_options(**unchanged)
         self._alone = self._engine.execution_options(write=True)
-        self._together = Together(self.change, UNAVAILABLE)
+        self._together = GroupCommit(self.change, UNAVAILABLE)
 
     def change(self, transition: Callable[[Connection], Result]) -> Result:
         """What `transition` returns, done in one transaction.

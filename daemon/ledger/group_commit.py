@@ -45,7 +45,7 @@ class _Brought:
         self.done = False
 
 
-class Together:
+class GroupCommit:
     """`change` is a transaction by itself. A transaction that fails with one of `unavailable` fails for all that were in it;
     with any other error, each is done again by itself, so that it fails only for whose it is.
     """

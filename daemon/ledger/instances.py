@@ -96,7 +96,7 @@ def received(connection: Connection) -> int:
     return connection.execute(select(func.coalesce(func.sum(instances.c.times_received), 0))).scalar_one()
 
 
-def forget_older_than(connection: Connection, before: float) -> list[str]:
+def delete_older_than(connection: Connection, before: float) -> list[str]:
     """Remove instances received before `before` that no job holds or unfinished job needs; returns their spool paths."""
     held = select(jobs.c.instance_id)
     needed = (

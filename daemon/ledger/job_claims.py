@@ -57,7 +57,7 @@ def release(connection: Connection, owner: str, in_flight: Sequence[int], now: f
     return _begin_again(connection, _stray(owner, in_flight), now)
 
 
-def put_back(connection: Connection, owner: str, job_ids: Sequence[int] | None, now: float) -> int:
+def return_to_ready(connection: Connection, owner: str, job_ids: Sequence[int] | None, now: float) -> int:
     """The node ends while it works on these (None: on any): they are as if never begun. Returns how many."""
     own = (jobs.c.state == JobState.RUNNING) & (jobs.c.owner == owner)
     return _begin_again(connection, own if job_ids is None else own & jobs.c.id.in_(list(job_ids)), now)

@@ -14,7 +14,7 @@ PAGE = 500
 
 
 @dataclass(frozen=True)
-class Selection:
+class JobQuery:
     """Jobs made at `since` or later and before `until` (seconds since the epoch), in one of `states`, among `numbers`.
 
     What is None or empty chooses nothing out.
@@ -27,7 +27,7 @@ class Selection:
     limit: int | None = None
 
 
-def selected(ledger: Ledger, chosen: Selection) -> Iterator[Sequence[Row]]:
+def select_jobs(ledger: Ledger, chosen: JobQuery) -> Iterator[Sequence[Row]]:
     """The rows of the chosen jobs with their lesion object's `study_uid`, in pages.
 
     Each page is a short read of its own, so that a long export keeps neither memory nor a view of the database.

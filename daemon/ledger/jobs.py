@@ -150,7 +150,7 @@ def _newest_reports(connection: Connection, job_id: int) -> list[Row]:
     return newest_reports(connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all())
 
 
-def settle(connection: Connection, job_id: int, now: float) -> None:
+def finish_if_sent(connection: Connection, job_id: int, now: float) -> None:
     """After an outbox item ended: a sending job is done when its reports are stored (and committed, where that is asked
     for), failed when one of the newest is refused."""
     items = connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all()
@@ -172,7 +172,7 @@ def settle(connection: Connection, job_id: int, now: float) -> None:
 
 def handed_over(connection: Connection, job_id: int, to_job: int, now: float) -> None:
     """A report of this job is that of a newer job too, which has it from now on; this one ends by what it has left."""
-    settle(connection, job_id, now)
+    finish_if_sent(connection, job_id, now)
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state == JobState.DONE, jobs.c.reason.is_(None))
@@ -214,7 +214,7 @@ def retry(connection: Connection, job_id: int, now: float) -> str:
     return connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
 
 
-def forget_finished(connection: Connection, before: float, states: Sequence[JobState]) -> list[str]:
+def delete_finished(connection: Connection, before: float, states: Sequence[JobState]) -> list[str]:
     """Remove jobs in these finished states that ended before `before`, with their outbox rows; returns the reports' paths."""
     # A quarantined job may have a report that says so and that still waits for the archive.
     waiting = exists().where(

@@ -104,7 +104,7 @@ def _orphaned(owner: ColumnElement[Any]) -> ColumnElement[bool]:
 
 def leave(connection: Connection, node_id: str, now: float) -> None:
     """The node stops: what it has begun is free at once, as if never begun."""
-    job_claims.put_back(connection, node_id, None, now)
+    job_claims.return_to_ready(connection, node_id, None, now)
     connection.execute(update(outbox).where(outbox.c.owner == node_id).values(owner=None))
     connection.execute(delete(duties).where(duties.c.owner == node_id))
     connection.execute(delete(nodes).where(nodes.c.id == node_id))

@@ -65,7 +65,7 @@ def put(connection: Connection, job_id: int, source_uid: str, reports: Sequence[
                 created_at=now,
             )
         )
-    job_rows.settle(connection, job_id, now)
+    job_rows.finish_if_sent(connection, job_id, now)
     return len(new)
 
 
@@ -232,7 +232,7 @@ def commitment_refused(
 
 def _settle(connection: Connection, item_id: int, now: float) -> None:
     job_id = connection.execute(select(outbox.c.job_id).where(outbox.c.id == item_id)).scalar_one()
-    job_rows.settle(connection, job_id, now)
+    job_rows.finish_if_sent(connection, job_id, now)
 
 
 def of_source(connection: Connection, source_uid: str, kind: str) -> Sequence[Row]:

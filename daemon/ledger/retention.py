@@ -50,7 +50,7 @@ def oldest_unmarked(connection: Connection, before: float, limit: int) -> Sequen
     ).all()
 
 
-def forget_job(connection: Connection, job_id: int) -> tuple[list[Row], list[Row]]:
+def delete_job(connection: Connection, job_id: int) -> tuple[list[Row], list[Row]]:
     """Remove a job, its reports, and the instances that only it was about; (path, size) of each report, of each instance."""
     reports = connection.execute(select(outbox.c.path, outbox.c.size).where(outbox.c.job_id == job_id)).all()
     connection.execute(delete(outbox).where(outbox.c.job_id == job_id))
@@ -65,9 +65,9 @@ def forget_job(connection: Connection, job_id: int) -> tuple[list[Row], list[Row
             ~exists().where(needs.c.sop_instance_uid == instances.c.sop_instance_uid),
         )
     ).all()
-    forget_instances(connection, [row.id for row in left])
+    delete_instances(connection, [row.id for row in left])
     return list(reports), list(left)
 
 
-def forget_instances(connection: Connection, ids: Sequence[int]) -> None:
+def delete_instances(connection: Connection, ids: Sequence[int]) -> None:
     connection.execute(delete(instances).where(instances.c.id.in_(ids)))

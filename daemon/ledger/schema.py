@@ -56,7 +56,7 @@ NODE_ID = String(48)
 ROW_ID = BigInteger().with_variant(Integer, "sqlite")
 
 
-class Said(TypeDecorator[str]):
+class SafeText(TypeDecorator[str]):
     """Text that may quote what a peer sent: PostgreSQL stores no NUL, and neither database a lone surrogate."""
 
     impl = Text
@@ -126,7 +126,7 @@ jobs = Table(
     Column("source_uid", UID, nullable=False),
     Column("bundle", String(64), nullable=False),
     Column("state", String(16), nullable=False),
-    Column("reason", Said),
+    Column("reason", SafeText),
     Column("owner", NODE_ID),  # the node that works on it
     # Raised whenever an input changes: work begun under an older revision is done again.
     Column("revision", Integer, nullable=False),
@@ -167,7 +167,7 @@ outbox = Table(
     Column("digest", String(64)),  # sha256 of the whole file; unknown for reports of the first schema
     Column("state", String(16), nullable=False),
     Column("status", Integer),
-    Column("reason", Said),
+    Column("reason", SafeText),
     Column("owner", NODE_ID),  # the node that sends it or asks about it
     Column("attempts", Integer, nullable=False),
     Column("next_attempt_at", Float, nullable=False),

@@ -27,7 +27,7 @@ class InState:
 
 
 @dataclass(frozen=True)
-class Pressing:
+class UrgentWork:
     """Jobs and reports in every state that wants something done, by state."""
 
     jobs: Mapping[JobState, InState]
@@ -51,7 +51,7 @@ class LastJob:
     reports: Mapping[str, Mapping[str, int]]
 
 
-def pressing(connection: Connection) -> Pressing:
+def urgent_work(connection: Connection) -> UrgentWork:
     since = case(
         (jobs.c.state == JobState.WAITING, jobs.c.created_at),
         (jobs.c.state.in_([JobState.FAILED, JobState.QUARANTINED]), jobs.c.finished_at),
@@ -60,7 +60,7 @@ def pressing(connection: Connection) -> Pressing:
     found_jobs = _by_state(connection, jobs.c.state, PRESSING, since)
     found_reports = _by_state(connection, outbox.c.state, PRESSING_REPORTS, outbox.c.created_at)
     nothing = InState(0, None)
-    return Pressing(
+    return UrgentWork(
         {state: found_jobs.get(state.value, nothing) for state in PRESSING},
         {state: found_reports.get(state.value, nothing) for state in PRESSING_REPORTS},
     )

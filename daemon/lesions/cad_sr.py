@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from daemon.errors import LesionError
 from daemon.lesions.marks import Mark, Shape, shape_of
-from daemon.lesions.sr_tree import Node, Tree, described
+from daemon.lesions.sr_tree import ContentItem, ContentTree, described
 
 CAD_ROOT = ("111036", "DCM")
 _FINDING = ("111059", "DCM")
@@ -18,7 +18,7 @@ _NOT_FOR_PRESENTATION = ("111152", "DCM")
 _HIDDEN = "the report marks it as not for presentation"
 
 
-def cad_marks(tree: Tree) -> list[Mark]:
+def cad_marks(tree: ContentTree) -> list[Mark]:
     """One mark per Single Image Finding with a place; a cluster stands for the calcifications it was inferred from.
 
     A finding counts as for presentation where the root reaches it, by value or by reference, through nothing that is
@@ -42,8 +42,8 @@ def cad_marks(tree: Tree) -> list[Mark]:
     return marks
 
 
-def _reached(tree: Tree) -> set[Node]:
-    reached: set[Node] = set()
+def _reached(tree: ContentTree) -> set[ContentItem]:
+    reached: set[ContentItem] = set()
     waiting = [tree.root]
     while waiting:
         node = tree.target(waiting.pop())
@@ -53,12 +53,12 @@ def _reached(tree: Tree) -> set[Node]:
     return reached
 
 
-def _hidden(node: Node) -> bool:
+def _hidden(node: ContentItem) -> bool:
     intents = [child.value for child in node.children if child.named(*_RENDERING_INTENT)]
     return any(intent and (intent.value, intent.scheme) == _NOT_FOR_PRESENTATION for intent in intents)
 
 
-def _parts(tree: Tree, finding: Node) -> list[Node]:
+def _parts(tree: ContentTree, finding: ContentItem) -> list[ContentItem]:
     """The findings that a finding was inferred from, at any depth, in order; not itself."""
     seen = {finding: None}
     waiting = [finding]
@@ -71,7 +71,7 @@ def _parts(tree: Tree, finding: Node) -> list[Node]:
     return list(seen)[1:]
 
 
-def _mark(tree: Tree, finding: Node) -> Mark | None:
+def _mark(tree: ContentTree, finding: ContentItem) -> Mark | None:
     shapes = _own(tree, finding, _OUTLINE)
     if not shapes:
         shapes = [shape for part in _parts(tree, finding) for shape in _place(tree, part)]
@@ -90,11 +90,11 @@ def _mark(tree: Tree, finding: Node) -> Mark | None:
     )
 
 
-def _place(tree: Tree, finding: Node) -> list[Shape]:
+def _place(tree: ContentTree, finding: ContentItem) -> list[Shape]:
     return _own(tree, finding, _OUTLINE) or _own(tree, finding, _CENTER)
 
 
-def _own(tree: Tree, finding: Node, concept: tuple[str, str]) -> list[Shape]:
+def _own(tree: ContentTree, finding: ContentItem, concept: tuple[str, str]) -> list[Shape]:
     return [
         shape_of(tree, child) for child in finding.children if child.value_type == "SCOORD" and child.named(*concept)
     ]

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from daemon.lesions.marks import Mark, shape_of
 from daemon.lesions.measurement_sr import THREE_DIMENSIONAL, is_group, region_names
-from daemon.lesions.sr_tree import Node, Tree, described
+from daemon.lesions.sr_tree import ContentItem, ContentTree, described
 
 
-def other_marks(tree: Tree) -> list[Mark]:
+def generic_marks(tree: ContentTree) -> list[Mark]:
     """One mark for each item that holds SCOORDs outside of measurement groups; a SCOORD in a container stands alone."""
-    owners: dict[Node, list[Node]] = {}
+    owners: dict[ContentItem, list[ContentItem]] = {}
     for node in tree.root.descendants():
         if node.value_type in ("SCOORD", "SCOORD3D") and not any(is_group(around) for around in node.ancestors()):
             holder = node.parent
@@ -24,7 +24,7 @@ def other_marks(tree: Tree) -> list[Mark]:
     return list(first_of.values())
 
 
-def _mark(tree: Tree, owner: Node, regions: list[Node]) -> Mark:
+def _mark(tree: ContentTree, owner: ContentItem, regions: list[ContentItem]) -> Mark:
     description = described(owner)
     if owner.value and description.finding is None:
         description = replace(description, finding=owner.value, labels=(owner.value, *description.labels))

@@ -26,12 +26,12 @@ from daemon.lesions.references import (
     ImageReference,
     TooManyLesions,
     image_frame,
-    not_a_lesion,
+    is_not_a_lesion,
     numbered,
     size,
 )
 from daemon.lesions.seg import read_segments
-from daemon.lesions.sr_tree import Description, Node, Tree
+from daemon.lesions.sr_tree import ContentItem, ContentTree, Description
 
 BYTES_EACH = 4  # Graphic Data is FL
 
@@ -77,7 +77,7 @@ class Mark:
         return [] if self.shapes else [segment.sop_instance_uid for segment in self.segments]
 
 
-def shape_of(tree: Tree, scoord: Node) -> Shape:
+def shape_of(tree: ContentTree, scoord: ContentItem) -> Shape:
     """A SCOORD item; more points than are read are not even decoded."""
     raw = scoord.item.get_item("GraphicData")
     if isinstance(raw, RawDataElement) and (raw.length or 0) > 2 * BYTES_EACH * MAX_POINTS:
@@ -97,7 +97,7 @@ def read_mark(
     collected: Collected,
 ) -> None:
     """Add the lesions of one mark to `collected`, or the reason why there are none."""
-    listed = not_a_lesion(mark.codes, not_lesions)
+    listed = is_not_a_lesion(mark.codes, not_lesions)
     if mark.left_out:
         collected.leave_out(mark.where, mark.left_out)
     elif listed:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from daemon.lesions.lesion import Code
 from daemon.lesions.marks import Mark, shape_of
-from daemon.lesions.sr_tree import Node, Tree, described
+from daemon.lesions.sr_tree import ContentItem, ContentTree, described
 
 _MEASUREMENT_GROUP = ("125007", "DCM")
 THREE_DIMENSIONAL = (
@@ -14,17 +14,17 @@ THREE_DIMENSIONAL = (
 )
 
 
-def is_group(node: Node) -> bool:
+def is_group(node: ContentItem) -> bool:
     return node.value_type == "CONTAINER" and node.named(*_MEASUREMENT_GROUP)
 
 
-def measurement_marks(tree: Tree) -> list[Mark]:
+def measurement_marks(tree: ContentTree) -> list[Mark]:
     """One mark per group with a region: an item of its own (highdicom), under a measurement (OHIF), or a segment."""
     groups = (node for node in tree.root.descendants() if is_group(node))
     return [mark for group in groups if (mark := _mark(tree, group))]
 
 
-def _mark(tree: Tree, group: Node) -> Mark | None:
+def _mark(tree: ContentTree, group: ContentItem) -> Mark | None:
     below = list(_of_this_group(group))
     scoords = [node for node in below if node.value_type == "SCOORD"]
     references = [reference for node in below for reference in tree.references_under(node)]
@@ -47,12 +47,12 @@ def _mark(tree: Tree, group: Node) -> Mark | None:
     )
 
 
-def region_names(scoords: list[Node]) -> tuple[Code, ...]:
+def region_names(scoords: list[ContentItem]) -> tuple[Code, ...]:
     """What the regions are called; a breast or pectoral muscle outline is told by that."""
     return tuple(name for scoord in scoords if (name := scoord.name))
 
 
-def _of_this_group(group: Node) -> Iterator[Node]:
+def _of_this_group(group: ContentItem) -> Iterator[ContentItem]:
     """The group and all below it, groups within it left out."""
     waiting = [group]
     while waiting:

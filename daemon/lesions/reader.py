@@ -14,13 +14,13 @@ from pydicom.dataset import Dataset
 from daemon.dicom.sop_classes import REPORT_CLASSES
 from daemon.errors import LesionError
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
-from daemon.lesions.generic_sr import other_marks
+from daemon.lesions.generic_sr import generic_marks
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.marks import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
 from daemon.lesions.references import MAX_LESIONS, Collected
 from daemon.lesions.seg import is_segmentation, read_segments, source_images
-from daemon.lesions.sr_tree import Tree
+from daemon.lesions.sr_tree import ContentTree
 
 MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
 _REASONS_SHOWN = 5
@@ -116,8 +116,8 @@ def _references(marks: list[Mark]) -> References | None:
 def _marks(dataset: Dataset) -> list[Mark]:
     if not str(dataset.get("SOPClassUID") or "").startswith(REPORT_CLASSES):
         return []
-    tree = Tree(dataset)
-    marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + other_marks(tree)
+    tree = ContentTree(dataset)
+    marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)
     if (shapes := sum(len(mark.shapes) for mark in marks)) > MAX_SHAPES:
         raise LesionError(f"the report draws {shapes} regions; at most {MAX_SHAPES} are read")
     return marks

@@ -10,7 +10,7 @@ from pydicom.multival import MultiValue
 from pydicom.sr.coding import Code as SrCode
 
 from daemon.dicom.sop_classes import SEGMENTATION_CLASSES
-from daemon.dicom.uids import harmless_uid
+from daemon.dicom.uids import is_safe_uid
 from daemon.errors import LesionError
 from daemon.lesions.lesion import Code, LeftOut, Lesion
 from model.image import MAX_PIXELS
@@ -53,7 +53,7 @@ def image_reference(item: Dataset) -> ImageReference | None:
 def uid_of(item: Dataset, keyword: str) -> str | None:
     """A UID; none where it is absent or no UID, so that it is safe to repeat anywhere."""
     uid = str(item.get(keyword) or "")
-    return uid if harmless_uid(uid) else None
+    return uid if is_safe_uid(uid) else None
 
 
 def numbers(item: Dataset, keyword: str) -> tuple[int, ...]:
@@ -93,7 +93,7 @@ def same(code: Code | None, value: str, scheme: str) -> bool:
     return bool(SrCode(code.value, own_scheme, "") == SrCode(value, scheme, ""))
 
 
-def not_a_lesion(codes: Iterable[Code | None], not_lesions: Collection[str]) -> Code | None:
+def is_not_a_lesion(codes: Iterable[Code | None], not_lesions: Collection[str]) -> Code | None:
     """The first of `codes` that `not_lesions` ("SCHEME:value") lists."""
     pairs = [listed.partition(":") for listed in not_lesions]
     for code in codes:

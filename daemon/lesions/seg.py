@@ -22,8 +22,8 @@ from daemon.lesions.references import (
     code_of,
     image_frame,
     image_reference,
+    is_not_a_lesion,
     items,
-    not_a_lesion,
     numbered,
     numbers,
     same,
@@ -206,7 +206,7 @@ def _wanted_segments(
     for number, item in described.items():
         if only and number not in only:
             continue
-        code = not_a_lesion(_codes(item), not_lesions)
+        code = is_not_a_lesion(_codes(item), not_lesions)
         if code:
             collected.leave_out(f"segment {number}", f"its code {code.scheme}:{code.value} is listed as not a lesion")
         else:

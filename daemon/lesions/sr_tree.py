@@ -24,13 +24,13 @@ _FREE_TEXT = "CORNERSTONEFREETEXT"  # OHIF's stand-in for a code where the reade
 
 
 @dataclass(eq=False)
-class Node:
+class ContentItem:
     """One content item: `number` is its place among its siblings, from 1."""
 
     item: Dataset
     number: int = 1
-    parent: Node | None = None
-    children: list[Node] = field(default_factory=list)
+    parent: ContentItem | None = None
+    children: list[ContentItem] = field(default_factory=list)
 
     @cached_property
     def value_type(self) -> str:
@@ -54,7 +54,7 @@ class Node:
     def named(self, value: str, scheme: str) -> bool:
         return same(self.name, value, scheme)
 
-    def descendants(self) -> Iterator[Node]:
+    def descendants(self) -> Iterator[ContentItem]:
         """This node and all below it, in document order."""
         waiting = [self]
         while waiting:
@@ -62,7 +62,7 @@ class Node:
             yield node
             waiting.extend(reversed(node.children))
 
-    def ancestors(self) -> Iterator[Node]:
+    def ancestors(self) -> Iterator[ContentItem]:
         """This node's parent, its parent's parent, up to the root."""
         node = self.parent
         while node is not None:
@@ -70,7 +70,7 @@ class Node:
             node = node.parent
 
 
-class Tree:
+class ContentTree:
     """The content tree of an SR data set.
 
     Raises:
@@ -78,19 +78,19 @@ class Tree:
     """
 
     def __init__(self, report: Dataset) -> None:
-        self.root = Node(report)
-        self._references: dict[Node, list[ImageReference]] = {}
+        self.root = ContentItem(report)
+        self._references: dict[ContentItem, list[ImageReference]] = {}
         level, total, depth = [self.root], 1, 0
         while level:
             for node in level:
                 content = items(node.item, "ContentSequence")
-                node.children = [Node(item, number, node) for number, item in enumerate(content, start=1)]
+                node.children = [ContentItem(item, number, node) for number, item in enumerate(content, start=1)]
             level = [child for node in level for child in node.children]
             total, depth = total + len(level), depth + 1
             if total > MAX_ITEMS or depth > MAX_DEPTH:
                 raise LesionError(f"the report has {total} content items, {depth} deep; too many to be one")
 
-    def target(self, node: Node) -> Node:
+    def target(self, node: ContentItem) -> ContentItem:
         """The node itself, or for a relationship by reference the node that it names (itself where there is none)."""
         path = numbers(node.item, "ReferencedContentItemIdentifier")
         if path[:1] != (1,):
@@ -102,7 +102,7 @@ class Tree:
             target = target.children[number - 1]
         return target
 
-    def image_of(self, scoord: Node) -> ImageReference | None:
+    def image_of(self, scoord: ContentItem) -> ImageReference | None:
         """The image a SCOORD is selected from, by value or by reference.
 
         Where it names none: the one image that the nearest item around it names, as some writers have it.
@@ -117,13 +117,13 @@ class Tree:
                 return next(iter(named.values())) if len(named) == 1 else None
         return None
 
-    def references_under(self, node: Node) -> list[ImageReference]:
+    def references_under(self, node: ContentItem) -> list[ImageReference]:
         """What the IMAGE children of a node name, by value or by reference, segmentations included."""
         if node not in self._references:  # a container is asked by each region in it
             self._references[node] = self._read_references(node)
         return self._references[node]
 
-    def _read_references(self, node: Node) -> list[ImageReference]:
+    def _read_references(self, node: ContentItem) -> list[ImageReference]:
         return [
             reference
             for child in node.children
@@ -145,7 +145,7 @@ class Description:
     labels: tuple[Code, ...] = ()
 
 
-def described(owner: Node) -> Description:
+def described(owner: ContentItem) -> Description:
     """Tracking, finding, site and laterality from the children of a measurement group (TID 1410) or finding."""
     texts: dict[tuple[str, str], str] = {}
     codes: dict[tuple[str, str], Code] = {}

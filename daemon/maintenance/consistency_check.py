@@ -25,7 +25,7 @@ SETTLED_S = 60.0
 
 
 @dataclass
-class DeepCheck:
+class ConsistencyReport:
     """What was looked at, and `faults`: what is wrong, in plain words, each with what to do."""
 
     instances: int = 0
@@ -35,12 +35,12 @@ class DeepCheck:
     faults: list[str] = field(default_factory=list)
 
 
-def deep_check(ledger: Ledger, spool: Spool) -> DeepCheck:
+def check_consistency(ledger: Ledger, spool: Spool) -> ConsistencyReport:
     """Walk ledger and spool, both ways. May run beside the service: what changes meanwhile is looked at again."""
     began = time.time()
     entries = spool.entries()
     with ledger.read() as connection:
-        found = DeepCheck(faults=list(_database_faults(connection)))
+        found = ConsistencyReport(faults=list(_database_faults(connection)))
         instances = connection.execute(select(instance_table)).all()
         reports = connection.execute(select(outbox_table)).all()
         job_rows = connection.execute(select(job_table)).all()

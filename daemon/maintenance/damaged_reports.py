@@ -15,7 +15,7 @@ from daemon.maintenance.consistency_check import file_faults
 from daemon.storage.spool import Spool
 
 
-def write_again(ledger: Ledger, spool: Spool, job_id: int, now: float) -> bool:
+def rewrite_damaged_reports(ledger: Ledger, spool: Spool, job_id: int, now: float) -> bool:
     """Take what is left of a done job's damaged reports away, and have the job done again; False where none is damaged."""
     current = select(instances.c.id).where(instances.c.state == InstanceState.CURRENT)
     done = (job_table.c.id == job_id, job_table.c.state == JobState.DONE, job_table.c.instance_id.in_(current))

@@ -14,15 +14,15 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from config.settings import Settings
 from daemon.archive import missing_images
 from daemon.archive.client import Archive
-from daemon.audit.trail import Audit
+from daemon.audit.trail import AuditTrail
 from daemon.events import bus
 from daemon.ledger import Ledger, jobs
 from daemon.maintenance import retention
 from daemon.monitoring.history import SAMPLE_S
-from daemon.monitoring.monitor import Observation
+from daemon.monitoring.monitor import Monitor
 from daemon.nodes.membership import Node
 from daemon.receiving.intake import Intake
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from daemon.system.tls import expiries, warn_of_ends
 from daemon.workers.pinned_bundle import BundleWatch
@@ -38,7 +38,7 @@ COUNT_SPOOL_S = 600
 log = structlog.get_logger()
 
 
-class Schedule:
+class PeriodicTasks:
     """A thread that starts each of these when it is time, one of a kind at once; what is for all nodes, on one at a time.
 
     `settings` is asked anew each time, since they can be reloaded. `on_ready` is called when jobs may have become ready.
@@ -52,9 +52,9 @@ class Schedule:
         archive: Archive,
         settings: Callable[[], Settings],
         intake: Intake,
-        audit: Audit,
+        audit: AuditTrail,
         bundle_watch: BundleWatch,
-        observation: Observation,
+        observation: Monitor,
         on_ready: Callable[[], None],
     ) -> None:
         self._ledger = ledger
@@ -67,7 +67,7 @@ class Schedule:
         self._bundle_watch = bundle_watch
         self._observation = observation
         self._on_ready = on_ready
-        self.removed = bus.Removed()
+        self.removed = bus.DeletedForRoom()
         self._scheduler = BackgroundScheduler(timezone=UTC)
 
     def start(self) -> None:
@@ -115,12 +115,12 @@ class Schedule:
     def _ask_for_missing(self, settings: Settings) -> None:
         associations: set[str] = set()
 
-        def accept(incoming: Incoming) -> None:
+        def accept(incoming: ReceivedInstance) -> None:
             associations.add(incoming.association_id)
             self._intake.accept(incoming)
 
         try:
-            missing_images.ask_for_missing(self._ledger, self._archive, settings, accept)
+            missing_images.retrieve_missing(self._ledger, self._archive, settings, accept)
         finally:
             for association in associations:
                 self._audit.association_ended(association, we_asked=True)
@@ -132,12 +132,12 @@ class Schedule:
     def _housekeep(self) -> None:
         with self._node.duty("housekeeping") as mine:
             if mine:
-                retention.remove_strays(self._ledger, self._spool)
-                retention.forget(self._ledger, self._spool, self._settings().retention)
+                retention.delete_orphans(self._ledger, self._spool)
+                retention.delete_expired(self._ledger, self._spool, self._settings().retention)
                 self._ledger.change(lambda connection: jobs.promote(connection, None, time.time()))
         self._on_ready()
 
     def _shrink(self) -> None:
         with self._node.duty("shrink") as mine:
             if mine:
-                self.removed += retention.shrink(self._ledger, self._spool, self._settings().retention)
+                self.removed += retention.enforce_size_limit(self._ledger, self._spool, self._settings().retention)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from config.settings import Retention
 from daemon.events import bus
-from daemon.events.bus import Removed
+from daemon.events.bus import DeletedForRoom
 from daemon.ledger import Ledger, instances, jobs, outbox, retention
 from daemon.ledger.database import IDLE_IN_TRANSACTION_S
 from daemon.ledger.schema import JobState
@@ -29,7 +29,7 @@ FILES_AT_ONCE = 100  # removed while intake waits
 log = structlog.get_logger()
 
 
-def remove_strays(ledger: Ledger, spool: Spool) -> int:
+def delete_orphans(ledger: Ledger, spool: Spool) -> int:
     """Remove files without a row that nothing touched for an hour; returns how many.
 
     They are left where the ledger could not be written after the file was (disk full, ledger locked), which the sender was told.
@@ -55,7 +55,7 @@ def remove_strays(ledger: Ledger, spool: Spool) -> int:
     return removed
 
 
-def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:
+def delete_expired(ledger: Ledger, spool: Spool, settings: Retention) -> int:
     """Remove finished jobs with their reports, then instances that no job holds or waits for, past their days.
 
     Returns how many files went.
@@ -65,18 +65,18 @@ def forget(ledger: Ledger, spool: Spool, settings: Retention) -> int:
     quarantined = now - settings.quarantined_days * DAY_S
 
     def transition(connection: Connection) -> tuple[list[str], list[str]]:
-        reports = jobs.forget_finished(connection, finished, [JobState.DONE, JobState.SUPERSEDED])
-        reports += jobs.forget_finished(connection, quarantined, [JobState.QUARANTINED, JobState.FAILED])
-        return reports, instances.forget_older_than(connection, finished)
+        reports = jobs.delete_finished(connection, finished, [JobState.DONE, JobState.SUPERSEDED])
+        reports += jobs.delete_finished(connection, quarantined, [JobState.QUARANTINED, JobState.FAILED])
+        return reports, instances.delete_older_than(connection, finished)
 
     reports, files = ledger.change(transition)
-    removed = remove_files(ledger, spool, [*reports, *files])
+    removed = delete_files(ledger, spool, [*reports, *files])
     if removed:
         log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
     return removed
 
 
-def remove_files(ledger: Ledger, spool: Spool, paths: Sequence[str]) -> int:
+def delete_files(ledger: Ledger, spool: Spool, paths: Sequence[str]) -> int:
     """Remove files whose rows were forgotten, but for those that were received or written again since; returns how many.
 
     One that is left here by a crash has no row, and goes as a stray.
@@ -109,25 +109,25 @@ def size_limit(settings: Retention, directory: Path | None) -> int | None:
     return min(limits, default=None)
 
 
-def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
+def enforce_size_limit(ledger: Ledger, spool: Spool, settings: Retention) -> DeletedForRoom:
     """Remove what is finished, oldest first, until the spool is within its `size_limit` or only unfinished work is left.
 
     A job goes with its reports and with what only it was about. An instance that no job is about counts as ended when it came.
     """
     limit = size_limit(settings, None if spool.store is not None else spool.directory)
     if limit is None:
-        return Removed()
-    removed = Removed()
+        return DeletedForRoom()
+    removed = DeletedForRoom()
     excess = 0
     while True:
         excess, step, paths = ledger.change(partial(_shrink_to, limit))
-        if step != Removed():
+        if step != DeletedForRoom():
             bus.tell(step)
-        remove_files(ledger, spool, paths)
+        delete_files(ledger, spool, paths)
         removed += step
         if not step.jobs + step.instances:
             break
-    if removed != Removed():
+    if removed != DeletedForRoom():
         log.info("retention by size", limit=limit, **vars(removed))
     if excess > 0:
         log.warning(
@@ -136,11 +136,11 @@ def shrink(ledger: Ledger, spool: Spool, settings: Retention) -> Removed:
     return removed
 
 
-def _shrink_to(limit: int, connection: Connection) -> tuple[int, Removed, list[str]]:
+def _shrink_to(limit: int, connection: Connection) -> tuple[int, DeletedForRoom, list[str]]:
     """One transaction's worth of removing, oldest first, until `limit` is kept: bytes in excess before, and files to remove."""
     excess = retention.spool_bytes(connection) - limit
     if excess <= 0:
-        return excess, Removed(), []
+        return excess, DeletedForRoom(), []
     finished = retention.oldest_finished(connection, AT_ONCE)
     unmarked = retention.oldest_unmarked(connection, time.time() - UNMARKED_KEPT_S, AT_ONCE)
     # What lies beyond the end of a full list may be older than the rest of the other one.
@@ -148,16 +148,16 @@ def _shrink_to(limit: int, connection: Connection) -> tuple[int, Removed, list[s
     candidates = sorted(
         (row for row in (*finished, *unmarked) if row.ended_at <= horizon), key=lambda row: row.ended_at
     )
-    removed, paths = Removed(), []
+    removed, paths = DeletedForRoom(), []
     for row in candidates:
         if removed.bytes >= excess:
             break
         if hasattr(row, "path"):
-            retention.forget_instances(connection, [row.id])
+            retention.delete_instances(connection, [row.id])
             paths.append(row.path)
-            removed += Removed(instances=1, bytes=row.size)
+            removed += DeletedForRoom(instances=1, bytes=row.size)
         else:
-            reports, left = retention.forget_job(connection, row.id)
+            reports, left = retention.delete_job(connection, row.id)
             paths += [item.path for item in (*reports, *left)]
-            removed += Removed(1, len(left), len(reports), sum(item.size for item in (*reports, *left)))
+            removed += DeletedForRoom(1, len(left), len(reports), sum(item.size for item in (*reports, *left)))
     return excess, removed, paths

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from daemon.archive.client import Archive
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError
 from daemon.events.bus import ArchiveAnswered, ArchiveSilent, Event, ReportSent
 
@@ -49,7 +49,7 @@ class ArchiveHealth:
             elif isinstance(event, ArchiveSilent):
                 failures = before.failures_in_a_row + 1
                 self._health = replace(before, up=False, failures_in_a_row=failures, problem=event.reason)
-            elif isinstance(event, ReportSent) and event.outcome is OutcomeKind.STORED:
+            elif isinstance(event, ReportSent) and event.outcome is StoreOutcomeKind.STORED:
                 self._health = replace(before, last_stored=now)
             after = self._health
         if before.up is not False and after.up is False:

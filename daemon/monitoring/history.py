@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from daemon.archive.store_status import OutcomeKind
-from daemon.events.bus import Event, InstanceAccepted, JobWorked, Outcome, ReportSent
-from daemon.events.timings import Stage, Took
+from daemon.archive.store_status import StoreOutcomeKind
+from daemon.events.bus import Event, InstanceAccepted, JobAttempted, JobOutcome, ReportSent
+from daemon.events.timings import Stage, StageTiming
 from daemon.ledger.schema import UNFINISHED
-from daemon.ledger.summary import Pressing
+from daemon.ledger.summary import UrgentWork
 
 SPAN_S = 3600.0
 SAMPLE_S = 10.0
@@ -53,17 +53,17 @@ class History:
         with self._lock:
             if isinstance(event, InstanceAccepted):
                 self.instances += 1
-            elif isinstance(event, JobWorked) and event.outcome is Outcome.CLASSIFIED:
+            elif isinstance(event, JobAttempted) and event.outcome is JobOutcome.CLASSIFIED:
                 self.lesions += event.lesions
-            elif isinstance(event, ReportSent) and event.outcome is OutcomeKind.STORED:
+            elif isinstance(event, ReportSent) and event.outcome is StoreOutcomeKind.STORED:
                 self.reports += 1
 
-    def hear_stage(self, took: Took) -> None:
+    def hear_stage(self, took: StageTiming) -> None:
         if took.seconds is not None:
             with self._lock:
                 self._times[took.stage].append((time.monotonic(), took.seconds))
 
-    def sample(self, pressing: Pressing, now: float) -> None:
+    def sample(self, pressing: UrgentWork, now: float) -> None:
         backlog = {state.value: pressing.jobs[state].count for state in UNFINISHED}
         with self._lock:
             self._samples.append(Sample(now, backlog, self.instances, self.lesions, self.reports))

@@ -26,7 +26,7 @@ import structlog
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.ledger import Ledger
-from daemon.monitoring.monitor import Observation
+from daemon.monitoring.monitor import Monitor
 from daemon.monitoring.status_report import collect
 from model.bundle import Bundle
 
@@ -52,7 +52,7 @@ HEADERS = {
 log = structlog.get_logger()
 
 
-class StatusServer:
+class StatusHttpServer:
     """Serves on `[status] host` and `port`; `live` gives what /live answers, `observation` all but that and /status."""
 
     def __init__(
@@ -62,7 +62,7 @@ class StatusServer:
         archive: Archive,
         bundle: Bundle,
         live: Callable[[], dict[str, Any]],
-        observation: Observation,
+        observation: Monitor,
     ) -> None:
         answers: dict[str, Callable[[str], tuple[int, str, bytes]]] = {
             "/metrics": lambda accept: _metrics(observation, accept),
@@ -124,7 +124,7 @@ def _judged(what: str, reasons: list[str]) -> tuple[int, str, bytes]:
     return _json(503 if reasons else 200, {what: not reasons, "reasons": reasons})
 
 
-def _metrics(observation: Observation, accept: str) -> tuple[int, str, bytes]:
+def _metrics(observation: Monitor, accept: str) -> tuple[int, str, bytes]:
     body, kind = observation.metrics(accept)
     return 200, kind, body
 

@@ -22,27 +22,27 @@ from pydicom import uid
 from sqlalchemy.exc import SQLAlchemyError
 
 import config
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.dicom.sop_classes import REPORT_CLASSES, SEGMENTATION_CLASSES
 from daemon.events.arrival import Arrival
 from daemon.events.bus import (
     AssociationAccepted,
     BatchClassified,
+    DeletedForRoom,
     Event,
     InstanceAccepted,
     InstanceAnswered,
-    JobWorked,
-    Outcome,
-    Removed,
+    JobAttempted,
+    JobOutcome,
     ReportSent,
-    Worker,
+    WorkerKind,
     WorkerRestarted,
 )
 from daemon.events.outcomes import Rejection, RejectionKind
-from daemon.events.timings import Stage, Took
+from daemon.events.timings import Stage, StageTiming
 from daemon.ledger import Ledger, jobs, nodes, outbox
 from daemon.ledger.schema import OutboxState
-from daemon.ledger.summary import Pressing, pressing
+from daemon.ledger.summary import UrgentWork, urgent_work
 from daemon.monitoring.archive_health import Health
 from daemon.reports.registry import KINDS
 from daemon.system.tls import Expiry
@@ -50,7 +50,7 @@ from model.bundle import Bundle
 
 STAGE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # seconds
 TURNAROUND_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)  # seconds
-REMOVED_FOR_ROOM = ("jobs", "instances", "reports")  # of `Removed`
+REMOVED_FOR_ROOM = ("jobs", "instances", "reports")  # of `DeletedForRoom`
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # ROIs
 MAMMOGRAMS = (
     uid.DigitalMammographyXRayImageStorageForPresentation,
@@ -135,12 +135,12 @@ class Metrics:
             self._rejected.labels(reason.value)
         for arrival in Arrival:
             self._arrived.labels(arrival.value)
-        for outcome in Outcome:
+        for outcome in JobOutcome:
             self._worked.labels(outcome.value)
         for kind in KINDS:
-            for sent in OutcomeKind:
+            for sent in StoreOutcomeKind:
                 self._sent.labels(kind, sent.value)
-        for worker in Worker:
+        for worker in WorkerKind:
             self._restarts.labels(worker.value)
         for what in REMOVED_FOR_ROOM:
             self._removed.labels(what)
@@ -159,14 +159,14 @@ class Metrics:
             case InstanceAccepted():
                 self._arrived.labels(event.arrival.value).inc()
                 self._bytes.inc(event.size)
-            case JobWorked():
+            case JobAttempted():
                 self._worked.labels(event.outcome.value).inc()
                 self._lesions.inc(event.lesions)
                 if event.seconds is not None:
                     self._turnaround.observe(event.seconds)
             case BatchClassified():
                 self._batches.observe(event.rois)
-            case Removed():
+            case DeletedForRoom():
                 for what in REMOVED_FOR_ROOM:
                     self._removed.labels(what).inc(getattr(event, what))
                 self._removed_bytes.inc(event.bytes)
@@ -175,7 +175,7 @@ class Metrics:
             case ReportSent():
                 self._sent.labels(event.kind, event.outcome.value).inc()
 
-    def hear_stage(self, took: Took) -> None:
+    def hear_stage(self, took: StageTiming) -> None:
         if took.seconds is not None:
             self._stages.labels(took.stage.value).observe(took.seconds)
         self._cpu.labels(took.stage.value).inc(took.cpu_seconds)
@@ -216,7 +216,7 @@ class Now:
     associations_open: int
     connections_waiting: int
     queues: Mapping[str, int]
-    workers: Mapping[Worker, WorkerState]
+    workers: Mapping[WorkerKind, WorkerState]
     beats: Mapping[str, float]
     archive: Health
     disk: Disk | None
@@ -300,7 +300,7 @@ def _bundle(now: Now) -> dict[str, str]:
 def _ledger(now: Now, ledger: Ledger) -> Iterator[Metric]:
     try:
         with ledger.read() as connection:
-            urgent = pressing(connection)
+            urgent = urgent_work(connection)
             job_counts, report_counts = jobs.by_state(connection), outbox.by_state(connection)
             alive = [bool(row.alive) for row in nodes.all(connection)]
     except SQLAlchemyError as error:
@@ -324,7 +324,7 @@ def _ledger(now: Now, ledger: Ledger) -> Iterator[Metric]:
 _QUEUES = "What waits: objects for a decoder, ROIs for the classifier, reports for the archive or for its promise."
 
 
-def ages(urgent: Pressing) -> dict[str, float]:
+def ages(urgent: UrgentWork) -> dict[str, float]:
     """The age in seconds of the job that has been longest in each state."""
     return {state.value: age(found.since) for state, found in urgent.jobs.items()}
 

@@ -17,23 +17,23 @@ from sqlalchemy.exc import SQLAlchemyError
 import config
 from config.settings import Settings
 from daemon.archive.client import Archive
-from daemon.audit.trail import Audit
+from daemon.audit.trail import AuditTrail
 from daemon.events import bus, timings
-from daemon.events.bus import Event, Worker
-from daemon.events.timings import Took
+from daemon.events.bus import Event, WorkerKind
+from daemon.events.timings import StageTiming
 from daemon.ledger import Ledger
 from daemon.ledger.retention import spool_bytes
-from daemon.ledger.summary import LastJob, last_jobs, pressing
+from daemon.ledger.summary import LastJob, last_jobs, urgent_work
 from daemon.monitoring import health, metrics
 from daemon.monitoring.archive_health import ArchiveHealth
 from daemon.monitoring.history import SAMPLE_S, SPAN_S, History, Sample
 from daemon.monitoring.metrics import Disk, Metrics, Now, WorkerState, age, kind_of
-from daemon.monitoring.recent_callers import Callers
+from daemon.monitoring.recent_callers import RecentCallers
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.receiving.listener import Listener
 from daemon.storage.spool import Spool
 from daemon.system.tls import expiries
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Bundle
 
@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Parts:
+class MonitoredParts:
     """The parts of a running service that are looked at; `settings` is asked anew, since they can be reloaded.
 
     `beats` gives the seconds since each loop was last alive, `phase` "starting", "draining" or None.
@@ -57,25 +57,25 @@ class Parts:
     bundle: Bundle
     listener: Listener
     decoders: DecoderPool
-    classifier: Classifier
-    audit: Audit
+    classifier: ClassifierPool
+    audit: AuditTrail
     beats: Callable[[], Mapping[str, float]]
     phase: Callable[[], str | None]
 
 
-class Observation:
+class Monitor:
     """Hears what happens from its making until `close`. Thread-safe.
 
     `sample` is to be called every `daemon.monitoring.history.SAMPLE_S`, `ask_archive` every minute, `count_spool` every ten.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: MonitoredParts) -> None:
         self._parts = parts
         self._started = time.time()
         self._metrics = Metrics()
         self._metrics.add(self._collect)
         self._archive = ArchiveHealth()
-        self._callers = Callers()
+        self._callers = RecentCallers()
         self._history = History()
         self._probe = health.LedgerProbe(parts.ledger)
         self._spool_bytes: int | None = None
@@ -92,7 +92,7 @@ class Observation:
         self._callers.hear(event)
         self._history.hear(event)
 
-    def _hear_stage(self, took: Took) -> None:
+    def _hear_stage(self, took: StageTiming) -> None:
         self._metrics.hear_stage(took)
         self._history.hear_stage(took)
 
@@ -100,7 +100,7 @@ class Observation:
 
     def sample(self) -> None:
         with suppress(SQLAlchemyError), self._parts.ledger.read() as connection:
-            self._history.sample(pressing(connection), time.time())
+            self._history.sample(urgent_work(connection), time.time())
 
     def ask_archive(self) -> None:
         self._archive.ask(self._parts.archive)
@@ -136,9 +136,9 @@ class Observation:
             connections_waiting=parts.listener.waiting,
             queues={"decode": parts.decoders.waiting, "classify": parts.classifier.waiting},
             workers={
-                Worker.RECEIVER: WorkerState(parts.listener.receivers_alive, parts.listener.receivers),
-                Worker.DECODER: WorkerState(parts.decoders.alive, parts.decoders.expected),
-                Worker.CLASSIFIER: WorkerState(len(parts.classifier.pids), parts.classifier.expected),
+                WorkerKind.RECEIVER: WorkerState(parts.listener.receivers_alive, parts.listener.receivers),
+                WorkerKind.DECODER: WorkerState(parts.decoders.alive, parts.decoders.expected),
+                WorkerKind.CLASSIFIER: WorkerState(len(parts.classifier.pids), parts.classifier.expected),
             },
             beats=parts.beats(),
             archive=self._archive.health,
@@ -157,7 +157,7 @@ class Observation:
         now = self._now(not_ready)
         try:
             with parts.ledger.read() as connection:
-                urgent, last = pressing(connection), last_jobs(connection, LAST_JOBS)
+                urgent, last = urgent_work(connection), last_jobs(connection, LAST_JOBS)
         except SQLAlchemyError as error:
             log.error("the ledger cannot be read for the status page", error=type(error).__name__)
             urgent, last = None, []

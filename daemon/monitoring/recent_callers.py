@@ -27,7 +27,7 @@ class Caller:
     refused: int = 0
 
 
-class Callers:
+class RecentCallers:
     """Thread-safe. `hear` is to be told what happens."""
 
     def __init__(self) -> None:

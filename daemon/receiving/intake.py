@@ -19,9 +19,9 @@ from daemon.events import bus
 from daemon.events.arrival import Arrival
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import StoredInstance
-from daemon.maintenance.retention import remove_files
-from daemon.receiving.spooling import InSpool, cannot_place, place
-from daemon.storage.received_instance import Incoming
+from daemon.maintenance.retention import delete_files
+from daemon.receiving.spooling import SpooledInstance, spool_failure, spool_instance
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import OUT_OF_RESOURCES, Placed, Spool
 
 log = structlog.get_logger()
@@ -39,7 +39,7 @@ class Intake:
         ledger: Ledger,
         bundle: str,
         on_ready: Callable[[], None],
-        on_received: Callable[[Incoming, str, Arrival], None] = lambda *_: None,
+        on_received: Callable[[ReceivedInstance, str, Arrival], None] = lambda *_: None,
     ) -> None:
         self._spool = spool
         self._ledger = ledger
@@ -47,7 +47,7 @@ class Intake:
         self._on_ready = on_ready
         self._on_received = on_received
 
-    def accept(self, incoming: Incoming) -> None:
+    def accept(self, incoming: ReceivedInstance) -> None:
         """Make an instance durable and pair it. Our own reports are recognised and dropped (invariant 3).
 
         Raises:
@@ -55,11 +55,11 @@ class Intake:
                 ledger is full or locked.
             OSError: the spool cannot be written (disk full).
         """
-        (error,) = self.record([place(incoming, self._spool)])
+        (error,) = self.record([spool_instance(incoming, self._spool)])
         if error is not None:
             raise error
 
-    def record(self, several: Sequence[InSpool]) -> list[Exception | None]:
+    def record(self, several: Sequence[SpooledInstance]) -> list[Exception | None]:
         """The part that needs the ledger, for instances that lie in the spool already, in the process that has the ledger.
 
         What each failed with:
@@ -81,7 +81,7 @@ class Intake:
                 errors.append(None)
         return errors
 
-    def _drop_own(self, placed: InSpool) -> None:
+    def _drop_own(self, placed: SpooledInstance) -> None:
         incoming = placed.incoming
         _log_of(incoming).info("own report came back, dropped")
         bus.tell(bus.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
@@ -93,13 +93,13 @@ class Intake:
             reason = f"the ledger cannot be written now ({_kind(result)}); send it again later"
             raise RefusedInstance(OUT_OF_RESOURCES, reason) from result
         if isinstance(result, SpoolUnavailable):
-            raise cannot_place(result) from result
+            raise spool_failure(result) from result
         if isinstance(result, Exception):
             raise result
         arrival, ready = result
         incoming = recording.placed.incoming
         if recording.left:
-            remove_files(self._ledger, self._spool, recording.left)
+            delete_files(self._ledger, self._spool, recording.left)
         bus.tell(bus.InstanceAccepted(arrival, recording.file.size))
         self._say(recording, arrival)
         self._on_received(incoming, recording.placed.study_uid, arrival)
@@ -120,7 +120,7 @@ class Intake:
 class _Recording:
     """One instance on its way into the ledger. `left`: files of older versions, in whose place this one is now."""
 
-    def __init__(self, spool: Spool, bundle: str, placed: InSpool, file: Placed) -> None:
+    def __init__(self, spool: Spool, bundle: str, placed: SpooledInstance, file: Placed) -> None:
         self._spool = spool
         self._bundle = bundle
         self.placed = placed
@@ -180,7 +180,7 @@ class _Recording:
         return True
 
 
-def _log_of(incoming: Incoming) -> structlog.stdlib.BoundLogger:
+def _log_of(incoming: ReceivedInstance) -> structlog.stdlib.BoundLogger:
     bound: structlog.stdlib.BoundLogger = log.bind(
         association=incoming.association_id, sop_instance_uid=incoming.sop_instance_uid
     )

@@ -21,9 +21,9 @@ from daemon.dimse.association import IncomingAssociation
 from daemon.dimse.pending_connections import Address, Connections, Limits, allow_descriptors
 from daemon.events.outcomes import Rejection, RejectionKind
 from daemon.receiving.admission import SPARE, Admission
-from daemon.receiving.receiver_process import Receiver
-from daemon.receiving.store_scp import DESCRIPTORS_EACH, Behind, Reception
-from daemon.storage.received_instance import Incoming
+from daemon.receiving.receiver_process import ReceiverProcess
+from daemon.receiving.store_scp import DESCRIPTORS_EACH, ScpCallbacks, StoreScp
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.system.tls import Credentials, Side
 
 DRAIN_LIMIT_S = 30.0
@@ -34,8 +34,8 @@ log = structlog.get_logger()
 class Listener:
     """Receives instances into the folder `incoming` and hands each complete one to `accept`.
 
-    `accept`, `full` and `commitment` are as in `Behind`; `full` also keeps associations away. `on_rejection` is told of each
-    caller not let in, `on_end` of the id of each association that has ended. All are called from several threads. `receivers`
+    `accept`, `full` and `commitment` are as in `ScpCallbacks`; `full` also keeps associations away. `on_rejection` is told of
+    each caller not let in, `on_end` of the id of each association that has ended. All are called from several threads. `receivers`
     serve beside this process where connections are not TLS; they accept by themselves.
 
     Raises:
@@ -46,23 +46,23 @@ class Listener:
         self,
         chosen: settings.Listener,
         incoming: Path,
-        accept: Callable[[Incoming], None],
+        accept: Callable[[ReceivedInstance], None],
         full: Callable[[], str | None] = lambda: None,
         commitment: Callable[[str, Dataset], int] | None = None,
         on_rejection: Callable[[Rejection], None] = lambda _: None,
         on_end: Callable[[str], None] = lambda _: None,
-        receivers: Sequence[Receiver] = (),
+        receivers: Sequence[ReceiverProcess] = (),
     ) -> None:
         self._settings = chosen
         self._incoming = incoming
         self._admission = Admission(chosen, full, on_rejection)
-        self._behind = Behind(self._admission.decide, full, accept, commitment, self._ended)
+        self._behind = ScpCallbacks(self._admission.decide, full, accept, commitment, self._ended)
         self._on_end = on_end
         # What TLS has agreed on cannot be handed to another process.
         self._receivers = receivers if chosen.tls is None else ()
         self._tls = Credentials(chosen.tls, "listener.tls", Side.ACCEPT) if chosen.tls else None
         self._connections: Connections | None = None
-        self._reception: Reception | None = None
+        self._reception: StoreScp | None = None
 
     def start(self) -> None:
         """Open the port and serve in the background.
@@ -86,7 +86,7 @@ class Listener:
                 f"listener.host = {chosen.host!r}, listener.port = {chosen.port}: {error.strerror}; "
                 "name an address and a free port of this machine"
             ) from error
-        self._reception = Reception(chosen, self._incoming, self._connections.address, self._behind)
+        self._reception = StoreScp(chosen, self._incoming, self._connections.address, self._behind)
         for receiver in self._receivers:
             receiver.start(self._connections.address, self._behind)
         self._connections.start()

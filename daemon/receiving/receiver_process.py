@@ -34,12 +34,12 @@ from daemon.dimse.pending_connections import Address, allow_descriptors
 from daemon.errors import RefusedInstance
 from daemon.events import bus, timings
 from daemon.events.bus import Event
-from daemon.events.timings import Stage, Took
-from daemon.receiving.spooling import InSpool, place
-from daemon.receiving.store_scp import DESCRIPTORS_EACH, Behind, Reception
+from daemon.events.timings import Stage, StageTiming
+from daemon.receiving.spooling import SpooledInstance, spool_instance
+from daemon.receiving.store_scp import DESCRIPTORS_EACH, ScpCallbacks, StoreScp
 from daemon.storage.spool import Spool
 from daemon.system import log as logging_setup
-from daemon.system.child_process import Child, begin
+from daemon.system.child_process import ChildProcess, begin
 
 HAND_OVER_LIMIT_S = 5  # seconds; a receiver that takes nothing for so long is ended, and another begun
 ANSWERING_THREADS = 16  # of the service, for each receiver
@@ -54,7 +54,7 @@ log = structlog.get_logger()
 
 
 class Question(StrEnum):
-    """What a receiver asks the service: the methods of `Behind`, and `record` in place of `accept`."""
+    """What a receiver asks the service: the methods of `ScpCallbacks`, and `record` in place of `accept`."""
 
     DECIDE = "decide"
     RECORD = "record"
@@ -130,7 +130,7 @@ class Ended:
 class Told:
     """From the receiver: what was told there, to be told again here."""
 
-    facts: tuple[Event | Took, ...]
+    facts: tuple[Event | StageTiming, ...]
 
 
 ToReceiver = Serve | Stop | Log | AreYouThere | Answers
@@ -150,7 +150,7 @@ class Start:
     takes_commitment: bool
 
 
-class Receiver:
+class ReceiverProcess:
     """One receiver, begun anew when it ended. Thread-safe.
 
     It receives into `folder` and places in the spool, which must be a directory; `record` takes what it placed (see
@@ -162,7 +162,7 @@ class Receiver:
         name: str,
         chosen: settings.Settings,
         folder: Path,
-        record: Callable[[Sequence[InSpool]], list[Exception | None]],
+        record: Callable[[Sequence[SpooledInstance]], list[Exception | None]],
     ) -> None:
         self._name = name
         self._chosen = chosen
@@ -172,7 +172,7 @@ class Receiver:
         self._sending = threading.Lock()
         self._lock = threading.Lock()
         self._open: set[str] = set()
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._stopping = threading.Event()
         self.is_ready = False
 
@@ -187,7 +187,7 @@ class Receiver:
         child = self._child
         return child.pid if child is not None else None
 
-    def start(self, address: Address, behind: Behind) -> None:
+    def start(self, address: Address, behind: ScpCallbacks) -> None:
         """Begin the process; does not wait until it `is_ready`. Its questions go to `behind`, but for `accept` and `full`."""
         self._behind = behind
         chosen = self._chosen
@@ -220,7 +220,7 @@ class Receiver:
             self._send(Log(chosen))
 
     def stop(self, limit_s: float) -> None:
-        """Let its associations finish within `limit_s` seconds, as `Reception.stop`, and end the process."""
+        """Let its associations finish within `limit_s` seconds, as `StoreScp.stop`, and end the process."""
         self._stopping.set()
         if self.is_ready:
             with contextlib.suppress(OSError):
@@ -267,7 +267,7 @@ class Receiver:
                 how = type(error).__name__
             if self._stopping.is_set():
                 break
-            bus.tell(bus.WorkerRestarted(bus.Worker.RECEIVER))
+            bus.tell(bus.WorkerRestarted(bus.WorkerKind.RECEIVER))
             log.error("a receiver ended, it is begun again", receiver=self._name, exit=how)
             if time.monotonic() - begun > LONGEST_PAUSE_S:
                 pause_s = FIRST_PAUSE_S
@@ -277,7 +277,7 @@ class Receiver:
     def _until_its_end(self) -> int | None:
         """Begin a process and hear it until it ends; how it ended."""
         self._sweep()
-        child = Child(f"mammod-{self._name}", _receive, self._start)
+        child = ChildProcess(f"mammod-{self._name}", _receive, self._start)
         try:
             _limit_sending(child.pipe)
             with self._sending:
@@ -305,7 +305,7 @@ class Receiver:
             self._sweep()
         return child.exitcode
 
-    def _is_there(self, child: Child, said: select.poll) -> bool:
+    def _is_there(self, child: ChildProcess, said: select.poll) -> bool:
         """Once there is something to hear. One that says nothing is asked; one that does not answer is ended (False)."""
         if self.is_ready:
             if said.poll(ASK_AFTER_S * 1000):
@@ -325,7 +325,7 @@ class Receiver:
                 answering.submit(self._answer, message)
             case Told(facts):
                 for fact in facts:
-                    timings.tell(fact) if isinstance(fact, Took) else bus.tell(fact)
+                    timings.tell(fact) if isinstance(fact, StageTiming) else bus.tell(fact)
             case Ended(association_id):
                 self._is_over(association_id)
             case Here():
@@ -426,7 +426,7 @@ class _Service:
         self._lock = threading.Lock()
         self._asked: dict[int, SimpleQueue[Answer]] = {}
         self._number = 0
-        self._facts: list[Event | Took] = []
+        self._facts: list[Event | StageTiming] = []
         self._told = threading.Event()
         threading.Thread(target=self._pass_on_for_ever, name="facts", daemon=True).start()
 
@@ -446,7 +446,7 @@ class _Service:
         with self._lock, contextlib.suppress(OSError):  # where the service is gone, this process ends as well
             self._pipe.send(message)
 
-    def tell(self, fact: Event | Took) -> None:
+    def tell(self, fact: Event | StageTiming) -> None:
         """It goes together with others, soon."""
         with self._lock:
             self._facts.append(fact)
@@ -480,7 +480,7 @@ def _receive(pipe: Connection, start: Start) -> None:
     allow_descriptors(DESCRIPTORS_EACH * start.listener.max_associations)
     start.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     service = _Service(pipe)
-    reception = Reception(start.listener, start.folder, start.address, _behind(start, service))
+    reception = StoreScp(start.listener, start.folder, start.address, _behind(start, service))
     bus.add(service.tell)
     timings.add(service.tell)
     gc.collect()
@@ -509,16 +509,16 @@ def _receive(pipe: Connection, start: Start) -> None:
                 threading.Thread(target=_stop, args=(reception, service, limit_s)).start()
 
 
-def _behind(start: Start, service: _Service) -> Behind:
+def _behind(start: Start, service: _Service) -> ScpCallbacks:
     spool = Spool(start.spool, start.min_free)
 
     def commitment(calling_ae: str, information: Dataset) -> int:
         return int(service.ask(Question.COMMITMENT, calling_ae, information))
 
-    return Behind(
+    return ScpCallbacks(
         decide=lambda association_id, asked: service.ask(Question.DECIDE, association_id, asked),
         full=spool.full,
-        accept=lambda incoming: service.ask(Question.RECORD, place(incoming, spool)),
+        accept=lambda incoming: service.ask(Question.RECORD, spool_instance(incoming, spool)),
         commitment=commitment if start.takes_commitment else None,
         ended=lambda association_id: service.send(Ended(association_id)),
     )
@@ -532,7 +532,7 @@ def _handed_over(pipe: Connection) -> socket.socket:
         os._exit(1)
 
 
-def _stop(reception: Reception, service: _Service, limit_s: float) -> None:
+def _stop(reception: StoreScp, service: _Service, limit_s: float) -> None:
     reception.stop(limit_s)
     service.pass_on()
     os._exit(0)

@@ -14,9 +14,9 @@ from pydicom.dataset import FileDataset
 from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND
 from daemon.dicom.equipment import OWN_CLASSES, is_own_report
 from daemon.dicom.sop_classes import may_be_lesion_object
-from daemon.dicom.uids import harmless_uid
+from daemon.dicom.uids import is_safe_uid
 from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import OUT_OF_RESOURCES, Placed, Spool
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ _one_large = threading.Lock()  # to be read at a time, in each process
 
 
 @dataclass(frozen=True)
-class InSpool:
+class SpooledInstance:
     """A received instance and its durable `file`; None for one of our own reports, which is not kept (invariant 3).
 
     Both UIDs are empty where they are none. `references` are those of a lesion object; `unusable` says why it has none.
     """
 
-    incoming: Incoming
+    incoming: ReceivedInstance
     file: Placed | None
     study_uid: str
     series_uid: str
@@ -40,7 +40,7 @@ class InSpool:
     unusable: str | None
 
 
-def place(incoming: Incoming, spool: Spool) -> InSpool:
+def spool_instance(incoming: ReceivedInstance, spool: Spool) -> SpooledInstance:
     """
     Raises:
         RefusedInstance: the data set cannot be understood, there is no room, or the spool's bucket does not take it.
@@ -54,11 +54,11 @@ def place(incoming: Incoming, spool: Spool) -> InSpool:
         try:
             file = spool.place(incoming.path, incoming.sop_instance_uid, incoming.digest)
         except SpoolUnavailable as error:
-            raise cannot_place(error) from error
-    return InSpool(incoming, file, read.study_uid, read.series_uid, read.references, read.unusable)
+            raise spool_failure(error) from error
+    return SpooledInstance(incoming, file, read.study_uid, read.series_uid, read.references, read.unusable)
 
 
-def cannot_place(error: SpoolUnavailable) -> RefusedInstance:
+def spool_failure(error: SpoolUnavailable) -> RefusedInstance:
     return RefusedInstance(OUT_OF_RESOURCES, f"{error}; the instance may be sent again")
 
 
@@ -73,7 +73,7 @@ class _Read:
     unusable: str | None
 
 
-def _seen(incoming: Incoming) -> _Read | None:
+def _seen(incoming: ReceivedInstance) -> _Read | None:
     """What needs no second look: an instance that is neither lesion object nor report. None where one has to look.
 
     Raises:
@@ -114,7 +114,7 @@ def _uid(value: object, keyword: str) -> str:
         RefusedInstance: status C000, it is no UID.
     """
     uid = str(value or "")
-    if uid and not harmless_uid(uid):
+    if uid and not is_safe_uid(uid):
         raise RefusedInstance(CANNOT_UNDERSTAND, f"{keyword} is not a UID; expected at most 64 digits and dots")
     return uid
 

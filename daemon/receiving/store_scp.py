@@ -22,7 +22,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
 from config import settings
-from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, check_data_set
+from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, scan_data_set
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.dimse.association import Acceptor, IncomingAssociation
 from daemon.dimse.n_event_report import take_report
@@ -31,9 +31,9 @@ from daemon.dimse.presentation_contexts import choose_transfer_syntax, supported
 from daemon.dimse.upper_layer import MAX_UNANSWERED
 from daemon.errors import RefusedInstance
 from daemon.events import bus
-from daemon.events.timings import Stage, Took, tell
+from daemon.events.timings import Stage, StageTiming, tell
 from daemon.receiving.admission import SPARE, TEMPORARY_CONGESTION, Asked, Decision, Refused
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import NO_ROOM
 
 SUCCESS = 0x0000
@@ -49,7 +49,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Behind:
+class ScpCallbacks:
     """What stands behind a reception; all are called from its threads, several at a time.
 
     `decide` on an association that is asked for; `full` gives a reason why no instance can be taken at present, or None;
@@ -61,15 +61,15 @@ class Behind:
 
     decide: Callable[[str, Asked], Decision]
     full: Callable[[], str | None]
-    accept: Callable[[Incoming], None]
+    accept: Callable[[ReceivedInstance], None]
     commitment: Callable[[str, Dataset], int] | None
     ended: Callable[[str], None]
 
 
-class Reception:
+class StoreScp:
     """Serves the associations it is given. `folder` takes what is being received, `address` is the one that was called."""
 
-    def __init__(self, chosen: settings.Listener, folder: Path, address: Address, behind: Behind) -> None:
+    def __init__(self, chosen: settings.Listener, folder: Path, address: Address, behind: ScpCallbacks) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         ae = AE(ae_title=chosen.ae_title)
         ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -204,7 +204,7 @@ class Reception:
             caller = association.requestor.primitive.calling_ae_title
             bus.tell(bus.InstanceAnswered(sop_class_uid, status, caller, association.peer_address))
             cpu_seconds = file.cpu_seconds + time.thread_time() - cpu
-            tell(Took(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
+            tell(StageTiming(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
         association.refused += 1
         return status, reason
 
@@ -220,7 +220,7 @@ class Reception:
             self._open.discard(association)  # the last of it: a stop waits for this
 
 
-def _incoming(association: IncomingAssociation, request: Any, context: PresentationContext) -> Incoming:
+def _incoming(association: IncomingAssociation, request: Any, context: PresentationContext) -> ReceivedInstance:
     """The received instance, checked.
 
     Raises:
@@ -234,14 +234,14 @@ def _incoming(association: IncomingAssociation, request: Any, context: Presentat
             SOP_CLASS_NOT_SUPPORTED,
             "the request's SOP Class is not the one of its presentation context; send it in its own",
         )
-    facts = check_data_set(data_set, transfer_syntax_uid)
+    facts = scan_data_set(data_set, transfer_syntax_uid)
     for name, in_data_set, in_request in (
         ("SOP Class UID (0008,0016)", facts.sop_class_uid, request.AffectedSOPClassUID),
         ("SOP Instance UID (0008,0018)", facts.sop_instance_uid, request.AffectedSOPInstanceUID),
     ):
         if in_data_set != in_request:
             raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set's {name} differs from the C-STORE request's")
-    return Incoming(
+    return ReceivedInstance(
         path=request._dataset_file.path,
         sop_class_uid=facts.sop_class_uid,
         sop_instance_uid=facts.sop_instance_uid,

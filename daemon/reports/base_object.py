@@ -17,7 +17,7 @@ from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERS
 from daemon.errors import ReportError
 from daemon.reports import image_header
 from daemon.reports.case import Algorithm, Case, Edition, series_description
-from daemon.reports.charset import Text
+from daemon.reports.charset import CharacterSet
 
 # May be empty in patient and study, must be there (PS3.3 C.7.1.1, C.7.2.1).
 _TYPE_2 = (
@@ -132,12 +132,12 @@ def new_object(
     made.SeriesDate = made.InstanceCreationDate = DA(written_at.date())
     made.SeriesTime = made.InstanceCreationTime = TM(written_at.time())
     made.Manufacturer, made.ManufacturerModelName, made.SoftwareVersions = MANUFACTURER, MODEL_NAME, __version__
-    made.ContributingEquipmentSequence = [_equipment(algorithm, written_at, Text.encodable_with(header))]
+    made.ContributingEquipmentSequence = [_equipment(algorithm, written_at, CharacterSet.encodable_with(header))]
     _put_header(made, header)
     return made
 
 
-def _equipment(algorithm: Algorithm, written_at: datetime, text: Text) -> Dataset:
+def _equipment(algorithm: Algorithm, written_at: datetime, text: CharacterSet) -> Dataset:
     """The bundle as contributing equipment (PS3.3 C.12.1.5); its Device UID changes with every retraining."""
     equipment: Dataset = hd.ContributingEquipment(
         manufacturer=MANUFACTURER,

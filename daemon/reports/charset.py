@@ -13,7 +13,7 @@ from daemon.lesions.lesion import Code
 
 
 @dataclass(frozen=True)
-class Text:
+class CharacterSet:
     """Writes with the Specific Character Set of the image, which the report keeps so that names stay byte for byte.
 
     A character of a lesion object that this set cannot say becomes a question mark.
@@ -22,7 +22,7 @@ class Text:
     encodings: tuple[str, ...]
 
     @classmethod
-    def encodable_with(cls, header: Dataset) -> Text:
+    def encodable_with(cls, header: Dataset) -> CharacterSet:
         """Text for a data set with the Specific Character Set of `header`."""
         declared = header.get("SpecificCharacterSet")
         encodings = convert_encodings(declared) if declared else ["ascii"]

@@ -33,7 +33,7 @@ from daemon.reports.case import (
     percent,
     report_statements,
 )
-from daemon.reports.charset import Text
+from daemon.reports.charset import CharacterSet
 from daemon.reports.sr_document import sr_document
 from daemon.reports.tracking import tracking
 
@@ -83,13 +83,13 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
     shown = shown_images(case)
     home = home_image(case, shown)
     header = image_header.patient_and_study(home)
-    text = Text.encodable_with(header)
+    text = CharacterSet.encodable_with(header)
     root = _root(case, shown, text)
     evidence = (home, *shown.values(), case.source)
     return [sr_document(MammographyCADSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
 
 
-def _root(case: Case, shown: Mapping[str, Dataset], text: Text) -> Dataset:
+def _root(case: Case, shown: Mapping[str, Dataset], text: CharacterSet) -> Dataset:
     frames = dict.fromkeys((result.lesion.image_uid, result.lesion.frame) for result in case.results)
     places = {key: (1, _LIBRARY, number) for number, key in enumerate(frames, start=1)}
     known_as = tracking(case.results, text)
@@ -141,7 +141,7 @@ def _root(case: Case, shown: Mapping[str, Dataset], text: Text) -> Dataset:
     )
 
 
-def _impression(case: Case, known_as: Sequence[tuple[str, str]], text: Text) -> str:
+def _impression(case: Case, known_as: Sequence[tuple[str, str]], text: CharacterSet) -> str:
     """What a reader must know of the report and of each lesion, one statement a line."""
     lines = report_statements(case.algorithm, case.left_out)
     lines.append(f"The lesions were marked in instance {case.source.SOPInstanceUID}, not by this program.")
@@ -152,7 +152,7 @@ def _impression(case: Case, known_as: Sequence[tuple[str, str]], text: Text) -> 
     return text("\r\n".join(lines))
 
 
-def _library_entry(image: Dataset, frame: int, text: Text) -> Dataset:
+def _library_entry(image: Dataset, frame: int, text: CharacterSet) -> Dataset:
     """One image, or one frame of several, with its descriptors (TID 4020)."""
     context = "HAS ACQ CONTEXT"
     side, view = image_header.laterality(image), text.concept(image_header.view(image))
@@ -195,7 +195,7 @@ def _library_entry(image: Dataset, frame: int, text: Text) -> Dataset:
 
 
 def _finding(
-    result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, places: Places, text: Text
+    result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, places: Places, text: CharacterSet
 ) -> Dataset:
     """A Single Image Finding (TID 4006) with centre and outline (TID 4021)."""
     lesion, probability = result.lesion, result.prediction.probability
@@ -230,13 +230,13 @@ def _rendering() -> Dataset:
     )
 
 
-def _finding_code(lesion: Lesion, text: Text) -> Concept | CodedConcept:
+def _finding_code(lesion: Lesion, text: CharacterSet) -> Concept | CodedConcept:
     """A code of CID 6014, where the lesion object says what the lesion is; its own code otherwise (the CID is extensible)."""
     finding = lesion.finding or _LESION
     return _FINDINGS.get((finding.value, finding.scheme)) or text.concept(finding) or text.concept(_LESION)
 
 
-def _algorithm(result: Result, algorithm: Algorithm, text: Text) -> Iterable[Dataset]:
+def _algorithm(result: Result, algorithm: Algorithm, text: CharacterSet) -> Iterable[Dataset]:
     """TID 4019."""
     relationship = "HAS PROPERTIES"
     return (

@@ -13,7 +13,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from daemon.dicom.uids import tracking_uid
 from daemon.reports import image_header
 from daemon.reports.case import Case, Edition, without_result_statements
-from daemon.reports.charset import Text
+from daemon.reports.charset import CharacterSet
 from daemon.reports.sr_document import sr_document
 from daemon.reports.tid1500 import SERIES_NUMBER, algorithm_identification, comment, measurement_report
 
@@ -30,7 +30,7 @@ def build(case: Case, edition: Edition, failed: bool, reason: str) -> Dataset:
         ReportError: the lesion object has no UID of its own, its series or its study.
     """
     header = image_header.patient_and_study(case.source)
-    text = Text.encodable_with(header)
+    text = CharacterSet.encodable_with(header)
     patient, _issuer = image_header.patient_key(case.source)
     shown = {uid: image for uid, image in case.images.items() if image_header.patient_key(image)[0] == patient}
     status = codes.DCM.Failed if failed else codes.DCM.NotAttempted

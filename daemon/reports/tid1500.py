@@ -29,7 +29,7 @@ from daemon.reports.case import (
     percent,
     report_statements,
 )
-from daemon.reports.charset import Text
+from daemon.reports.charset import CharacterSet
 from daemon.reports.sr_document import sr_document
 from daemon.reports.tracking import tracking
 
@@ -68,7 +68,7 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
     shown = shown_images(case)
     home = home_image(case, shown)
     header = image_header.patient_and_study(home)
-    text = Text.encodable_with(header)
+    text = CharacterSet.encodable_with(header)
     groups = [
         _group(result, known_as, shown[result.lesion.image_uid], case.algorithm, text)
         for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
@@ -85,7 +85,7 @@ def measurement_report(
     shown: Mapping[str, Dataset],
     groups: Sequence[Group],
     statements: Iterable[str],
-    text: Text,
+    text: CharacterSet,
 ) -> Dataset:
     """The root container of TID 1500, with what a reader must know before the image library and the measurements."""
     observer = hd.sr.DeviceObserverIdentifyingAttributes(
@@ -110,7 +110,7 @@ def measurement_report(
     return root
 
 
-def comment(statement: str, text: Text) -> hd.sr.TextContentItem:
+def comment(statement: str, text: CharacterSet) -> hd.sr.TextContentItem:
     return hd.sr.TextContentItem(COMMENT, text(statement), relationship_type="CONTAINS")
 
 
@@ -122,7 +122,7 @@ def _source_item(source: Dataset) -> hd.sr.ContentItem:
     return hd.sr.CompositeContentItem(SOURCE_REPORT, *reference, relationship_type="CONTAINS")
 
 
-def _image_library(images: Iterable[Dataset], text: Text) -> hd.sr.ContainerContentItem:
+def _image_library(images: Iterable[Dataset], text: CharacterSet) -> hd.sr.ContainerContentItem:
     """The image library (TID 1600), with only those descriptors that a header gives; OHIF needs the library itself."""
     group = hd.sr.ContainerContentItem(codes.DCM.ImageLibraryGroup, relationship_type="CONTAINS")
     group.ContentSequence = hd.sr.ContentSequence([_library_entry(image, text) for image in images])
@@ -131,7 +131,7 @@ def _image_library(images: Iterable[Dataset], text: Text) -> hd.sr.ContainerCont
     return library
 
 
-def _library_entry(image: Dataset, text: Text) -> hd.sr.ImageContentItem:
+def _library_entry(image: Dataset, text: CharacterSet) -> hd.sr.ImageContentItem:
     """One image with its descriptors (TID 1602 and 1603)."""
     context = "HAS ACQ CONTEXT"
     descriptors: list[hd.sr.ContentItem] = []
@@ -164,7 +164,9 @@ def _library_entry(image: Dataset, text: Text) -> hd.sr.ImageContentItem:
     return entry
 
 
-def _group(result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: Text) -> Group:
+def _group(
+    result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: CharacterSet
+) -> Group:
     """The measurement group of one lesion: TID 1410, or TID 1501 where the region is a MULTIPOINT.
 
     TID 1410 forbids a MULTIPOINT as image region; there the probability is inferred from the points (TID 320). A region is
@@ -226,7 +228,7 @@ def _inferred_from(region: hd.sr.ImageRegion) -> hd.sr.CoordinatesForMeasurement
     return hd.sr.CoordinatesForMeasurement(region.graphic_type, region.value, region.ContentSequence[0])
 
 
-def _finding_sites(lesion: Lesion, image: Dataset, text: Text) -> list[hd.sr.FindingSite] | None:
+def _finding_sites(lesion: Lesion, image: Dataset, text: CharacterSet) -> list[hd.sr.FindingSite] | None:
     """Site and side as the lesion object has them, else the breast and the side that the image's header names."""
     site = text.concept(lesion.finding_site) or (BREAST if image_header.shows_breast(image) else None)
     side = text.concept(lesion.laterality) or text.concept(image_header.laterality(image))
@@ -234,7 +236,7 @@ def _finding_sites(lesion: Lesion, image: Dataset, text: Text) -> list[hd.sr.Fin
 
 
 def algorithm_identification(
-    algorithm: Algorithm, bundle: str, engine: str | None, text: Text
+    algorithm: Algorithm, bundle: str, engine: str | None, text: CharacterSet
 ) -> hd.sr.AlgorithmIdentification:
     """TID 4019."""
     return hd.sr.AlgorithmIdentification(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from daemon.dicom.uids import derive_uid, tracking_uid, valid_uid
+from daemon.dicom.uids import derive_uid, is_valid_uid, tracking_uid
 from daemon.reports.case import Result
-from daemon.reports.charset import Text
+from daemon.reports.charset import CharacterSet
 
 
-def tracking(results: Sequence[Result], text: Text) -> list[tuple[str, str]]:
+def tracking(results: Sequence[Result], text: CharacterSet) -> list[tuple[str, str]]:
     """Tracking identifier and UID of each lesion, unique in the report: viewers merge what shares a tracking UID.
 
     A UID that several lesions share (components of one segment) stands for none of them alone: each then gets a UID of
@@ -30,7 +30,7 @@ def tracking(results: Sequence[Result], text: Text) -> list[tuple[str, str]]:
             name = f"{name} ({seen[name]} of {sharing_name[name]})"
         if not uid:
             uid = tracking_uid(lesion.source_uid, number)
-        elif sharing_uid[uid] > 1 or not valid_uid(uid):
+        elif sharing_uid[uid] > 1 or not is_valid_uid(uid):
             uid = derive_uid("tracking", lesion.source_uid, uid, str(number))
         found.append((text(name) or f"Lesion {number}", uid))
     return found

@@ -1,4 +1,4 @@
-"""`Incoming`: one instance as the listener hands it over, complete and checked, before it is accepted."""
+"""`ReceivedInstance`: one instance as the listener hands it over, complete and checked, before it is accepted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Incoming:
+class ReceivedInstance:
     """A received instance: `path` is a complete Part 10 file inside the spool's own file system, not yet durable.
 
     The UIDs are valid by PS3.5 section 9 and equal in the C-STORE command and the data set; the encoding was walked to its

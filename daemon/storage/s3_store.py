@@ -42,7 +42,7 @@ BAD_CREDENTIALS = (
 NOT_THERE = ("NoSuchKey", "404", "NotFound")
 
 
-class ObjectStore:
+class S3Store:
     """The bucket of `spool.url`. Thread-safe. Every method raises SpoolUnavailable where the bucket does not do its part.
 
     Raises:

@@ -5,7 +5,7 @@ Layout, all of it derived from digests, never from a UID off the wire:
     instances/ab/<digest>.dcm    accepted, named by SOP Instance UID and content
     outbox/ab/<digest>.dcm       our reports, named by SOP Instance UID
 
-The place is a directory, or a bucket under the same paths (`ObjectStore`). Then a file is in the spool once the bucket has
+The place is a directory, or a bucket under the same paths (`S3Store`). Then a file is in the spool once the bucket has
 it, and the directory holds copies: any of them may go and is fetched again when it is read.
 """
 
@@ -31,7 +31,7 @@ from daemon.dicom.digest import digest_of
 from daemon.errors import RefusedInstance, SpoolUnavailable
 
 if TYPE_CHECKING:
-    from daemon.storage.s3_store import ObjectStore
+    from daemon.storage.s3_store import S3Store
 
 OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # passes when space is made
@@ -71,13 +71,13 @@ def open_spool(chosen: settings.Spool) -> Spool:
 
     Raises:
         OSError: the directory cannot be made.
-        ConfigurationError: see `ObjectStore`.
+        ConfigurationError: see `S3Store`.
     """
     if chosen.url is None:
         return Spool(chosen.directory, chosen.min_free)
-    from daemon.storage.s3_store import ObjectStore
+    from daemon.storage.s3_store import S3Store
 
-    return Spool(chosen.directory, chosen.min_free, ObjectStore(chosen), chosen.cache)
+    return Spool(chosen.directory, chosen.min_free, S3Store(chosen), chosen.cache)
 
 
 class Spool:
@@ -89,7 +89,7 @@ class Spool:
     bucket does not do its part, every method raises SpoolUnavailable.
     """
 
-    def __init__(self, directory: Path, min_free: int = 0, store: ObjectStore | None = None, cache: int = 0) -> None:
+    def __init__(self, directory: Path, min_free: int = 0, store: S3Store | None = None, cache: int = 0) -> None:
         self.directory = directory.absolute()
         self.min_free = min_free
         self.store = store
@@ -312,7 +312,7 @@ class Spool:
 
         A file without a row was never answered with success, so its sender sends it again. `begun` is a time of this file
         system (a modification time), after which another node may have started. In a bucket they stay:
-        `daemon.maintenance.retention.remove_strays` removes them when they are old.
+        `daemon.maintenance.retention.delete_orphans` removes them when they are old.
         """
         if self.store is not None:
             return 0

@@ -19,7 +19,7 @@ class TooLate(Exception):
     """No answer came within the limit; the process was ended."""
 
 
-class Child:
+class ChildProcess:
     """A process that runs `target(pipe, *arguments)`, from its making on.
 
     Its end of the pipe is its own alone, so that its death is seen at once, were it in the middle of an answer: an executor

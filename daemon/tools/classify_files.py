@@ -22,14 +22,14 @@ from config.errors import ConfigurationError, MammodError
 from config.settings import Settings
 from daemon.dicom.equipment import is_own_report
 from daemon.errors import LesionError, ReportError
-from daemon.jobs.job_runner import part10
+from daemon.jobs.job_runner import read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
 from daemon.lesions.reader import lesion_references
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.reports.case import Result
 from daemon.reports.rendering import pictures
 from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Bundle
 
@@ -51,7 +51,7 @@ class Files:
 
 
 @dataclass
-class Outcome:
+class FileOutcome:
     """What came of one lesion object. `problems` are what could not be done, each a sentence without its subject."""
 
     source: Path
@@ -153,18 +153,18 @@ def _leave_out(found: Files, path: Path, tell: bool, reason: str) -> None:
 
 def _classified(
     files: Files, output: Path, settings: Settings, kinds: Sequence[str], bundle: Bundle, console: Console
-) -> list[Outcome]:
+) -> list[FileOutcome]:
     """What came of each lesion object, in the order of the files."""
     cores = os.cpu_count() or 1
     decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
-    classifier = Classifier(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
+    classifier = ClassifierPool(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
     stems = _stems(files.sources.values())
     try:
         with console.status("warming the network up"):
             classifier.start()
         pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
 
-        def do(source: Path) -> Outcome:
+        def do(source: Path) -> FileOutcome:
             return _do(source, stems[source], files, output, settings, kinds, pipeline)
 
         # As many at once as keep the decoders busy; one lesion object waits for its own results.
@@ -183,8 +183,8 @@ def _do(
     settings: Settings,
     kinds: Sequence[str],
     pipeline: Pipeline,
-) -> Outcome:
-    outcome = Outcome(source)
+) -> FileOutcome:
+    outcome = FileOutcome(source)
     try:
         inputs = read_inputs(source, files.paths.get)
         classified = outcome.classified = pipeline.classify(inputs, settings.lesions, pictures=True)
@@ -195,7 +195,7 @@ def _do(
         for item in made.written:
             name = _new_name([report["file"] for report in outcome.reports], f"{stem}-{item.kind}", ".dcm")
             with _written_to(output):
-                (output / name).write_bytes(part10(item.report))
+                (output / name).write_bytes(read_part10(item.report))
             outcome.reports.append({"kind": item.kind, "file": name, "sop_instance_uid": item.sop_instance_uid})
         for picture in pictures(pipeline.case(inputs, classified)):
             image = files.paths[str(picture.image.SOPInstanceUID)]
@@ -249,7 +249,7 @@ def _progress(console: Console, doing: str, items: Iterable[Any], total: int | N
     return track(items, doing, total, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _print_table(outcomes: Sequence[Outcome], files: Files, bundle: Bundle) -> None:
+def _print_table(outcomes: Sequence[FileOutcome], files: Files, bundle: Bundle) -> None:
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
@@ -279,7 +279,7 @@ def _print_table(outcomes: Sequence[Outcome], files: Files, bundle: Bundle) -> N
         console.print("The bundle is UNTRAINED: these numbers mean nothing.", style="bold red")
 
 
-def _results(outcome: Outcome) -> Sequence[Result]:
+def _results(outcome: FileOutcome) -> Sequence[Result]:
     return outcome.classified.results if outcome.classified else ()
 
 
@@ -291,7 +291,7 @@ def _remarks(result: Result) -> list[str]:
     return remarks
 
 
-def _as_json(outcomes: Sequence[Outcome], files: Files, bundle: Bundle) -> dict[str, Any]:
+def _as_json(outcomes: Sequence[FileOutcome], files: Files, bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
         "research_use_only": True,

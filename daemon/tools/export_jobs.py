@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from sqlalchemy import Row, select
 
 from daemon.ledger import Ledger
-from daemon.ledger.job_query import Selection, selected
+from daemon.ledger.job_query import JobQuery, select_jobs
 from daemon.ledger.schema import outbox
 
 OF_JOB = (
@@ -22,12 +22,12 @@ OF_LESION = ("lesion", "image_uid", "frame", "probability", "class", "box")
 COLUMNS = (*OF_JOB, *OF_LESION, "reports")
 
 
-def exported(ledger: Ledger, chosen: Selection) -> Iterator[dict[str, Any]]:
+def exported(ledger: Ledger, chosen: JobQuery) -> Iterator[dict[str, Any]]:
     """Each chosen job as a JSON-ready mapping, in the order of their numbers, read a page at a time.
 
     `seconds` are those from all being here to the last report being stored. Times are UTC.
     """
-    for page in selected(ledger, chosen):
+    for page in select_jobs(ledger, chosen):
         with ledger.read() as connection:
             rows = connection.execute(
                 select(outbox).where(outbox.c.job_id.in_([row.id for row in page])).order_by(outbox.c.id)

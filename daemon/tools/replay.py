@@ -24,16 +24,16 @@ from sqlalchemy import Row
 from config.errors import ConfigurationError, MammodError
 from config.settings import Settings
 from daemon.errors import ClassifierUnavailable, DecoderUnavailable
-from daemon.jobs.job_runner import load_inputs, part10
+from daemon.jobs.job_runner import load_inputs, read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline
 from daemon.ledger import Ledger
-from daemon.ledger.job_query import Selection, selected
+from daemon.ledger.job_query import JobQuery, select_jobs
 from daemon.ledger.schema import JobState
 from daemon.reports.registry import WITH_PICTURES
 from daemon.storage.spool import Spool, open_spool
-from daemon.tools.replay_report import write_result
+from daemon.tools.replay_report import write_report
 from daemon.workers.bundle_source import algorithm
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Bundle
 
@@ -67,7 +67,7 @@ class Replayed:
 
 
 def replay(
-    settings: Settings, ledger: Ledger, chosen: Selection, bundle: Bundle, out: Path, console: Console, *, gpu: bool
+    settings: Settings, ledger: Ledger, chosen: JobQuery, bundle: Bundle, out: Path, console: Console, *, gpu: bool
 ) -> int:
     """Classify the chosen finished jobs with `bundle`; reports, tables and a page go to `out`. Returns 0 when all could be.
 
@@ -77,7 +77,7 @@ def replay(
     """
     with _folder(out, bundle):
         known = {one.job: one for one in _read(out / LINES) if one.reason is None}
-        rows = [row for page in selected(ledger, chosen) for row in page]
+        rows = [row for page in select_jobs(ledger, chosen) for row in page]
         todo = [row for row in rows if row.id not in known or known[row.id].revision != row.revision]
         if len(todo) < len(rows):
             console.print(f"{len(rows) - len(todo)} of {len(rows)} jobs were replayed before", highlight=False)
@@ -88,7 +88,7 @@ def replay(
         finally:  # also of a replay that is ended by Ctrl-C
             wanted = {row.id for row in rows}
             results = {one.job: one for one in _read(out / LINES) if one.job in wanted}
-            write_result(out, bundle, [results[number] for number in sorted(results)], console)
+            write_report(out, bundle, [results[number] for number in sorted(results)], console)
     if not rows:
         console.print("no finished job was chosen; `mammod jobs list --state done` shows what there is", style="red")
     return 0 if rows and all(one.reason is None for one in results.values()) else 1
@@ -112,7 +112,7 @@ def _do_all(
         where = where.model_copy(update={"directory": out / COPIES})
     spool = open_spool(where)
     decoders = DecoderPool(count, bundle.manifest, workers)
-    classifier = Classifier(bundle, workers, settings.model.engine)
+    classifier = ClassifierPool(bundle, workers, settings.model.engine)
     threads = ThreadPoolExecutor(count)
     try:
         with console.status("warming the network up"):
@@ -160,7 +160,7 @@ def _do(row: Row, settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pi
         names = []
         for number, item in enumerate(made.written):
             name = f"reports/job-{row.id}-{number + 1}-{item.kind}.dcm"
-            (out / name).write_bytes(part10(item.report))
+            (out / name).write_bytes(read_part10(item.report))
             names.append(name)
     except (ClassifierUnavailable, DecoderUnavailable):
         raise  # no other job would fare better

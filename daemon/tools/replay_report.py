@@ -32,7 +32,7 @@ th { text-align: left } td { font-variant-numeric: tabular-nums } .note { backgr
 """
 
 
-def write_result(out: Path, bundle: Bundle, results: Sequence[Replayed], console: Console) -> None:
+def write_report(out: Path, bundle: Bundle, results: Sequence[Replayed], console: Console) -> None:
     """Write `comparison.csv`, `not-replayed.csv` and `index.html` to `out`; print the summary."""
     rows = [row for one in results for row in _rows(one)]
     failed = [one for one in results if one.reason is not None]

@@ -13,7 +13,7 @@ from rich.console import Console
 from config.settings import TLS, Settings
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import OutcomeKind, Outgoing
+from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
 
 SENDER_AE_TITLE = "MAMMOD_SEND"
 
@@ -28,7 +28,7 @@ def send_files(
         try:
             meta = dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
             syntax = meta.file_meta.TransferSyntaxUID
-            outgoing.append(Outgoing(path, str(meta.SOPClassUID), str(meta.SOPInstanceUID), str(syntax)))
+            outgoing.append(OutgoingInstance(path, str(meta.SOPClassUID), str(meta.SOPInstanceUID), str(syntax)))
         except (InvalidDicomError, AttributeError, OSError) as error:
             bad += 1
             console.print(
@@ -38,7 +38,7 @@ def send_files(
     with tempfile.TemporaryDirectory() as incoming:
         outcomes = Archive(target, SENDER_AE_TITLE, Path(incoming)).store(outgoing)
         for item, outcome in zip(outgoing, outcomes, strict=True):
-            stored = outcome.kind is OutcomeKind.STORED
+            stored = outcome.kind is StoreOutcomeKind.STORED
             bad += not stored
             console.print(
                 f"{item.path}: {'stored' if stored else 'NOT stored'}: {outcome.reason}",

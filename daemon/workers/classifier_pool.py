@@ -34,7 +34,7 @@ from config.settings import Workers
 from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi, EngineLost
 from daemon.events import bus
 from daemon.events.timings import Stage, used
-from daemon.system.child_process import SPAWN, Child, TooLate, begin
+from daemon.system.child_process import SPAWN, ChildProcess, TooLate, begin
 from model.bundle import Bundle, load_bundle
 from model.engines import Engine, load_engine
 from model.engines.hardware import gpus
@@ -50,7 +50,7 @@ _ABANDONED_S = 5.0  # for a thread to find that its process was ended
 _THREADS = "TF_NUM_INTRAOP_THREADS"  # TensorFlow reads it by itself
 
 
-class Classifier:
+class ClassifierPool:
     """Classifies ROIs with a bundle's engine in `workers.count` processes (0: one, or one for each NVIDIA GPU).
 
     In folder `cache` an engine keeps what it converted (see `model.engines.load_engine`). `factory` ("module:function",
@@ -352,7 +352,7 @@ class _Worker:
         self._memory = SPAWN.RawArray(ctypes.c_float, count * size * size)
         self._rois = _as_rois(self._memory, size)
         self._start_limit_s, self._hang_limit_s = start_limit_s, hang_limit_s
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self.engine, self.why = "", ""
         self._digest, self._threshold = "", 0.5
         self.trouble: str | None = None
@@ -368,12 +368,12 @@ class _Worker:
         Raises:
             ClassifierUnavailable: the process died, or its engine refused the bundle; or it was on a cluster that could not
                 be had a moment ago.
-            ConfigurationError: see `Classifier.start`.
+            ConfigurationError: see `ClassifierPool.start`.
         """
         if self.trouble and time.monotonic() - self._failed_at < self._patience_s:
             raise ClassifierUnavailable(self.trouble)
         work = (self._factory, self._arguments, self._environment, self._memory, self._rois.shape[1])
-        self._child = child = Child("mammod-classifier", _work, *work)
+        self._child = child = ChildProcess("mammod-classifier", _work, *work)
         try:
             facts = _answer(child, self._start_limit_s)
         except ClassifierError as error:
@@ -399,7 +399,7 @@ class _Worker:
         """
         if self.pid is None:
             log.warning("starting the classifier process again")
-            bus.tell(bus.WorkerRestarted(bus.Worker.CLASSIFIER))
+            bus.tell(bus.WorkerRestarted(bus.WorkerKind.CLASSIFIER))
             try:
                 self.start()
             except ConfigurationError as error:  # it was right when the service started
@@ -436,7 +436,7 @@ class _Worker:
             child.kill()
 
 
-def _answer(child: Child, limit_s: float, *request: Any) -> Any:
+def _answer(child: ChildProcess, limit_s: float, *request: Any) -> Any:
     """What a process answers, to `request` where there is one."""
     try:
         succeeded, answer = child.ask(limit_s, *request)

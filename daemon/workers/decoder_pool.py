@@ -28,7 +28,7 @@ from daemon.events.timings import Stage, used
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import read_lesions
 from daemon.reports.display_image import View, view_of
-from daemon.system.child_process import Child, TooLate, begin
+from daemon.system.child_process import ChildProcess, TooLate, begin
 from model.bundle import Manifest
 from model.errors import ImageError
 from model.image import open_image
@@ -134,7 +134,7 @@ class _Decoder:
 
     def __init__(self, workers: settings.Workers) -> None:
         self._workers = workers
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._is_warm = False
         self._at_work = threading.Lock()
         self._ended = False
@@ -144,10 +144,10 @@ class _Decoder:
         """The process's id while it lives."""
         return None if self._child is None else self._child.pid
 
-    def start(self) -> Child:
+    def start(self) -> ChildProcess:
         """Begin the process if there is none; does not wait until it has loaded its modules."""
         if self._child is None:
-            self._child, self._is_warm = Child("mammod-decoder", _work, int(self._workers.decoder_memory)), False
+            self._child, self._is_warm = ChildProcess("mammod-decoder", _work, int(self._workers.decoder_memory)), False
         return self._child
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -190,7 +190,7 @@ class _Decoder:
             )
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
 
-    def _warm(self) -> Child:
+    def _warm(self) -> ChildProcess:
         """A process that lives and has loaded its modules: one that died before is no fault of the object."""
         for _ in range(STARTS):
             if self._ended:
@@ -210,7 +210,7 @@ class _Decoder:
 
     def _replace(self) -> None:
         """Put away the process, which is begun anew when the next object comes."""
-        bus.tell(bus.WorkerRestarted(bus.Worker.DECODER))
+        bus.tell(bus.WorkerRestarted(bus.WorkerKind.DECODER))
         self._put_away()
 
     def _put_away(self) -> None:

@@ -15,7 +15,7 @@ from model.errors import BundleError
 log = structlog.get_logger()
 
 
-def keep_bundle(bundle: Bundle, spool: Path, in_use: Collection[str] = ()) -> Bundle:
+def pin_bundle(bundle: Bundle, spool: Path, in_use: Collection[str] = ()) -> Bundle:
     """The same bundle as a copy in `spool`/bundle/<digest>, made where it is not there whole.
 
     Copies of others are removed, but for those that nodes beside this one run (`in_use`, by their digests).

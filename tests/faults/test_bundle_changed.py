@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.workers.pinned_bundle import BundleWatch, keep_bundle
+from daemon.workers.pinned_bundle import BundleWatch, pin_bundle
 from model.bundle import MANIFEST, WEIGHTS, load_bundle
 from model.errors import BundleError
 from tests.support.cases import make_case
@@ -40,18 +40,18 @@ def test_the_copy_is_the_bundle_and_a_half_copy_is_made_anew(folder: Path, tmp_p
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "older").mkdir()
     bundle = load_bundle(folder, allow_untrained=True)
-    kept = keep_bundle(bundle, tmp_path)
+    kept = pin_bundle(bundle, tmp_path)
     assert kept.digest == bundle.digest
     assert kept.path != folder
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == [bundle.digest]
     assert {path.stat().st_mode & 0o777 for path in kept.path.iterdir()} == {0o600}
     assert kept.path.stat().st_mode & 0o777 == 0o700
     damage(kept.path)
-    assert keep_bundle(bundle, tmp_path).digest == bundle.digest
+    assert pin_bundle(bundle, tmp_path).digest == bundle.digest
     damage(folder)
     shutil.rmtree(kept.path)
     with pytest.raises(BundleError):
-        keep_bundle(bundle, tmp_path)
+        pin_bundle(bundle, tmp_path)
 
 
 def test_a_change_is_said_once_with_what_the_next_start_does(folder: Path) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from config.settings import Settings
 from daemon.ledger import Ledger, instances, job_claims, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
-from daemon.maintenance.periodic_tasks import Schedule
+from daemon.maintenance.periodic_tasks import PeriodicTasks
 from daemon.service import Service as MammodService
 from daemon.system.clock_watch import ClockWatch
 from tests.daemon.archive.test_outbox_sender import queue
@@ -68,7 +68,7 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
 
 
 def test_what_was_just_run_does_not_keep_the_rest_from_being_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = Schedule(*[Mock()] * 10)
+    schedule = PeriodicTasks(*[Mock()] * 10)
     scheduler = schedule._scheduler
     scheduler.start(paused=True)
     once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("once", "other"))

@@ -18,14 +18,14 @@ from config.errors import ConfigurationError
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
-from daemon.archive.sender_threads import Sending as SendingThreads
-from daemon.archive.storage_commitment import Commitment
-from daemon.archive.store_status import Outgoing
-from daemon.audit.trail import Audit
+from daemon.archive.sender_threads import SenderThreads
+from daemon.archive.storage_commitment import StorageCommitment
+from daemon.archive.store_status import OutgoingInstance
+from daemon.audit.trail import AuditTrail
 from daemon.ledger import Ledger, jobs, outbox, schema
 from daemon.receiving.listener import Listener
 from daemon.service import require_archive
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.daemon.archive.test_outbox_sender import queue
 from tests.support.archive_stubs import archive, outgoing, stub
@@ -40,18 +40,18 @@ from tests.support.services import Service
 BOX = schema.outbox
 
 
-class Sending:
+class SendingRig:
     """A ledger with one report in its outbox, and what sends it and asks about it."""
 
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         self.folder, self.ledger = folder, ledger
-        self.item: Outgoing = outgoing(folder)
+        self.item: OutgoingInstance = outgoing(folder)
         queue(ledger, self.item, time.time())
 
     def to(self, port: int, **settings: Any) -> None:
         settings = {"commitment": True, "commitment_asks": 3, "retry_first_s": 10, "timeout_s": 5} | settings
         self.archive: Archive = archive(port, self.folder, **settings)
-        self.commitment = Commitment(self.ledger, self.archive)
+        self.commitment = StorageCommitment(self.ledger, self.archive)
 
     def send(self) -> SendSummary:
         self._due()
@@ -80,10 +80,10 @@ class Sending:
 
 
 @pytest.fixture
-def sending(tmp_path: Path) -> Iterator[Sending]:
+def sending(tmp_path: Path) -> Iterator[SendingRig]:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     join(ledger)
-    yield Sending(tmp_path, ledger)
+    yield SendingRig(tmp_path, ledger)
     ledger.close()
 
 
@@ -95,7 +95,7 @@ def on_the_same_association(peer: CommittingArchive, association: Any, request: 
     peer.report(association, request)
 
 
-def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sending: Sending) -> None:
+def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sending: SendingRig) -> None:
     with committing_archive(on_the_same_association) as peer:
         sending.to(peer.port)
         assert sending.send() == SendSummary(stored=1)
@@ -113,21 +113,21 @@ def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sendi
 
 
 def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
-    sending: Sending, monkeypatch: pytest.MonkeyPatch
+    sending: SendingRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive takes the request for commitment and says no more: its association stays open for the answer."""
     monkeypatch.setattr("daemon.archive.storage_commitment.LINGER_S", 60)
     with committing_archive(silent) as peer:
         sending.to(peer.port, timeout_s=60)
         settings = Settings(archive=sending.archive.settings)
-        threads = SendingThreads(
+        threads = SenderThreads(
             sending.ledger,
             hold,
             sending.archive,
             Spool(sending.folder),
             lambda: settings,
             sending.commitment,
-            Audit(settings),
+            AuditTrail(settings),
         )
         threads.start()
         wait_until(lambda: peer.requests, "the question about the first report")
@@ -139,16 +139,16 @@ def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
         assert not threads.finish(lambda: 0.1), "the question is still under way"
 
 
-def never(_incoming: Incoming) -> None:
+def never(_incoming: ReceivedInstance) -> None:
     raise AssertionError("no instance comes here")
 
 
-def listener(sending: Sending, folder: Path, **settings: object) -> Listener:
+def listener(sending: SendingRig, folder: Path, **settings: object) -> Listener:
     chosen = listener_settings(**settings)
     return Listener(chosen, folder / "incoming", never, commitment=lambda *told: sending.commitment.take_from(*told))
 
 
-def test_the_answer_on_a_new_association_with_role_selection(sending: Sending, tmp_path: Path) -> None:
+def test_the_answer_on_a_new_association_with_role_selection(sending: SendingRig, tmp_path: Path) -> None:
     with listening(listener(sending, tmp_path)) as ours:
         with committing_archive(lambda peer, _, request: peer.call_back(ours.port, request)) as peer:
             sending.to(peer.port)
@@ -158,7 +158,7 @@ def test_the_answer_on_a_new_association_with_role_selection(sending: Sending, t
         assert peer.response_statuses == [0x0000]
 
 
-def test_the_answer_long_after_to_another_process(sending: Sending, tmp_path: Path) -> None:
+def test_the_answer_long_after_to_another_process(sending: SendingRig, tmp_path: Path) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
         sending.to(peer.port, commitment_wait_s=1000)
         sending.commitment._archive = _unlingering(sending.archive)
@@ -174,7 +174,7 @@ def test_the_answer_long_after_to_another_process(sending: Sending, tmp_path: Pa
         assert peer.response_statuses == [0x0000, 0x0000]
 
 
-def test_only_the_archive_of_the_settings_may_commit(sending: Sending, tmp_path: Path) -> None:
+def test_only_the_archive_of_the_settings_may_commit(sending: SendingRig, tmp_path: Path) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
         sending.to(peer.port)
         sending.commitment._archive = _unlingering(sending.archive)
@@ -188,7 +188,7 @@ def test_only_the_archive_of_the_settings_may_commit(sending: Sending, tmp_path:
         assert sending.states == ("committing", "sending")
 
 
-def test_what_the_archive_lost_is_sent_again_and_then_committed(sending: Sending) -> None:
+def test_what_the_archive_lost_is_sent_again_and_then_committed(sending: SendingRig) -> None:
     with committing_archive(on_the_same_association) as peer:
         peer.refuse = lambda uid: NO_SUCH_INSTANCE if len(peer.stored) < 2 else None
         sending.to(peer.port)
@@ -204,7 +204,7 @@ def test_what_the_archive_lost_is_sent_again_and_then_committed(sending: Sending
     assert peer.stored == [sending.item.sop_instance_uid] * 2
 
 
-def test_an_archive_that_never_commits_ends_in_a_state_that_operators_see(sending: Sending) -> None:
+def test_an_archive_that_never_commits_ends_in_a_state_that_operators_see(sending: SendingRig) -> None:
     with committing_archive(on_the_same_association) as peer:
         peer.refuse = lambda uid: NO_SUCH_INSTANCE
         sending.to(peer.port)
@@ -229,7 +229,7 @@ def _unlingering(archive: Archive) -> Archive:
     return archive
 
 
-def test_silence_is_asked_again_with_back_off_and_then_shown(sending: Sending) -> None:
+def test_silence_is_asked_again_with_back_off_and_then_shown(sending: SendingRig) -> None:
     with committing_archive(silent) as peer:
         sending.to(peer.port, commitment_wait_s=100)
         sending.commitment._archive = _unlingering(sending.archive)
@@ -247,7 +247,7 @@ def test_silence_is_asked_again_with_back_off_and_then_shown(sending: Sending) -
 
 
 @pytest.mark.parametrize("status", [0x0000, 0x0110])
-def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending: Sending) -> None:
+def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending: SendingRig) -> None:
     with committing_archive(silent, status=status) as peer:
         sending.to(peer.port, commitment_wait_s=100)
         sending.commitment._archive = _unlingering(sending.archive)
@@ -272,7 +272,7 @@ def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending:
 
 
 def test_a_promise_that_comes_after_we_gave_up_counts_and_none_of_before_a_retry(
-    sending: Sending, tmp_path: Path
+    sending: SendingRig, tmp_path: Path
 ) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
         sending.to(peer.port, commitment_asks=1)
@@ -297,7 +297,7 @@ def test_a_promise_that_comes_after_we_gave_up_counts_and_none_of_before_a_retry
 
 
 @pytest.mark.parametrize("way", ["no context", "failure status"])
-def test_an_archive_without_storage_commitment_is_shown(way: str, sending: Sending) -> None:
+def test_an_archive_without_storage_commitment_is_shown(way: str, sending: SendingRig) -> None:
     with committing_archive(silent, status=0x0110) as peer, stub() as plain:
         sending.to(peer.port if way == "failure status" else plain)
         sending.send()
@@ -307,7 +307,7 @@ def test_an_archive_without_storage_commitment_is_shown(way: str, sending: Sendi
         assert ("0x0110" if way == "failure status" else "no presentation context") in sending.row.job_reason
 
 
-def test_an_archive_that_is_down_delays_the_question_and_counts_nothing(sending: Sending) -> None:
+def test_an_archive_that_is_down_delays_the_question_and_counts_nothing(sending: SendingRig) -> None:
     with committing_archive(silent) as peer:
         sending.to(peer.port)
         sending.send()
@@ -321,7 +321,7 @@ def test_an_archive_that_is_down_delays_the_question_and_counts_nothing(sending:
     assert sending.states == ("stored", "done")
 
 
-def test_without_the_setting_stored_is_done_and_turning_it_off_frees_what_waits(sending: Sending) -> None:
+def test_without_the_setting_stored_is_done_and_turning_it_off_frees_what_waits(sending: SendingRig) -> None:
     with committing_archive(silent) as peer:
         sending.to(peer.port)
         sending.send()

@@ -16,12 +16,12 @@ from sqlalchemy import delete, select, text, update
 
 from config.settings import Settings
 from daemon.checks.run import deep_findings
-from daemon.jobs.job_runner import JobWorker
+from daemon.jobs.job_runner import JobRunner
 from daemon.jobs.pipeline import Written
 from daemon.ledger import Ledger, instances, job_claims, jobs, look, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
-from daemon.maintenance.consistency_check import deep_check
+from daemon.maintenance.consistency_check import check_consistency
 from daemon.storage.spool import Spool
 from tests.support.archive_stubs import outgoing
 from tests.support.cases import Case
@@ -87,7 +87,7 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 
 def test_agreement_is_no_fault_and_everything_is_hashed(kept: Kept) -> None:
-    found = deep_check(kept.ledger, kept.spool)
+    found = check_consistency(kept.ledger, kept.spool)
     assert found.faults == []
     assert (found.instances, found.reports, found.jobs) == (2, 1, 1)
     assert found.bytes_hashed == sum(entry.size for entry in kept.spool.entries())
@@ -143,13 +143,13 @@ FAULTS: dict[str, tuple[Callable[[Kept], object], str]] = {
 def test_each_disagreement_is_found(name: str, kept: Kept) -> None:
     harm, said = FAULTS[name]
     harm(kept)
-    faults = deep_check(kept.ledger, kept.spool).faults
+    faults = check_consistency(kept.ledger, kept.spool).faults
     assert any(said in fault for fault in faults), faults
 
 
 def test_a_file_whose_row_is_about_to_come_is_no_fault(kept: Kept) -> None:
     kept.file(kept.image).with_name("0" * 64 + ".dcm").write_bytes(b"being received")
-    assert deep_check(kept.ledger, kept.spool).faults == []
+    assert check_consistency(kept.ledger, kept.spool).faults == []
 
 
 def test_an_older_version_that_outlives_the_current_one_is_no_fault(kept: Kept) -> None:
@@ -158,7 +158,7 @@ def test_an_older_version_that_outlives_the_current_one_is_no_fault(kept: Kept) 
     kept.spool.remove([kept.report.path])
     kept.execute(update(JOB).values(state="quarantined", reason="cannot be used"))
     kept.execute(update(INSTANCE).where(INSTANCE.c.path == kept.source.path).values(state="superseded"))
-    assert deep_check(kept.ledger, kept.spool).faults == []
+    assert check_consistency(kept.ledger, kept.spool).faults == []
 
 
 def test_work_done_again_leaves_a_report_as_it_was_first_written(kept: Kept) -> None:
@@ -168,7 +168,7 @@ def test_work_done_again_leaves_a_report_as_it_was_first_written(kept: Kept) -> 
     again = dcmread(path)
     again.ContentTime = "120000"
     unused: Any = None
-    worker = JobWorker(unused, kept.ledger, kept.spool, unused)
+    worker = JobRunner(unused, kept.ledger, kept.spool, unused)
     assert worker._place(Written("tid1500", again)) == kept.report
     assert path.read_bytes() == first
     path.unlink()
@@ -176,7 +176,7 @@ def test_work_done_again_leaves_a_report_as_it_was_first_written(kept: Kept) -> 
     assert path.stat().st_size == written.size != kept.report.size
     with kept.ledger.write() as connection:
         assert outbox.put(connection, kept.job, kept.source.sop_instance_uid, [written], 5.0) == 0
-    assert deep_check(kept.ledger, kept.spool).faults == [], "the row says what lies there"
+    assert check_consistency(kept.ledger, kept.spool).faults == [], "the row says what lies there"
 
 
 @pytest.mark.peers
@@ -226,6 +226,6 @@ def test_a_ledger_of_an_earlier_version_is_left_as_it_is(kept: Kept, tmp_path: P
 def test_a_ledger_of_the_first_schema_keeps_its_rows(kept: Kept) -> None:
     """The digest of older reports is unknown: they are checked by size and SOP Instance UID."""
     kept.execute(update(OUTBOX).values(digest=None))
-    assert deep_check(kept.ledger, kept.spool).faults == []
+    assert check_consistency(kept.ledger, kept.spool).faults == []
     with kept.ledger.read() as connection:
         assert connection.execute(select(OUTBOX.c.commit_attempts)).scalar_one() == 0

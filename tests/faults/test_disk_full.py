@@ -21,7 +21,7 @@ from daemon.ledger import Ledger, database, instances, job_claims, jobs
 from daemon.ledger.instances import StoredInstance
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.support.cases import make_case
 from tests.support.ledgers import hold, join
@@ -105,7 +105,7 @@ class Receiving:
         self.intake = Intake(self.spool, self.ledger, "bundle", lambda: None)
         self.listener = Listener(listener_settings(), self.spool.incoming, self.accept, self.full)
 
-    def accept(self, incoming: Incoming) -> None:
+    def accept(self, incoming: ReceivedInstance) -> None:
         self.intake.accept(incoming)
 
     def full(self) -> str | None:

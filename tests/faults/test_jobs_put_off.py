@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from config.settings import Settings
 from daemon.errors import ClassifierError, ClassifierUnavailable, DecoderKilled
 from daemon.jobs import job_runner as job_module
-from daemon.jobs.job_runner import JobWorker
+from daemon.jobs.job_runner import JobRunner
 from daemon.ledger import Ledger, instances, job_claims, jobs
 from daemon.ledger.instances import StoredInstance
 from daemon.storage.spool import Spool
@@ -51,7 +51,7 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ledger]:
     opened.close()
 
 
-def attempt(ledger: Ledger, worker: JobWorker) -> Row:
+def attempt(ledger: Ledger, worker: JobRunner) -> Row:
     """Claim the job, do it as the dispatcher does, and take up what had no end; the job's row."""
     with ledger.write() as connection:
         (claimed,) = job_claims.claim(connection, NODE, 1, time.time() + LATER)
@@ -66,7 +66,7 @@ def attempt(ledger: Ledger, worker: JobWorker) -> Row:
 
 @pytest.mark.parametrize("what", PASSING)
 def test_what_passes_costs_no_attempt(what: str, ledger: Ledger, tmp_path: Path) -> None:
-    worker = JobWorker(lambda: Settings(), ledger, Spool(tmp_path / "spool"), Failing(PASSING[what]))  # type: ignore[arg-type]
+    worker = JobRunner(lambda: Settings(), ledger, Spool(tmp_path / "spool"), Failing(PASSING[what]))  # type: ignore[arg-type]
     for _ in range(8):
         row = attempt(ledger, worker)
         assert (row.state, row.attempts) == ("ready", 0)
@@ -77,6 +77,6 @@ def test_what_passes_costs_no_attempt(what: str, ledger: Ledger, tmp_path: Path)
 )
 def test_what_does_not_pass_ends_in_quarantine(error: Exception, ledger: Ledger, tmp_path: Path) -> None:
     failing: Any = Failing(error)
-    worker = JobWorker(lambda: Settings(), ledger, Spool(tmp_path / "spool"), failing)
+    worker = JobRunner(lambda: Settings(), ledger, Spool(tmp_path / "spool"), failing)
     states = [attempt(ledger, worker).state for _ in range(3)]
     assert states == ["ready", "ready", "quarantined"]

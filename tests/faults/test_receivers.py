@@ -25,10 +25,10 @@ from daemon.events import bus, timings
 from daemon.events.timings import Stage
 from daemon.receiving import receiver_process
 from daemon.receiving.listener import Listener
-from daemon.receiving.receiver_process import Receiver
-from daemon.receiving.spooling import InSpool
-from daemon.storage.received_instance import Incoming
-from daemon.system.child_process import Child
+from daemon.receiving.receiver_process import ReceiverProcess
+from daemon.receiving.spooling import SpooledInstance
+from daemon.storage.received_instance import ReceivedInstance
+from daemon.system.child_process import ChildProcess
 from tests.support.commitment_archives import CommittingArchive
 from tests.support.peers.programs import wait_until
 from tests.support.scu import (
@@ -62,13 +62,13 @@ class Rig:
         )
         self.spool = folder / "spool"
         self.incoming = self.spool / "incoming" / "this"
-        self.recorded: list[InSpool] = []
-        self.here: list[Incoming] = []
+        self.recorded: list[SpooledInstance] = []
+        self.here: list[ReceivedInstance] = []
         self.ended: list[str] = []
         self.committed: list[tuple[str, Dataset]] = []
-        self.record: Callable[[InSpool], None] = self.recorded.append
+        self.record: Callable[[SpooledInstance], None] = self.recorded.append
         self.lots: list[int] = []
-        self.receiver = Receiver("receiver-1", self.settings, self.incoming / "receiver-1", self.record_each)
+        self.receiver = ReceiverProcess("receiver-1", self.settings, self.incoming / "receiver-1", self.record_each)
         self.listener = Listener(
             self.settings.listener,
             self.incoming,
@@ -78,7 +78,7 @@ class Rig:
             receivers=[self.receiver],
         )
 
-    def record_each(self, several: Sequence[InSpool]) -> list[Exception | None]:
+    def record_each(self, several: Sequence[SpooledInstance]) -> list[Exception | None]:
         self.lots.append(len(several))
         errors: list[Exception | None] = []
         for placed in several:
@@ -126,7 +126,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> None:
     told: list[bus.Event] = []
-    took: list[timings.Took] = []
+    took: list[timings.StageTiming] = []
     with bus.heard_by(told.append), timings.heard_by(took.append):
         association = rig.associate_with_receiver()
         assert store(association, CONTENT, UID).Status == 0x0000
@@ -163,7 +163,7 @@ def test_associations_are_shared_out(rig: Rig) -> None:
     ],
 )
 def test_what_the_ledger_says_is_the_answer(rig: Rig, error: Exception, status: int) -> None:
-    def refuse(placed: InSpool) -> None:
+    def refuse(placed: SpooledInstance) -> None:
         raise error
 
     rig.record = refuse
@@ -197,7 +197,7 @@ def test_what_comes_while_the_ledger_is_written_to_is_recorded_together(
     images = [mammogram(1 + number) for number in range(4)]
     began, go_on = threading.Event(), threading.Event()
 
-    def record(placed: InSpool) -> None:
+    def record(placed: SpooledInstance) -> None:
         began.set()
         assert go_on.wait(60)
         if placed.incoming.sop_instance_uid == images[3].SOPInstanceUID:
@@ -293,7 +293,7 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
         wait_until(lambda: rig.receiver.is_ready, "it is ready", START_LIMIT_S)
     wait_until(lambda: not association.is_established, "the peer was told")
     wait_until(lambda: rig.listener.open_associations == 1, "they have ended")
-    assert bus.WorkerRestarted(bus.Worker.RECEIVER) in told
+    assert bus.WorkerRestarted(bus.WorkerKind.RECEIVER) in told
     assert [entry["exit"] for entry in logged if entry["event"].startswith("a receiver ended")] == [-signal.SIGKILL]
     assert len(rig.ended) == 2 and len(set(rig.ended)) == 2
     again = rig.associate_with_receiver()
@@ -385,13 +385,13 @@ def test_one_that_cannot_be_answered_is_begun_again(rig: Rig, monkeypatch: pytes
 def test_one_that_cannot_be_begun_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[str] = []
 
-    def one(name: str, *arguments: Any) -> Child:
+    def one(name: str, *arguments: Any) -> ChildProcess:
         tries.append(name)
         if len(tries) == 1:
             raise OSError(errno.ENOMEM, "no memory")
-        return Child(name, *arguments)
+        return ChildProcess(name, *arguments)
 
-    monkeypatch.setattr(receiver_process, "Child", one)
+    monkeypatch.setattr(receiver_process, "ChildProcess", one)
     monkeypatch.setattr(receiver_process, "FIRST_PAUSE_S", 0.01)
     with capture_logs() as logged, running(tmp_path) as rig:
         association = rig.associate_with_receiver()
@@ -408,7 +408,7 @@ def test_a_stop_lets_the_data_set_come_to_its_end(tmp_path: Path) -> None:
             busy = request_association(rig.listener.port)
         recording, go_on = threading.Event(), threading.Event()
 
-        def record(placed: InSpool) -> None:
+        def record(placed: SpooledInstance) -> None:
             recording.set()
             assert go_on.wait(60)
             rig.recorded.append(placed)

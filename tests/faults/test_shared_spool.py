@@ -22,12 +22,12 @@ from daemon.checks.run import deep_findings, findings
 from daemon.errors import SpoolUnavailable
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances as instance_table
-from daemon.maintenance.consistency_check import deep_check
-from daemon.maintenance.retention import remove_strays, size_limit
+from daemon.maintenance.consistency_check import check_consistency
+from daemon.maintenance.retention import delete_orphans, size_limit
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
 from daemon.storage import s3_store
-from daemon.storage.s3_store import ObjectStore
+from daemon.storage.s3_store import S3Store
 from daemon.storage.spool import Spool, open_spool
 from tests.support.cases import Case
 from tests.support.peers.archives import StoreSCP
@@ -221,9 +221,9 @@ def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
     assert spool.sweep(set(receiving.known().values()), time.time() + 60) == 0
     assert not half.exists(), "what a start finds half received goes"
     assert stray.path in s3.objects(), "another node may be about to write its row"
-    assert remove_strays(ledger, spool) == 0, "it is young"
+    assert delete_orphans(ledger, spool) == 0, "it is young"
     monkeypatch.setattr("daemon.maintenance.retention.STRAY_AFTER_S", -60)
-    assert remove_strays(ledger, spool) == 1
+    assert delete_orphans(ledger, spool) == 1
     assert set(s3.objects()) == set(receiving.known().values())
     assert not spool.absolute(stray.path).exists(), "nor is a copy left"
     receiving.ledger.close()
@@ -236,12 +236,12 @@ def test_a_deep_check_looks_into_the_bucket_and_not_at_copies(s3: S3, node: Node
     with listening(receiving.listener):
         assert receiving.send(*images) == [0] * 3
     good, changed, gone = (receiving.known()[image.SOPInstanceUID] for image in images)
-    found = deep_check(receiving.ledger, receiving.spool)
+    found = check_consistency(receiving.ledger, receiving.spool)
     assert (found.faults, found.instances) == ([], 3)
     assert found.bytes_hashed == sum(map(len, s3.objects().values()))
     s3.put(changed, s3.objects()[changed][:-1] + b"\x77")
     s3.delete(gone)
-    faults = deep_check(receiving.ledger, receiving.spool).faults
+    faults = check_consistency(receiving.ledger, receiving.spool).faults
     assert len(faults) == 2 and not any(good in fault for fault in faults), faults
     assert any(changed in fault and "is not what was written" in fault for fault in faults), faults
     assert any(gone in fault and "is missing" in fault for fault in faults)
@@ -303,7 +303,7 @@ def test_wrong_credentials_are_named_and_a_changed_file_is_read_again(tmp_path: 
     with running_s3(tmp_path / "s3") as s3:
         key, secret = s3.demand_credentials()
         section = s3.settings(tmp_path / "spool")
-        chosen = ObjectStore(settings.Spool(**section))
+        chosen = S3Store(settings.Spool(**section))
         good, text = spool_finding(section)
         assert not good and "does not know these credentials (InvalidAccessKeyId)" in text
         assert SECRET not in text

@@ -20,9 +20,9 @@ from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
 from daemon.archive.query_retrieve import RetrieveKind, Wanted
-from daemon.archive.store_status import OutcomeKind, Outgoing
+from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
 from daemon.errors import ArchiveError
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from tests.support.archive_stubs import outgoing
 from tests.support.peers.archives import Orthanc, StoreSCP, running_dcmqrscp, running_orthanc
 from tests.support.peers.programs import dcmsend, free_port, program, running
@@ -38,7 +38,7 @@ def client(peer: Any, folder: Path, **settings: Any) -> Archive:
     )
 
 
-def write_image(folder: Path, study: str, series: str, seed: int = 0) -> Outgoing:
+def write_image(folder: Path, study: str, series: str, seed: int = 0) -> OutgoingInstance:
     """A small mammogram with noise for pixels."""
     image = Dataset()
     image.file_meta = FileMetaDataset()
@@ -54,7 +54,7 @@ def write_image(folder: Path, study: str, series: str, seed: int = 0) -> Outgoin
     image.PixelData = np.random.default_rng(seed).integers(0, 4096, (64, 48), np.uint16).tobytes()
     path = folder / f"{image.SOPInstanceUID}.dcm"
     dcmwrite(path, image, enforce_file_format=True)
-    return Outgoing(path, str(MG), str(image.SOPInstanceUID), ExplicitVRLittleEndian)
+    return OutgoingInstance(path, str(MG), str(image.SOPInstanceUID), ExplicitVRLittleEndian)
 
 
 class Study:
@@ -80,7 +80,7 @@ class Taken:
     def __init__(self) -> None:
         self.datasets: dict[str, Dataset] = {}
 
-    def __call__(self, incoming: Incoming) -> None:
+    def __call__(self, incoming: ReceivedInstance) -> None:
         dataset = dcmread(BytesIO(incoming.path.read_bytes()))
         assert dataset.file_meta.TransferSyntaxUID == incoming.transfer_syntax_uid
         self.datasets[incoming.sop_instance_uid] = dataset
@@ -107,7 +107,7 @@ def test_orthanc_stores_and_returns_unchanged(orthanc: Orthanc, study: Study, tm
     archive = client(orthanc, tmp_path)
     archive.echo()
     items = [outgoing(tmp_path), *study.images]
-    assert {outcome.kind for outcome in archive.store(items)} == {OutcomeKind.STORED}
+    assert {outcome.kind for outcome in archive.store(items)} == {StoreOutcomeKind.STORED}
     assert sorted(orthanc.instances()) == sorted(item.sop_instance_uid for item in items)
     for item in items:
         assert dcmread(BytesIO(orthanc.instance_file(item.sop_instance_uid))) == dcmread(item.path)
@@ -116,7 +116,7 @@ def test_orthanc_stores_and_returns_unchanged(orthanc: Orthanc, study: Study, tm
 def test_orthanc_takes_a_report_twice_as_one(orthanc: Orthanc, tmp_path: Path) -> None:
     item = outgoing(tmp_path)
     outcomes = list(client(orthanc, tmp_path).store([item, item]))
-    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.STORED] * 2
+    assert [outcome.kind for outcome in outcomes] == [StoreOutcomeKind.STORED] * 2
     assert orthanc.instances() == [item.sop_instance_uid]
 
 
@@ -132,10 +132,10 @@ def test_orthanc_gives_a_compressed_image_as_it_is(orthanc: Orthanc, tmp_path: P
     image = Path(get_testdata_file("JPEG2000.dcm", download=False))
     stored = dcmread(image)
     syntax = stored.file_meta.TransferSyntaxUID
-    item = Outgoing(image, str(stored.SOPClassUID), str(stored.SOPInstanceUID), str(syntax))
+    item = OutgoingInstance(image, str(stored.SOPClassUID), str(stored.SOPInstanceUID), str(syntax))
     archive = client(orthanc, tmp_path)
     [outcome] = archive.store([item])
-    assert outcome.kind is OutcomeKind.STORED
+    assert outcome.kind is StoreOutcomeKind.STORED
     taken = Taken()
     [got] = archive.get_instances([Wanted(None, None, item.sop_instance_uid)], taken)
     assert got.kind is RetrieveKind.RETRIEVED
@@ -178,7 +178,7 @@ def test_orthanc_takes_reports_over_stow(tmp_path: Path) -> None:
     with running_orthanc(tmp_path / "orthanc", dicomweb=True) as orthanc:
         archive = client(orthanc, tmp_path, stow_url=f"{orthanc.url}/dicom-web")
         outcomes = list(archive.store([items[0], broken, items[1]]))
-        assert [outcome.kind is OutcomeKind.STORED for outcome in outcomes] == [True, False, True]
+        assert [outcome.kind is StoreOutcomeKind.STORED for outcome in outcomes] == [True, False, True]
         assert sorted(orthanc.instances()) == sorted(item.sop_instance_uid for item in items)
         for item in items:
             assert dcmread(BytesIO(orthanc.instance_file(item.sop_instance_uid))) == dcmread(item.path)
@@ -238,7 +238,7 @@ def test_tls_both_ways_with_storescp(tmp_path: Path) -> None:
 
     with running(command, tmp_path / "storescp.log", ready):
         item = outgoing(tmp_path)
-        assert [outcome.kind for outcome in secure.store([item])] == [OutcomeKind.STORED]
+        assert [outcome.kind for outcome in secure.store([item])] == [StoreOutcomeKind.STORED]
         assert set(scp.files()) == {item.sop_instance_uid}
         for refused in (tls("ours", "stranger"), tls("stranger", "ca")):
             with pytest.raises(ArchiveError):

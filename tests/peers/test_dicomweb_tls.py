@@ -15,7 +15,7 @@ from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
 from daemon.archive.query_retrieve import RetrieveKind, Wanted
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError
 from tests.support.archive_stubs import outgoing
 from tests.support.peers.archives import running_orthanc
@@ -42,7 +42,7 @@ def test_reports_go_out_and_images_come_in_by_https_with_certificate_and_token(t
         items = [outgoing(tmp_path) for _ in range(2)]
         good = archive(ours, "token")
         good.echo()
-        assert [outcome.kind for outcome in good.store(items)] == [OutcomeKind.STORED] * 2
+        assert [outcome.kind for outcome in good.store(items)] == [StoreOutcomeKind.STORED] * 2
         assert sorted(orthanc.instances()) == sorted(item.sop_instance_uid for item in items)
 
         wanted = [Wanted(None, None, item.sop_instance_uid) for item in items]
@@ -65,7 +65,7 @@ def test_reports_go_out_and_images_come_in_by_https_with_certificate_and_token(t
             (archive(ours, "token", url.replace("localhost", "127.0.0.1")), "SSLCertVerificationError"),
         ):
             [outcome] = refused.store(items[:1])
-            assert outcome.kind is not OutcomeKind.STORED and said in outcome.reason
+            assert outcome.kind is not StoreOutcomeKind.STORED and said in outcome.reason
             [outcome] = refused.get_instances(found[:1], lambda incoming: pytest.fail("something came"))
             assert outcome.kind in (RetrieveKind.RETRY, RetrieveKind.FAILED) and said in outcome.reason
         with pytest.raises(ArchiveError, match="HTTP 401"):

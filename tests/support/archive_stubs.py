@@ -15,13 +15,15 @@ from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
 
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import Outgoing
+from daemon.archive.store_status import OutgoingInstance
 from tests.support.peers.programs import free_port
 
 SR = str(Comprehensive3DSRStorage)
 
 
-def outgoing(folder: Path, sop_class: str = SR, syntax: str = ExplicitVRLittleEndian, text: str = "") -> Outgoing:
+def outgoing(
+    folder: Path, sop_class: str = SR, syntax: str = ExplicitVRLittleEndian, text: str = ""
+) -> OutgoingInstance:
     """A valid Part 10 file of the class, encoded in `syntax`, small but for its `text`."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -34,7 +36,7 @@ def outgoing(folder: Path, sop_class: str = SR, syntax: str = ExplicitVRLittleEn
         dataset.TextValue = text
     path = folder / f"{uid}.dcm"
     dcmwrite(path, dataset, enforce_file_format=True)
-    return Outgoing(path, sop_class, str(uid), syntax)
+    return OutgoingInstance(path, sop_class, str(uid), syntax)
 
 
 @contextmanager

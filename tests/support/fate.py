@@ -13,7 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import UID
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
-from daemon.dicom.dataset_scan import check_data_set
+from daemon.dicom.dataset_scan import scan_data_set
 from daemon.errors import LesionError, RefusedInstance
 from daemon.lesions.reader import read_lesions
 from daemon.receiving.spooling import _read
@@ -29,7 +29,7 @@ MIDDLE = np.array([[20.0, 20.0]])
 def received(tested: Object, path: Path) -> str | None:
     """As the listener and intake do; the refusal, or None with the object as a Part 10 file at `path`."""
     try:
-        facts = check_data_set(io.BytesIO(tested.content), tested.transfer_syntax)
+        facts = scan_data_set(io.BytesIO(tested.content), tested.transfer_syntax)
     except RefusedInstance as refused:
         return f"{refused.status:04X} {refused.reason}"
     meta = create_file_meta(

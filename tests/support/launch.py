@@ -21,9 +21,9 @@ ENGINE = "tests.support.engine:open_engine"
 
 
 def main() -> None:
-    from daemon.workers.classifier_pool import Classifier
+    from daemon.workers.classifier_pool import ClassifierPool
 
-    defaults: dict[str, Any] = Classifier.__init__.__kwdefaults__
+    defaults: dict[str, Any] = ClassifierPool.__init__.__kwdefaults__
     if os.environ.pop("MAMMOD_TEST_ENGINE", "") == "stand-in":
         defaults["factory"] = ENGINE
     if clock := os.environ.pop("MAMMOD_TEST_CLOCK", ""):

@@ -18,7 +18,7 @@ from pynetdicom.dimse_primitives import C_STORE
 
 from config import settings
 from daemon.receiving.listener import Listener
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.programs import free_port
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -69,7 +69,7 @@ def data_set_bytes(path: Path) -> bytes:
     return content[144 + int.from_bytes(content[140:144], "little") :]
 
 
-class Accepted(list[Incoming]):
+class Accepted(list[ReceivedInstance]):
     """An `accept` that keeps each instance under its SOP Instance UID in `folder`, and remembers what it was told."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Accepted(list[Incoming]):
         self.folder = folder
         folder.mkdir()
 
-    def __call__(self, incoming: Incoming) -> None:
+    def __call__(self, incoming: ReceivedInstance) -> None:
         incoming.path.rename(self.file(incoming.sop_instance_uid))
         self.append(incoming)
 

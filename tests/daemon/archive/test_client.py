@@ -28,12 +28,12 @@ from config.errors import ConfigurationError
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import OutcomeKind, Outgoing, judge_store_status
+from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind, judge_store_status
 from daemon.errors import ArchiveError
 from tests.support.archive_stubs import SR, archive, outgoing, stub
 from tests.support.peers.programs import free_port
 
-STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
+STORED, RETRY, FAILED = StoreOutcomeKind.STORED, StoreOutcomeKind.RETRY, StoreOutcomeKind.FAILED
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILE
         (0x4242, FAILED),
     ],
 )
-def test_each_status_is_judged(status: int, kind: OutcomeKind) -> None:
+def test_each_status_is_judged(status: int, kind: StoreOutcomeKind) -> None:
     assert judge_store_status(status)[0] is kind
 
 
@@ -157,7 +157,7 @@ def test_uncompressed_is_turned_into_what_the_archive_takes(stored: str, accepte
 @pytest.mark.parametrize("stored", [JPEG2000Lossless, ExplicitVRBigEndian])
 def test_what_cannot_be_turned_is_refused_for_good_and_the_others_pass(stored: str, tmp_path: Path) -> None:
     bad, good = outgoing(tmp_path, syntax=ExplicitVRLittleEndian), outgoing(tmp_path)
-    bad = Outgoing(bad.path, bad.sop_class_uid, bad.sop_instance_uid, stored)
+    bad = OutgoingInstance(bad.path, bad.sop_class_uid, bad.sop_instance_uid, stored)
     with stub() as port:
         outcomes = list(archive(port, tmp_path).store([bad, good]))
     assert [outcome.kind for outcome in outcomes] == [FAILED, STORED]

@@ -13,12 +13,12 @@ from config.errors import ConfigurationError
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive.client import Archive
-from daemon.archive.missing_images import ask_for_missing
+from daemon.archive.missing_images import retrieve_missing
 from daemon.ledger import Ledger
 from daemon.ledger.schema import JobState, jobs
 from daemon.receiving.intake import Intake
 from daemon.service import require_archive
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.support.cases import Case, make_case
 from tests.support.dicomweb_stubs import MULTIPART, Answer, instance, match, matches, multipart, stub
@@ -39,13 +39,13 @@ class Node:
         copy = self.spool.incoming / file.name
         copy.write_bytes(file.read_bytes())
         named = (str(header.SOPClassUID), str(header.SOPInstanceUID), str(header.file_meta.TransferSyntaxUID))
-        self.intake.accept(Incoming(copy, *named, "PACS", "MAMMOD", "127.0.0.1", "association"))
+        self.intake.accept(ReceivedInstance(copy, *named, "PACS", "MAMMOD", "127.0.0.1", "association"))
         copy.unlink()
 
     def ask(self) -> Row:
         """Ask the archive; the only job, afterwards."""
         archive = Archive(self.settings.archive, "MAMMOD", self.spool.incoming)
-        ask_for_missing(self.ledger, archive, self.settings, self.intake.accept)
+        retrieve_missing(self.ledger, archive, self.settings, self.intake.accept)
         with self.ledger.read() as connection:
             return connection.execute(select(jobs)).one()
 

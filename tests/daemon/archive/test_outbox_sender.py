@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.outbox_sender import SendSummary, next_attempt, send_due
-from daemon.archive.store_status import OutcomeKind, Outgoing, StoreOutcome
+from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
@@ -23,7 +23,7 @@ from tests.support.archive_stubs import archive, outgoing, stub
 from tests.support.ledgers import NODE, hold, join
 from tests.support.peers.programs import free_port, wait_until
 
-STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
+STORED, RETRY, FAILED = StoreOutcomeKind.STORED, StoreOutcomeKind.RETRY, StoreOutcomeKind.FAILED
 SETTINGS = ArchiveSettings(retry_first_s=10, retry_longest_s=900)
 
 
@@ -50,7 +50,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened.close()
 
 
-def queue(ledger: Ledger, item: Outgoing, now: float) -> None:
+def queue(ledger: Ledger, item: OutgoingInstance, now: float) -> None:
     """A job that is sending `item`, which lies in the outbox since `now`."""
     source = f"{item.sop_instance_uid}.1"
     syntax = item.transfer_syntax_uid
@@ -78,12 +78,12 @@ def states(ledger: Ledger) -> dict[str, tuple[str, str, int, int | None]]:
 class Answers:
     """An archive that gives the outcomes of `kinds` in turn, and keeps what it was asked to store."""
 
-    def __init__(self, *kinds: OutcomeKind, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *kinds: StoreOutcomeKind, then: Callable[[], None] = lambda: None) -> None:
         self.kinds = kinds
         self.then = then
         self.asked: list[str] = []
 
-    def store(self, items: Iterable[Outgoing]) -> Iterator[StoreOutcome]:
+    def store(self, items: Iterable[OutgoingInstance]) -> Iterator[StoreOutcome]:
         for kind, item in zip(self.kinds, items, strict=True):
             self.asked.append(item.sop_instance_uid)
             yield StoreOutcome(item.sop_instance_uid, kind, 0xA700 if kind is RETRY else None, "because")

@@ -18,7 +18,7 @@ from daemon.archive.query_retrieve import (
     FIND,
     GET,
     MOVE,
-    Receiver,
+    RetrievedInstances,
     RetrieveKind,
     Wanted,
     _each,
@@ -27,7 +27,7 @@ from daemon.archive.query_retrieve import (
     judge_move,
 )
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from tests.support.archive_stubs import archive, outgoing, stub
 
 RETRIEVED, MISSING, RETRY, FAILED = RetrieveKind
@@ -145,9 +145,9 @@ def test_c_get_gives_the_instance_to_accept_and_leaves_nothing_behind(tmp_path: 
     item = outgoing(tmp_path, sop_class=str(MG))
     folder = tmp_path / "incoming"
     folder.mkdir()
-    taken: list[Incoming] = []
+    taken: list[ReceivedInstance] = []
 
-    def accept(incoming: Incoming) -> None:
+    def accept(incoming: ReceivedInstance) -> None:
         taken.append(incoming)
         assert incoming.path.parent == folder
         assert dcmread(incoming.path) == dcmread(item.path)
@@ -175,7 +175,7 @@ def test_c_get_gives_the_instance_to_accept_and_leaves_nothing_behind(tmp_path: 
 def test_c_get_answers_what_intake_says(raised: Exception, status: int, kind: RetrieveKind, tmp_path: Path) -> None:
     item = outgoing(tmp_path, sop_class=str(MG))
 
-    def accept(incoming: Incoming) -> None:
+    def accept(incoming: ReceivedInstance) -> None:
         raise raised
 
     with stub(contexts=GETTING, handlers=(serving(item.path),)) as port:
@@ -186,7 +186,7 @@ def test_c_get_answers_what_intake_says(raised: Exception, status: int, kind: Re
 
 def test_c_get_refuses_what_was_not_asked_for(tmp_path: Path) -> None:
     other = outgoing(tmp_path, sop_class=str(MG))
-    taken: list[Incoming] = []
+    taken: list[ReceivedInstance] = []
     with stub(contexts=GETTING, handlers=(serving(other.path),)) as port:
         [outcome] = archive(port, tmp_path).get_instances([WANTED], taken.append)
     assert outcome.kind is RETRY
@@ -204,8 +204,8 @@ def test_c_get_refuses_a_data_set_that_was_cut(tmp_path: Path) -> None:
         context=SimpleNamespace(transfer_syntax=ExplicitVRLittleEndian),
         encoded_dataset=lambda include_meta=True: content[0 if include_meta else start : -1],
     )
-    taken: list[Incoming] = []
-    receiver = Receiver(tmp_path, taken.append)
+    taken: list[ReceivedInstance] = []
+    receiver = RetrievedInstances(tmp_path, taken.append)
     receiver.expected = item.sop_instance_uid
     assert receiver(event) == receiver.status == 0xC000
     assert taken == []

@@ -15,7 +15,7 @@ import pytest
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.archive.stow_rs import judge
 from daemon.errors import ArchiveError
 from tests.support.archive_stubs import outgoing
@@ -23,7 +23,7 @@ from tests.support.http_stubs import Quiet, http_server
 from tests.support.peers.certificates import Authority
 from tests.support.peers.programs import free_port
 
-STORED, RETRY, FAILED = OutcomeKind.STORED, OutcomeKind.RETRY, OutcomeKind.FAILED
+STORED, RETRY, FAILED = StoreOutcomeKind.STORED, StoreOutcomeKind.RETRY, StoreOutcomeKind.FAILED
 UID, JSON, XML = "1.2.3", "application/dicom+json", "application/dicom+xml"
 
 
@@ -89,7 +89,7 @@ EXAMPLE = b"""<?xml version="1.0" encoding="utf-8"?>
     ],
 )
 def test_each_answer_is_judged(
-    http: int, content_type: str, body: bytes, kind: OutcomeKind, status: int | None
+    http: int, content_type: str, body: bytes, kind: StoreOutcomeKind, status: int | None
 ) -> None:
     outcome = judge(http, content_type, body, UID)
     assert (outcome.kind, outcome.status) == (kind, status)
@@ -233,7 +233,7 @@ def test_https_shows_our_certificate_and_the_token_to_the_host_that_it_is_for(tm
 
     with server([(200, answer(item.sop_instance_uid))], context) as (url, parts, _):
 
-        def sent(to: str, tls: TLS) -> OutcomeKind:
+        def sent(to: str, tls: TLS) -> StoreOutcomeKind:
             settings = ArchiveSettings(stow_url=to, stow_token_file=tmp_path / "token", tls=tls, timeout_s=10)
             [outcome] = Archive(settings, "MAMMOD", tmp_path).store([item])
             return outcome.kind

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted
-from daemon.archive.store_status import Outgoing
+from daemon.archive.store_status import OutgoingInstance
 from daemon.archive.wado_rs import first_part
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from tests.support.archive_stubs import outgoing
 from tests.support.dicomweb_stubs import (
     MULTIPART,
@@ -110,26 +110,26 @@ class Taken:
 
     def __init__(self, error: Exception | None = None) -> None:
         self.files: dict[str, bytes] = {}
-        self.incoming: list[Incoming] = []
+        self.incoming: list[ReceivedInstance] = []
         self._error = error
 
-    def __call__(self, incoming: Incoming) -> None:
+    def __call__(self, incoming: ReceivedInstance) -> None:
         if self._error:
             raise self._error
         self.files[incoming.sop_instance_uid] = incoming.path.read_bytes()
         self.incoming.append(incoming)
 
 
-def wanted(item: Outgoing) -> Wanted:
+def wanted(item: OutgoingInstance) -> Wanted:
     return Wanted(STUDY, SERIES, item.sop_instance_uid)
 
 
-def path_of(item: Outgoing) -> str:
+def path_of(item: OutgoingInstance) -> str:
     return f"{ROOT}/studies/{STUDY}/series/{SERIES}/instances/{item.sop_instance_uid}"
 
 
 def fetched(
-    answer: Answer | None, item: Outgoing, folder: Path, taken: Taken, max_size: int = 1 << 20
+    answer: Answer | None, item: OutgoingInstance, folder: Path, taken: Taken, max_size: int = 1 << 20
 ) -> RetrieveOutcome:
     """The outcome for `item` of an archive that always says `answer`; nothing is left in the folder."""
     (folder / "incoming").mkdir(exist_ok=True)

@@ -17,24 +17,24 @@ from lxml import etree
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from config.settings import Audit as AuditSettings
+from config.settings import AuditTrail as AuditSettings
 from config.settings import Settings
-from daemon.archive.store_status import OutcomeKind, StoreOutcome
+from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.audit import messages, transport
-from daemon.audit.messages import Action, Message, Node, Source
-from daemon.audit.trail import Audit
+from daemon.audit.messages import Action, Message, NetworkNode, Source
+from daemon.audit.trail import AuditTrail
 from daemon.audit.transport import Delivery
 from daemon.events.arrival import Arrival
 from daemon.events.outcomes import Rejection, RejectionKind
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.certificates import Authority
 from tests.support.peers.programs import free_port, program, running, wait_until
 
 SCHEMA = etree.RelaxNG(etree.parse(Path(__file__).with_name("audit_message.rng")))
 STUDY, OTHER_STUDY = "1.2.826.0.1.3680043.8.498.1000", "1.2.826.0.1.3680043.8.498.2000"
 IMAGE, SEGMENTATION = "1.2.840.10008.5.1.4.1.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4"
-OWN = Source(Node("MAMMOD", "mammod.example.org", process=42), site="A & B <Hospital>")
-PEER = Node("PACS", "10.1.2.3")
+OWN = Source(NetworkNode("MAMMOD", "mammod.example.org", process=42), site="A & B <Hospital>")
+PEER = NetworkNode("PACS", "10.1.2.3")
 
 
 def parsed(message: bytes) -> Any:
@@ -105,7 +105,7 @@ def test_a_transfer_that_failed_says_so() -> None:
 
 
 def test_security_alert_by_table_a_5_3_11_whatever_the_caller_calls_itself() -> None:
-    caller = Node("\x00\x1b]<&'\"é", "192.0.2.7")
+    caller = NetworkNode("\x00\x1b]<&'\"é", "192.0.2.7")
     root = parsed(messages.security_alert(OWN, messages.NODE_AUTHENTICATION, caller, "\x07OTHER", "no such caller").xml)
     event = root.find("EventIdentification")
     assert codes(event, "EventID") == ["DCM 110113 Security Alert"]
@@ -155,15 +155,15 @@ def messages(file: Path) -> list[Any]:
     return [parsed(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
-def incoming(sop_class: str = IMAGE, association: str = "a1") -> Incoming:
-    return Incoming(
+def incoming(sop_class: str = IMAGE, association: str = "a1") -> ReceivedInstance:
+    return ReceivedInstance(
         Path("unused"), sop_class, "1.2.3", "1.2.840.10008.1.2.1", "PACS", "MAMMOD", "10.1.2.3", association
     )
 
 
 def test_one_message_for_each_study_of_an_association_when_it_ends(tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
-    audit = Audit(settings_for(file))
+    audit = AuditTrail(settings_for(file))
     for study, sop_class, arrival in [
         *[(STUDY, IMAGE, Arrival.NEW)] * 3,
         (STUDY, SEGMENTATION, Arrival.DUPLICATE),
@@ -196,9 +196,9 @@ def test_one_message_for_each_study_of_an_association_when_it_ends(tmp_path: Pat
 
 def test_reports_out_are_told_for_each_study_and_outcome_and_retries_are_not(tmp_path: Path) -> None:
     file = tmp_path / "audit.log"
-    audit = Audit(settings_for(file))
-    rows: list[Any] = [(Sent(STUDY, IMAGE), OutcomeKind.STORED), (Sent(STUDY, IMAGE), OutcomeKind.STORED)]
-    rows += [(Sent(STUDY, SEGMENTATION), OutcomeKind.FAILED), (Sent(OTHER_STUDY, IMAGE), OutcomeKind.RETRY)]
+    audit = AuditTrail(settings_for(file))
+    rows: list[Any] = [(Sent(STUDY, IMAGE), StoreOutcomeKind.STORED), (Sent(STUDY, IMAGE), StoreOutcomeKind.STORED)]
+    rows += [(Sent(STUDY, SEGMENTATION), StoreOutcomeKind.FAILED), (Sent(OTHER_STUDY, IMAGE), StoreOutcomeKind.RETRY)]
     audit.sent([(row, StoreOutcome("1.2", kind, None, "why")) for row, kind in rows], settings_for(file))
     audit.stopped()
     stored, failed, _ = messages(file)
@@ -225,7 +225,7 @@ def test_a_caller_not_let_in_is_an_alert_and_many_are_one_with_their_number(
     now = [1000.0]
     monkeypatch.setattr("daemon.audit.trail.time.monotonic", lambda: now[0])
     file = tmp_path / "audit.log"
-    audit = Audit(settings_for(file))
+    audit = AuditTrail(settings_for(file))
     for _ in range(500):
         audit.rejected(Rejection(kind, "192.0.2.7", "X", "MAMMOD", "why"))
     now[0] += 61
@@ -242,7 +242,7 @@ def test_a_caller_not_let_in_is_an_alert_and_many_are_one_with_their_number(
 
 
 def test_without_a_destination_there_is_no_trail() -> None:
-    audit = Audit(Settings())
+    audit = AuditTrail(Settings())
     audit.started()
     audit.received(incoming(), STUDY, Arrival.NEW)
     audit.association_ended("a1")
@@ -393,7 +393,7 @@ def test_rsyslog_understands_the_header_and_the_message(way: str, tmp_path: Path
         chosen: dict[str, Any] = {"syslog": f"{way}://127.0.0.1:{receiver.port}"}
         if way == "tls":
             chosen["tls"] = ca.issue("mammod").tls(ca.file)
-        audit = Audit(Settings(audit=chosen))
+        audit = AuditTrail(Settings(audit=chosen))
         audit.started()
         audit.rejected(Rejection(RejectionKind.UNKNOWN_PEER, "192.0.2.7", "X", "MAMMOD", "why"))
         audit.stopped()
@@ -414,7 +414,7 @@ def test_a_syslog_receiver_that_goes_away_and_comes_back_misses_nothing_sent_mea
     ca = Authority(tmp_path / "tls")
     port = free_port()
     settings = Settings(audit={"syslog": f"tls://127.0.0.1:{port}", "tls": ca.issue("mammod").tls(ca.file)})
-    audit = Audit(settings)
+    audit = AuditTrail(settings)
     audit.started()  # nobody there yet
     with running_rsyslog(tmp_path / "rsyslog", port, ca, "first") as receiver:
         wait_until(lambda: len(receiver.received()) == 1, "what waited for it")
@@ -438,7 +438,7 @@ def test_a_syslog_receiver_without_a_good_certificate_is_told_nothing(
         settings = Settings(
             audit={"syslog": f"tls://127.0.0.1:{receiver.port}", "tls": ca.issue("mammod").tls(ca.file)}
         )
-        audit = Audit(settings)
+        audit = AuditTrail(settings)
         audit.started()
         audit.stopped()
         assert receiver.received() == []

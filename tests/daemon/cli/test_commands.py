@@ -17,7 +17,7 @@ from config.settings import load_settings
 from daemon.cli.app import app
 from daemon.cli.options import time_of
 from daemon.ledger import Ledger, instances, job_claims, jobs, outbox
-from daemon.ledger.job_query import Selection, selected
+from daemon.ledger.job_query import JobQuery, select_jobs
 from tests.daemon.checks.test_check_faults import tls_storescp
 from tests.daemon.ledger.test_transitions import IMAGE, SOURCE, report, stored
 from tests.support.archive_stubs import outgoing
@@ -133,10 +133,10 @@ def test_export_reads_page_by_page(site: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("daemon.ledger.job_query.PAGE", 3)
     ledger = Ledger(f"sqlite:///{site.parent / 'spool' / 'ledger.sqlite'}")
     try:
-        assert [[row.id for row in page] for page in selected(ledger, Selection())] == [[1, 2, 3], [4]]
-        assert [[row.id for row in page] for page in selected(ledger, Selection(limit=4))] == [[1, 2, 3], [4]]
-        assert [[row.id for row in page] for page in selected(ledger, Selection(limit=2))] == [[1, 2]]
-        assert [[row.id for row in page] for page in selected(ledger, Selection(numbers=(4, 2)))] == [[2, 4]]
+        assert [[row.id for row in page] for page in select_jobs(ledger, JobQuery())] == [[1, 2, 3], [4]]
+        assert [[row.id for row in page] for page in select_jobs(ledger, JobQuery(limit=4))] == [[1, 2, 3], [4]]
+        assert [[row.id for row in page] for page in select_jobs(ledger, JobQuery(limit=2))] == [[1, 2]]
+        assert [[row.id for row in page] for page in select_jobs(ledger, JobQuery(numbers=(4, 2)))] == [[2, 4]]
     finally:
         ledger.close()
     assert len(mammod(site, "jobs", "export", "--format", "jsonl").stdout.splitlines()) == 4

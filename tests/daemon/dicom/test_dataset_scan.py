@@ -28,7 +28,7 @@ from daemon.dicom.dataset_scan import (
     MAX_DEPTH,
     TRANSFER_SYNTAXES,
     DataSetFacts,
-    check_data_set,
+    scan_data_set,
 )
 from daemon.errors import RefusedInstance
 
@@ -67,7 +67,7 @@ def encode(dataset: Dataset, transfer_syntax_uid: str = EXPLICIT_VR_LITTLE_ENDIA
 
 
 def check(content: bytes, transfer_syntax_uid: str = EXPLICIT_VR_LITTLE_ENDIAN) -> DataSetFacts:
-    return check_data_set(io.BytesIO(content), transfer_syntax_uid)
+    return scan_data_set(io.BytesIO(content), transfer_syntax_uid)
 
 
 def refusal(content: bytes, transfer_syntax_uid: str = EXPLICIT_VR_LITTLE_ENDIAN) -> RefusedInstance:
@@ -151,7 +151,7 @@ def test_values_are_skipped_not_read(tmp_path: Path) -> None:
     path.write_bytes(encode(dataset))
     with path.open("rb", buffering=0) as raw:
         before = _bytes_read()
-        assert check_data_set(io.BufferedReader(raw, 4096), EXPLICIT_VR_LITTLE_ENDIAN) == FACTS
+        assert scan_data_set(io.BufferedReader(raw, 4096), EXPLICIT_VR_LITTLE_ENDIAN) == FACTS
         assert _bytes_read() - before < 50_000
 
 
@@ -270,10 +270,10 @@ def test_files_of_many_writers() -> None:
                 continue  # no Part 10 file
             if path.name in BROKEN:
                 with pytest.raises(RefusedInstance) as caught:
-                    check_data_set(file, transfer_syntax_uid)
+                    scan_data_set(file, transfer_syntax_uid)
                 assert caught.value.status == BROKEN[path.name]
                 continue
-            facts = check_data_set(file, transfer_syntax_uid)
+            facts = scan_data_set(file, transfer_syntax_uid)
             read = pydicom.dcmread(path, stop_before_pixels=True)
             assert (facts.sop_class_uid, facts.sop_instance_uid) == (read.SOPClassUID, read.SOPInstanceUID), path
             passed += 1

@@ -13,9 +13,9 @@ from daemon.dicom.digest import DataSetDigest, digest_of, has_digest
 from daemon.dicom.encoding import part_10_start
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
-from daemon.maintenance.consistency_check import deep_check
+from daemon.maintenance.consistency_check import check_consistency
 from daemon.receiving.intake import Intake
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.support.cases import make_case
 from tests.support.services import save
@@ -53,7 +53,9 @@ def test_what_an_older_version_recorded_is_known_again(tmp_path: Path, ledger: L
         case.image.PatientName = patient
         path = save(case.image, spool.incoming / "x.part")
         syntax, image = str(case.image.file_meta.TransferSyntaxUID), case.image
-        intake.accept(Incoming(path, image.SOPClassUID, image.SOPInstanceUID, syntax, "A", "B", "127.0.0.1", "a1"))
+        intake.accept(
+            ReceivedInstance(path, image.SOPClassUID, image.SOPInstanceUID, syntax, "A", "B", "127.0.0.1", "a1")
+        )
         path.unlink()
 
     accept("A")
@@ -65,7 +67,7 @@ def test_what_an_older_version_recorded_is_known_again(tmp_path: Path, ledger: L
         meta = 144 + int.from_bytes(content[140:144], "little")
         sha256 = hashlib.sha256(content[meta:]).hexdigest()
         connection.execute(update(instances).values(digest=sha256, path=old))
-    assert deep_check(ledger, spool).faults == []
+    assert check_consistency(ledger, spool).faults == []
 
     accept("A")
     with ledger.read() as connection:
@@ -73,9 +75,9 @@ def test_what_an_older_version_recorded_is_known_again(tmp_path: Path, ledger: L
     assert (row.digest, row.times_received, row.state) == (sha256, 2, "current"), "what was made of it keeps its name"
     assert [entry.path for entry in spool.entries()] == [row.path] != [old]
     spool.absolute(row.path).write_bytes(b"damaged")
-    assert deep_check(ledger, spool).faults != []
+    assert check_consistency(ledger, spool).faults != []
     accept("A")
-    assert deep_check(ledger, spool).faults == [], "sending it again mends it"
+    assert check_consistency(ledger, spool).faults == [], "sending it again mends it"
 
     accept("B")
     with ledger.read() as connection:
@@ -84,5 +86,5 @@ def test_what_an_older_version_recorded_is_known_again(tmp_path: Path, ledger: L
     assert rows[1].digest.startswith("blake3-") and len(spool.entries()) == 2
 
     spool.absolute(rows[0].path).write_bytes(content[:-2] + b"xx")
-    (fault,) = deep_check(ledger, spool).faults
+    (fault,) = check_consistency(ledger, spool).faults
     assert "is not what was written" in fault

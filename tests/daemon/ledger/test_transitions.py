@@ -347,8 +347,8 @@ def test_retention_takes_what_is_finished_and_leaves_what_is_not(ledger: Ledger)
         _, other = instances.record(connection, stored("1.2.3.8", at=1.0))
         waiting = jobs.create(connection, other, "1.2.3.8", ("1.2.3.77", "1.2.3.78"), BUNDLE, 1.0)
     with ledger.write() as connection:
-        jobs.forget_finished(connection, 100.0, [JobState.DONE])
-        gone = instances.forget_older_than(connection, 100.0)
+        jobs.delete_finished(connection, 100.0, [JobState.DONE])
+        gone = instances.delete_older_than(connection, 100.0)
     assert sorted(gone) == [f"instances/{IMAGE}-a.dcm", f"instances/{SOURCE}-a.dcm"]
     assert state_of(ledger, waiting) == "waiting"
     with ledger.read() as connection:
@@ -362,12 +362,12 @@ def test_a_report_of_a_failure_goes_out_and_is_not_forgotten_before(ledger: Ledg
     with ledger.write() as connection:
         assert job_claims.quarantine(connection, row, "cannot be used", 11.0)
         outbox.put(connection, job, SOURCE, [report("2.25.1")], 11.0)
-        assert jobs.forget_finished(connection, 100.0, [JobState.QUARANTINED]) == [], "its report is not stored yet"
+        assert jobs.delete_finished(connection, 100.0, [JobState.QUARANTINED]) == [], "its report is not stored yet"
         (item,) = outbox.claim(connection, NODE, 11.0, 10)
         outbox.stored(connection, item.id, 0, None, 12.0, NODE)
     assert state_of(ledger, job) == "quarantined"
     with ledger.write() as connection:
-        assert jobs.forget_finished(connection, 100.0, [JobState.QUARANTINED]) == ["2.25.1"]
+        assert jobs.delete_finished(connection, 100.0, [JobState.QUARANTINED]) == ["2.25.1"]
 
 
 def test_a_job_keeps_why_its_report_holds_no_result(ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.ledger import Ledger, instances
-from daemon.maintenance.retention import STRAY_AFTER_S, remove_strays
+from daemon.maintenance.retention import STRAY_AFTER_S, delete_orphans
 from daemon.storage.spool import Spool
 from tests.support.archive_stubs import outgoing
 
@@ -26,7 +26,7 @@ def stray(spool: Spool, name: str = "ab.dcm") -> Path:
 def test_old_strays_go_and_young_ones_stay(spool: Spool, ledger: Ledger) -> None:
     old, young = stray(spool), stray(spool, "cd.dcm")
     young.touch()
-    assert remove_strays(ledger, spool) == 1
+    assert delete_orphans(ledger, spool) == 1
     assert not old.exists() and young.exists()
 
 
@@ -36,7 +36,7 @@ def test_a_report_renamed_while_strays_are_looked_for(
     old = stray(spool)
     listed = ["outbox/ef.17.tmp", str(old.relative_to(spool.directory))]
     monkeypatch.setattr(spool, "strays", lambda before: listed)
-    assert remove_strays(ledger, spool) == 1
+    assert delete_orphans(ledger, spool) == 1
 
 
 def test_an_old_stray_that_is_received_again_stays(
@@ -53,5 +53,5 @@ def test_an_old_stray_that_is_received_again_stays(
         return known(connection)  # type: ignore[arg-type]
 
     monkeypatch.setattr(instances, "paths", placed_meanwhile)
-    assert remove_strays(ledger, spool) == 0
+    assert delete_orphans(ledger, spool) == 0
     assert file.exists()

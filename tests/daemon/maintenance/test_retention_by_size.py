@@ -15,11 +15,11 @@ from sqlalchemy import delete, insert, select
 from structlog.testing import capture_logs
 
 from config.settings import Retention
-from daemon.events.bus import Removed
+from daemon.events.bus import DeletedForRoom
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances, jobs, needs, outbox
-from daemon.maintenance.consistency_check import deep_check
-from daemon.maintenance.retention import forget, shrink, size_limit
+from daemon.maintenance.consistency_check import check_consistency
+from daemon.maintenance.retention import delete_expired, enforce_size_limit, size_limit
 from daemon.storage.spool import Spool
 
 DAY = 86_400
@@ -127,7 +127,7 @@ def test_what_is_not_finished_stays_and_the_oldest_finished_goes_first(
 ) -> None:
     fill(ledger, spool, instance_list, job_list)
     before = Seen(ledger)
-    removed = shrink(ledger, spool, Retention(max_bytes=limit))  # type: ignore[arg-type]
+    removed = enforce_size_limit(ledger, spool, Retention(max_bytes=limit))  # type: ignore[arg-type]
     after = Seen(ledger)
 
     unfinished = {job for job in before.jobs if not before.is_finished(job)}
@@ -151,7 +151,7 @@ def test_what_is_not_finished_stays_and_the_oldest_finished_goes_first(
     if gone:
         assert before.bytes > limit
     if before.bytes <= limit:
-        assert removed == Removed() and after.jobs.keys() == before.jobs.keys()
+        assert removed == DeletedForRoom() and after.jobs.keys() == before.jobs.keys()
 
 
 @given(instance_list=instance_rows, job_list=job_rows, days=st.integers(1, 12))
@@ -163,14 +163,16 @@ def test_by_age_too_what_is_not_finished_stays(
 ) -> None:
     fill(ledger, spool, instance_list, job_list)
     before = Seen(ledger)
-    forget(ledger, spool, Retention(finished_days=days, quarantined_days=days))
+    delete_expired(ledger, spool, Retention(finished_days=days, quarantined_days=days))
     after = Seen(ledger)
     unfinished = {job for job in before.jobs if not before.is_finished(job)}
     assert unfinished <= set(after.jobs)
     for job in unfinished:
         if before.jobs[job].state not in FINISHED:
             assert before.about(job) <= set(after.instances)
-    faults = [fault for fault in deep_check(ledger, spool).faults if "missing" in fault or "no row knows it" in fault]
+    faults = [
+        fault for fault in check_consistency(ledger, spool).faults if "missing" in fault or "no row knows it" in fault
+    ]
     assert not faults
     limit = time.time() - days * DAY
     assert not [job for job in after.jobs if after.is_finished(job) and after.jobs[job].finished_at < limit]
@@ -192,9 +194,9 @@ def test_it_stops_as_soon_as_there_is_room_and_says_what_went(ledger: Ledger, sp
         [job(1, "done", 5, 0), job(3, "done", 6, 2)],
     )
     with capture_logs() as logged:
-        removed = shrink(ledger, spool, Retention(max_bytes=300))  # type: ignore[arg-type]
+        removed = enforce_size_limit(ledger, spool, Retention(max_bytes=300))  # type: ignore[arg-type]
     # 322 bytes: the job that ended six days ago goes, with its report, its lesion object and its image.
-    assert removed == Removed(jobs=1, instances=2, reports=1, bytes=111)
+    assert removed == DeletedForRoom(jobs=1, instances=2, reports=1, bytes=111)
     assert set(Seen(ledger).jobs) == {1}
     assert [line["event"] for line in logged] == ["retention by size"]
     assert logged[0]["jobs"] == 1 and logged[0]["bytes"] == 111
@@ -203,8 +205,8 @@ def test_it_stops_as_soon_as_there_is_room_and_says_what_went(ledger: Ledger, sp
 def test_an_image_without_a_lesion_object_stays_a_day_and_then_goes_in_its_turn(ledger: Ledger, spool: Spool) -> None:
     fill(ledger, spool, [instance(10, 0), instance(10, 3), instance(10, 7)], [])
     with capture_logs() as logged:
-        removed = shrink(ledger, spool, Retention(max_bytes=1))  # type: ignore[arg-type]
-    assert removed == Removed(instances=2, bytes=20)
+        removed = enforce_size_limit(ledger, spool, Retention(max_bytes=1))  # type: ignore[arg-type]
+    assert removed == DeletedForRoom(instances=2, bytes=20)
     assert set(Seen(ledger).instances) == {1}
     assert "nothing finished is left to remove" in logged[-1]["event"] and logged[-1]["excess"] == 9
 
@@ -221,7 +223,7 @@ def test_many_go_in_several_transactions_and_still_oldest_first(
     )
     # By end: unmarked 9, 8, 7 days ago, then jobs 6, 5 and 1 days ago.
     for left, gone in ((30, {2, 4, 6}), (20, {2, 4, 6, 5}), (10, {2, 4, 6, 5, 3})):
-        shrink(ledger, spool, Retention(max_bytes=left))  # type: ignore[arg-type]
+        enforce_size_limit(ledger, spool, Retention(max_bytes=left))  # type: ignore[arg-type]
         assert set(Seen(ledger).instances) == {1, 2, 3, 4, 5, 6} - gone
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from config.settings import Workers
-from daemon.archive.store_status import OutcomeKind
+from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError, DecoderUnavailable, RefusedInstance
 from daemon.events.arrival import Arrival
 from daemon.events.bus import (
@@ -21,18 +21,18 @@ from daemon.events.bus import (
     AssociationAccepted,
     InstanceAccepted,
     InstanceAnswered,
-    JobWorked,
-    Outcome,
+    JobAttempted,
+    JobOutcome,
     ReportSent,
 )
 from daemon.events.outcomes import Rejection, RejectionKind
-from daemon.events.timings import Stage, Took
+from daemon.events.timings import Stage, StageTiming
 from daemon.ledger import Ledger
-from daemon.ledger.summary import pressing
+from daemon.ledger.summary import urgent_work
 from daemon.monitoring.archive_health import ArchiveHealth
 from daemon.monitoring.health import LedgerProbe, not_alive, not_ready
 from daemon.monitoring.history import History, percentile
-from daemon.monitoring.recent_callers import MOST, Callers
+from daemon.monitoring.recent_callers import MOST, RecentCallers
 from daemon.workers.bundle_source import default_bundle_path
 from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import load_bundle
@@ -136,14 +136,14 @@ def test_the_archive_is_asked_only_where_it_answered_nothing_lately(monkeypatch:
     archive.reason = None
     health.ask(archive)  # type: ignore[arg-type]
     assert health.health.up and health.health.failures_in_a_row == 0 and health.health.problem is None
-    health.hear(ReportSent("tid1500", OutcomeKind.RETRY))
+    health.hear(ReportSent("tid1500", StoreOutcomeKind.RETRY))
     assert health.health.last_stored is None
-    health.hear(ReportSent("tid1500", OutcomeKind.STORED))
+    health.hear(ReportSent("tid1500", StoreOutcomeKind.STORED))
     assert health.health.last_stored == 900.0
 
 
 def test_callers_are_counted_and_strangers_are_forgotten_before_friends() -> None:
-    callers = Callers()
+    callers = RecentCallers()
     callers.hear(AssociationAccepted("PACS", "10.0.0.1"))
     callers.hear(InstanceAnswered("1.2", 0x0000, "PACS", "10.0.0.1"))
     callers.hear(InstanceAnswered("1.2", 0xC000, "PACS", "10.0.0.1"))
@@ -159,14 +159,14 @@ def test_callers_are_counted_and_strangers_are_forgotten_before_friends() -> Non
 def test_the_last_hour_is_kept_and_no_more(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     with ledger.read() as connection:
-        nothing = pressing(connection)
+        nothing = urgent_work(connection)
     ledger.close()
     history = History()
     history.hear(InstanceAccepted(Arrival.NEW, 1))
-    history.hear(JobWorked(Outcome.QUARANTINED, 5))
-    history.hear(JobWorked(Outcome.CLASSIFIED, 2, 1.0))
-    history.hear(ReportSent("tid1500", OutcomeKind.RETRY))
-    history.hear(ReportSent("tid1500", OutcomeKind.STORED))
+    history.hear(JobAttempted(JobOutcome.QUARANTINED, 5))
+    history.hear(JobAttempted(JobOutcome.CLASSIFIED, 2, 1.0))
+    history.hear(ReportSent("tid1500", StoreOutcomeKind.RETRY))
+    history.hear(ReportSent("tid1500", StoreOutcomeKind.STORED))
     for number in range(1000):
         history.sample(nothing, 10.0 * number)
     samples = history.samples()
@@ -174,8 +174,8 @@ def test_the_last_hour_is_kept_and_no_more(tmp_path: Path) -> None:
     last = samples[-1]
     assert (last.instances, last.lesions, last.reports) == (1, 2, 1)
     assert last.backlog == {"waiting": 0, "ready": 0, "running": 0, "sending": 0}
-    history.hear_stage(Took(Stage.DECODE, 2.0, 1.0))
-    history.hear_stage(Took(Stage.DECODE, None, 1.0))  # CPU alone is no passage
+    history.hear_stage(StageTiming(Stage.DECODE, 2.0, 1.0))
+    history.hear_stage(StageTiming(Stage.DECODE, None, 1.0))  # CPU alone is no passage
     latency = history.latencies()[Stage.DECODE]
     assert latency is not None and (latency.count, latency.p50, latency.p95) == (1, 2.0, 2.0)
     assert history.latencies()[Stage.SEND] is None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from config.settings import Settings, Status
-from daemon.monitoring.http_server import StatusServer
+from daemon.monitoring.http_server import StatusHttpServer
 from daemon.monitoring.status_report import live
 from tests.support.peers.programs import free_port
 
@@ -22,7 +22,7 @@ NOTHING: Any = None  # ledger, archive, bundle and what is observed, which /live
 
 @contextmanager
 def serving(status: dict[str, Any], said: dict[str, Any]) -> Iterator[None]:
-    server = StatusServer(Settings(status=status), NOTHING, NOTHING, NOTHING, lambda: said, NOTHING)
+    server = StatusHttpServer(Settings(status=status), NOTHING, NOTHING, NOTHING, lambda: said, NOTHING)
     server.start()
     try:
         yield

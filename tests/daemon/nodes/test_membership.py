@@ -24,7 +24,7 @@ from daemon.ledger import Ledger, database, instances, job_claims, jobs, nodes, 
 from daemon.ledger.schema import OutboxState
 from daemon.ledger.schema import jobs as job_table
 from daemon.ledger.schema import nodes as node_table
-from daemon.maintenance.retention import remove_files
+from daemon.maintenance.retention import delete_files
 from daemon.monitoring.status_report import collect
 from daemon.nodes.membership import Node
 from daemon.storage.spool import Spool
@@ -217,7 +217,7 @@ def test_a_forgotten_file_that_was_received_again_stays(ledger: Ledger, tmp_path
     arrive(ledger, stored(IMAGE))
     with ledger.write() as connection:
         connection.exec_driver_sql("UPDATE instances SET path = 'instances/here'")
-    assert remove_files(ledger, spool, ["instances/here", "instances/gone"]) == 1
+    assert delete_files(ledger, spool, ["instances/here", "instances/gone"]) == 1
     assert [path.name for path in (spool.directory / "instances").iterdir() if path.is_file()] == ["here"]
 
 

@@ -15,7 +15,7 @@ from daemon.errors import RefusedInstance
 from daemon.ledger import Ledger, instances
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.support.scu import (
     EXPLICIT,
@@ -83,7 +83,7 @@ def test_a_study_or_series_uid_that_is_none_is_refused_by_intake(
     dataset = mammogram()
     setattr(dataset, keyword, uid)
     path = write(dataset, tmp_path / "received.dcm")
-    incoming = Incoming(path, MAMMOGRAM, dataset.SOPInstanceUID, EXPLICIT, "PACS", "MAMMOD", "127.0.0.1", "a1")
+    incoming = ReceivedInstance(path, MAMMOGRAM, dataset.SOPInstanceUID, EXPLICIT, "PACS", "MAMMOD", "127.0.0.1", "a1")
     before = everything(spool.directory)
     with pytest.raises(RefusedInstance) as refused:
         Intake(spool, ledger, "bundle", lambda: None).accept(incoming)

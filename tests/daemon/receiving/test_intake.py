@@ -10,8 +10,8 @@ from pydicom import Dataset
 from daemon.ledger import Ledger, jobs
 from daemon.lesions.reader import References
 from daemon.receiving.intake import Intake
-from daemon.receiving.spooling import place
-from daemon.storage.received_instance import Incoming
+from daemon.receiving.spooling import spool_instance
+from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.support.cases import Case, make_case
 from tests.support.services import save
@@ -28,7 +28,9 @@ def test_the_dispatcher_is_woken_where_a_job_may_have_become_ready(tmp_path: Pat
         syntax = str(dataset.file_meta.TransferSyntaxUID)
         intake = Intake(spool, ledger, "bundle", lambda: woken.append("woken"))
         intake.accept(
-            Incoming(path, dataset.SOPClassUID, dataset.SOPInstanceUID, syntax, "PACS", "MAMMOD", "127.0.0.1", "a1")
+            ReceivedInstance(
+                path, dataset.SOPClassUID, dataset.SOPInstanceUID, syntax, "PACS", "MAMMOD", "127.0.0.1", "a1"
+            )
         )
         path.unlink()
         return bool(woken)
@@ -53,8 +55,8 @@ def test_an_image_that_is_named_as_a_segmentation_too_is_needed_once(tmp_path: P
     path = save(segmentation, spool.incoming / "x.part")
     syntax = str(segmentation.file_meta.TransferSyntaxUID)
     uids = segmentation.SOPClassUID, segmentation.SOPInstanceUID
-    incoming = Incoming(path, *uids, syntax, "PACS", "MAMMOD", "127.0.0.1", "a1")
-    placed = replace(place(incoming, spool), references=References(("1.2.3",), ("1.2.3",)))
+    incoming = ReceivedInstance(path, *uids, syntax, "PACS", "MAMMOD", "127.0.0.1", "a1")
+    placed = replace(spool_instance(incoming, spool), references=References(("1.2.3",), ("1.2.3",)))
     assert Intake(spool, ledger, "bundle", lambda: None).record([placed]) == [None]
     with ledger.read() as connection:
         assert list(jobs.needed_by(connection, 1)) == ["1.2.3"]

@@ -31,7 +31,7 @@ from daemon.errors import RefusedInstance
 from daemon.events.outcomes import Rejection
 from daemon.receiving.admission import Admission, Asked, Refused
 from daemon.receiving.listener import Listener
-from daemon.storage.received_instance import Incoming
+from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.programs import answers_echo, program, wait_until
 from tests.support.scu import (
     EXPLICIT,
@@ -93,7 +93,7 @@ def test_instance_is_handed_over_as_a_part_10_file_with_the_bytes_sent(listener:
     assert store(association, GOOD, UID).Status == 0x0000
     association.release()
     assert accepted == [
-        Incoming(
+        ReceivedInstance(
             path=accepted[0].path,
             sop_class_uid=MAMMOGRAM,
             sop_instance_uid=UID,
@@ -118,7 +118,7 @@ def test_instance_is_handed_over_as_a_part_10_file_with_the_bytes_sent(listener:
 def test_success_is_answered_only_after_accept_returned(incoming: Path) -> None:
     asked, answered, may_return = threading.Event(), threading.Event(), threading.Event()
 
-    def accept(_: Incoming) -> None:
+    def accept(_: ReceivedInstance) -> None:
         asked.set()
         assert may_return.wait(20)
 
@@ -212,7 +212,7 @@ def test_bad_instance_gets_its_status_and_the_next_good_one_passes(
 def test_failures_of_accept_have_their_status(incoming: Path, error: Exception, status: int) -> None:
     failures = [error]
 
-    def accept(_: Incoming) -> None:
+    def accept(_: ReceivedInstance) -> None:
         if failures:
             raise failures.pop()
 
@@ -563,7 +563,7 @@ def test_stop_answers_what_is_being_received_and_aborts_who_is_idle(
     monkeypatch.setattr("daemon.receiving.store_scp.IDLE_S", 0.1)
     asked, may_return = threading.Event(), threading.Event()
 
-    def accept(_: Incoming) -> None:
+    def accept(_: ReceivedInstance) -> None:
         asked.set()
         assert may_return.wait(20)
 

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from daemon.dicom.uids import valid_uid
+from daemon.dicom.uids import is_valid_uid
 from daemon.errors import ReportError
 from daemon.lesions.lesion import Code
 from daemon.reports.case import RESEARCH_USE, UNTRAINED
@@ -116,7 +116,7 @@ def test_the_class_is_the_predictions_own_not_the_probabilitys() -> None:
 def test_what_the_source_does_not_say() -> None:
     report = simple()
     assert b.texts(report, TRACKING_ID) == ["Lesion 1"]
-    assert valid_uid(b.items(report, TRACKING_UID)[0].UID)
+    assert is_valid_uid(b.items(report, TRACKING_UID)[0].UID)
     assert b.meanings(report, FINDING) == ["Lesion"]
     assert b.meanings(report, SIDE) == ["Right"]  # from the image's header
 
@@ -155,12 +155,12 @@ def test_components_of_one_segment_do_not_share_a_tracking_uid() -> None:
     assert len(set(uids)) == 3
     assert uids[1] == "1.2.4"
     assert "1.2.3" not in uids
-    assert all(map(valid_uid, uids))
+    assert all(map(is_valid_uid, uids))
     assert b.texts(report, TRACKING_ID) == ["Segment 1 (1 of 2)", "Segment 2", "Segment 1 (2 of 2)"]
 
 
 def test_a_tracking_uid_that_is_none_is_replaced() -> None:
-    assert valid_uid(b.items(simple(tracking_uid="1.02.x"), TRACKING_UID)[0].UID)
+    assert is_valid_uid(b.items(simple(tracking_uid="1.02.x"), TRACKING_UID)[0].UID)
 
 
 def test_tracking_does_not_depend_on_the_bundle() -> None:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from pydicom import config
 from pydicom.uid import UID
 
-from daemon.dicom.uids import NAMESPACE, derive_uid, device_uid, report_series_uid, report_uid, tracking_uid, valid_uid
+from daemon.dicom.uids import (
+    NAMESPACE,
+    derive_uid,
+    device_uid,
+    is_valid_uid,
+    report_series_uid,
+    report_uid,
+    tracking_uid,
+)
 
 PARTS = st.lists(st.text(max_size=20), max_size=5)
 
@@ -33,7 +41,7 @@ def test_derived_uids_never_change() -> None:
 
 @given(PARTS)
 def test_every_derived_uid_is_valid(parts: list[str]) -> None:
-    assert valid_uid(derive_uid(*parts))
+    assert is_valid_uid(derive_uid(*parts))
     assert UID(derive_uid(*parts)).is_valid
 
 
@@ -58,7 +66,7 @@ def test_the_uids_of_one_job_differ_by_purpose_and_by_each_input() -> None:
 
 @pytest.mark.parametrize("text", ["1", "0", "1.2.840.10008.1.1", "2.25.0", "1." + "9" * 62])
 def test_valid(text: str) -> None:
-    assert valid_uid(text)
+    assert is_valid_uid(text)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +74,9 @@ def test_valid(text: str) -> None:
     ["", ".", "1.", ".1", "1..2", "1.02", "00", "1.a", "1. 2", "1.2 ", "1.2\n", "1.2\0", "../1", "1.٣", "1" * 65],
 )
 def test_not_valid(text: str) -> None:
-    assert not valid_uid(text)
+    assert not is_valid_uid(text)
 
 
 @given(st.text(alphabet=string.digits + ".", max_size=70))
 def test_valid_agrees_with_pydicom(text: str) -> None:
-    assert valid_uid(text) == UID(text, validation_mode=config.IGNORE).is_valid
+    assert is_valid_uid(text) == UID(text, validation_mode=config.IGNORE).is_valid

@@ -20,7 +20,7 @@ import pytest
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi
-from daemon.workers.classifier_pool import Classifier, _environments
+from daemon.workers.classifier_pool import ClassifierPool, _environments
 from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
 from model.engines import hardware
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[3]
 SIZE = 32
 LIMIT_S = 60
 
-Start = Callable[..., Classifier]
+Start = Callable[..., ClassifierPool]
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def start(bundle: Bundle) -> Iterator[Start]:
 
     def start(
         engine: str = "fake", count: int = 1, max_batch: int = 8, max_wait_ms: float = 50, **limits: Any
-    ) -> Classifier:
+    ) -> ClassifierPool:
         workers = Workers(count=count, max_batch=max_batch, max_wait_ms=max_wait_ms)
-        classifier = Classifier(bundle, workers, factory=f"tests.support.fake_engines:{engine}", **limits)
+        classifier = ClassifierPool(bundle, workers, factory=f"tests.support.fake_engines:{engine}", **limits)
         running.append(classifier)
         classifier.start()
         return classifier
@@ -193,7 +193,7 @@ def test_several_processes_share_the_work(start: Start) -> None:
 def test_a_start_that_fails_says_why_and_leaves_nothing(
     start: Start, engine: str, limit_s: float, message: str, bundle: Bundle
 ) -> None:
-    classifier = Classifier(
+    classifier = ClassifierPool(
         bundle, Workers(count=1), factory=f"tests.support.fake_engines:{engine}", start_limit_s=limit_s
     )
     with pytest.raises(ClassifierError, match=message):
@@ -340,7 +340,7 @@ def test_it_is_known_which_engine_runs_and_why(start: Start) -> None:
 
 
 def test_an_engine_that_the_settings_name_and_that_is_refused_is_a_matter_of_configuration(bundle: Bundle) -> None:
-    classifier = Classifier(bundle, Workers(), factory="tests.support.fake_engines:not_as_set")
+    classifier = ClassifierPool(bundle, Workers(), factory="tests.support.fake_engines:not_as_set")
     with pytest.raises(ConfigurationError, match=r"differs by 0\.4"):
         classifier.start()
     assert classifier.pids == ()
@@ -348,13 +348,13 @@ def test_an_engine_that_the_settings_name_and_that_is_refused_is_a_matter_of_con
 
 PROGRAM = """
 import sys, time, pathlib
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from config.settings import Workers
 from tests.daemon.workers.test_classifier_pool import _bundle, _roi
 from tests.support.fake_engines import HANG
 
 if __name__ == "__main__":
-    classifier = Classifier(_bundle(pathlib.Path(sys.argv[1])), Workers(), factory="tests.support.fake_engines:fake")
+    classifier = ClassifierPool(_bundle(pathlib.Path(sys.argv[1])), Workers(), factory="tests.support.fake_engines:fake")
     classifier.start()
     future = classifier.submit(_roi(0.5, first=HANG if sys.argv[2] == "busy" else 0))
     if sys.argv[2] == "idle":
@@ -394,7 +394,7 @@ def test_with_tensorflow_it_answers_as_the_network_does(tmp_path: Path, capfd: p
     bundle = small_bundle(tmp_path / "b", threshold=0.4, trained=False)
     rois = np.random.default_rng(0).random((3, 75, 75), dtype=np.float32)
     expected = np.asarray(bundle.network()(rois[..., None], training=False))[:, 0]
-    classifier = Classifier(bundle, Workers(max_batch=2), "tensorflow")
+    classifier = ClassifierPool(bundle, Workers(max_batch=2), "tensorflow")
     capfd.readouterr()
     classifier.start()
     assert capfd.readouterr().err == ""  # none of TensorFlow's start-up lines

@@ -22,7 +22,7 @@ from daemon.errors import ClassifierError, ClassifierUnavailable
 from daemon.ledger import Ledger
 from daemon.ledger.schema import jobs
 from daemon.workers import classifier_pool as classifier_module
-from daemon.workers.classifier_pool import Classifier
+from daemon.workers.classifier_pool import ClassifierPool
 from model.bundle import Bundle
 from tests.daemon.workers.test_classifier_pool import SIZE, _bundle, _roi
 from tests.support.cases import make_case
@@ -47,15 +47,15 @@ def bundle(tmp_path: Path) -> Bundle:
     return _bundle(tmp_path)
 
 
-Start = Callable[..., Classifier]
+Start = Callable[..., ClassifierPool]
 
 
 @pytest.fixture
 def start(bundle: Bundle) -> Iterator[Start]:
     running = []
 
-    def start(workers: dict[str, Any], engine: str = ENGINE, **limits: Any) -> Classifier:
-        made = Classifier(bundle, Workers(max_batch=4, max_wait_ms=50, **workers), factory=engine, **limits)
+    def start(workers: dict[str, Any], engine: str = ENGINE, **limits: Any) -> ClassifierPool:
+        made = ClassifierPool(bundle, Workers(max_batch=4, max_wait_ms=50, **workers), factory=engine, **limits)
         running.append(made)
         made.start()
         return made
@@ -165,7 +165,7 @@ def test_what_the_cluster_lacks_is_named(cluster: RayCluster, start: Start) -> N
 def test_check_has_an_actor_made_and_says_why_there_is_none(
     cluster: RayCluster, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(Classifier.__init__.__kwdefaults__, "factory", ENGINE)
+    monkeypatch.setitem(ClassifierPool.__init__.__kwdefaults__, "factory", ENGINE)
     (said,) = cluster_findings(Settings(workers=cluster.workers), bundle)
     assert said.good and f"an actor on the cluster at {cluster.address} opens the bundle" in said.text
     nowhere = cluster.workers | {"ray_address": f"127.0.0.1:{free_port()}"}
@@ -197,7 +197,7 @@ def test_ray_is_told_to_tell_nobody(tmp_path: Path) -> None:
 
 def test_the_daemon_itself_never_imports_ray() -> None:
     code = (
-        "import sys; from daemon.workers.classifier_pool import Classifier, _on_ray; from config.settings import Workers\n"
+        "import sys; from daemon.workers.classifier_pool import ClassifierPool, _on_ray; from config.settings import Workers\n"
         "_on_ray('a:b', (), Workers(backend='ray', ray_address='h:1'))\n"
         "import daemon.service, daemon.checks.run; assert 'ray' not in sys.modules and 's3fs' not in sys.modules"
     )
@@ -207,7 +207,7 @@ def test_the_daemon_itself_never_imports_ray() -> None:
 def test_without_the_extra_it_says_which_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"install mammod\[ray\]"):
-        Classifier(bundle, Workers(backend="ray", ray_address="127.0.0.1:6379"))
+        ClassifierPool(bundle, Workers(backend="ray", ray_address="127.0.0.1:6379"))
 
 
 def test_settings_without_an_address_are_refused() -> None:
