@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.options import ConfigOption
 
 app = typer.Typer(help="Look at model bundles.", no_args_is_help=True)
