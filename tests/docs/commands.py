@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands themselves: `python -m tests.docs.commands`."""
+"""Writes docs/reference/commands.md from the commands themselves: `python -m tests.docs.commands`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from daemon.cli.app import app
 
-FILE = Path(__file__).parents[2] / "docs" / "commands.md"
+FILE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 INTRODUCTION = """# The `mammod` command
 
 Written by `python -m tests.docs.commands` from the commands themselves; a test holds the two equal.
@@ -27,12 +27,12 @@ environment's `MAMMOD_<SECTION>__<KEY>`. What went wrong is one message on stand
 | 2 | the command line cannot be understood |
 | 78 | `serve` and `check --upgrade`: a setting or the ledger is refused, and would be again |
 
-How to work with them day by day: [operations.md](operations.md).
+How to work with them day by day: [operate.md](../how-to/operate.md).
 """
 
 
 def page() -> str:
-    """The whole of docs/commands.md."""
+    """The whole of docs/reference/commands.md."""
     return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in commands())])
 
 

@@ -1,4 +1,4 @@
-"""Writes `docs/conformance-statement.md` (PS3.2) from the code: `python -m tests.docs.conformance`.
+"""Writes `docs/reference/conformance-statement.md` (PS3.2) from the code: `python -m tests.docs.conformance`.
 
 It lies among the tests because the attributes of each object are read off the objects that the tests make.
 """
@@ -38,7 +38,7 @@ from tests.daemon.reports.test_sc import captures, result
 from tests.support import report_objects as b
 from tests.support.report_cases import read
 
-FILE = Path(__file__).parents[2] / "docs" / "conformance-statement.md"
+FILE = Path(__file__).parents[2] / "docs" / "reference" / "conformance-statement.md"
 LISTENER, ARCHIVE = settings.Listener(), settings.Archive()
 
 
@@ -65,10 +65,10 @@ def examples() -> dict[str, Dataset]:
 _HEAD = f"""# DICOM Conformance Statement
 
 In the form of PS3.2. Made from the code by `python -m tests.docs.conformance`; a test fails where the two differ. What is set by a
-site is said with its default; every setting is explained in [config/mammod.toml](../config/mammod.toml).
+site is said with its default; every setting is explained in [config/mammod.toml](../../config/mammod.toml).
 
 **Research software. Not a medical device.** mammod receives mammograms and objects that mark lesions on them (SEG, SR), classifies each
-marked lesion and stores reports in an archive. What a report says: [report.md](report.md).
+marked lesion and stores reports in an archive. What a report says: [report-content.md](report-content.md).
 
 Implementation Class UID `{IMPLEMENTATION_CLASS_UID}`; Implementation Version Name `MAMMOD_` and the version. Manufacturer
 `{MANUFACTURER}`, Manufacturer's Model Name `{MODEL_NAME}`."""
@@ -216,7 +216,7 @@ def _objects() -> list[str]:
         "",
         "By `[reports] kinds`. Patient and study attributes are the image's, byte for byte. The attributes below are those of an example (an ordinary",
         "mammogram with one lesion, a trained bundle; `>` is within the sequence above it, whose first item is shown); the content tree of an",
-        "SR is described in [report.md](report.md).",
+        "SR is described in [report-content.md](report-content.md).",
     ]
     for number, (kind, example) in enumerate(examples().items(), start=1):
         rows = list(_attributes(example))
