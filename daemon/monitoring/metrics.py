@@ -2,7 +2,7 @@
 
 The counts come from what is published (`daemon.events.bus`, `daemon.events.timings`); the state is read when Prometheus
 asks, most of it from the ledger. Labels have few values, all of them ours: no AE title, no UID, nothing of a patient.
-docs/how-to/operate.md names every metric, and a test holds that table equal to what is served.
+docs/reference/metrics.md names every metric, and a test holds that table equal to what is served.
 """
 
 from __future__ import annotations
