@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,11 @@ LEFT_OUT = {"build", "dist", "demo-output", "test-output", "soak-output", "bench
 
 
 def documents() -> list[Path]:
-    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
-    return sorted(
-        path
-        for path in found
-        if not any((part.startswith(".") and part != ".github") or part in LEFT_OUT for part in path.parts[:-1])
-    )
+    found = []
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [name for name in names if name == ".github" or not (name.startswith(".") or name in LEFT_OUT)]
+        found += [(Path(folder) / file).relative_to(ROOT) for file in files if file.endswith(".md")]
+    return sorted(found)
 
 
 def without_code(text: str) -> str:
