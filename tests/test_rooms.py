@@ -28,7 +28,8 @@ PACKAGES: dict[str, set[str]] = {
     "tests": {"config", "model", "training", "daemon", "benchmarks"},
     "benchmarks": {"config", "model", "training", "daemon", "tests"},
 }
-# The rooms of daemon, from the ground up: a room imports itself and rooms before it. `cli` stands for __main__ as well.
+# The rooms of daemon, from the ground up: a room imports itself and rooms before it. Modules that lie flat belong to the
+# room of their name; FLAT names that of the others.
 DAEMON_ROOMS = (
     "errors",
     "events",
@@ -53,6 +54,7 @@ DAEMON_ROOMS = (
     "demo",
     "cli",
 )
+FLAT = {"": "errors", "__main__": "cli", "composition": "service"}
 SHIPPED = ("config", "model", "training", "daemon")
 
 MAX_MODULE_LINES = 350
@@ -124,9 +126,9 @@ def imports_of_ours() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """Return the room of a module of daemon: its folder, or the module itself if it lies flat."""
+    """Return the room of a module of daemon."""
     part = module.split(".")[1] if "." in module else ""
-    return {"": "errors", "__main__": "cli"}.get(part, part)
+    return FLAT.get(part, part)
 
 
 def against_the_order(graph: Mapping[str, Set[str]], order: Sequence[str] = DAEMON_ROOMS) -> list[str]:

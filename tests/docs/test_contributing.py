@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ColorSoftcopyPresentationStateStorage as COLOUR_PRESENTATION_STATE
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import RawDataStorage, SecondaryCaptureImageStorage
 from typer.testing import CliRunner
 
 from config.settings import Lesions, Reports, Settings
@@ -24,7 +23,7 @@ from daemon.checks import run as checks
 from daemon.checks.finding import Finding
 from daemon.cli.app import app
 from daemon.dicom import sop_classes
-from daemon.dicom.equipment import OWN_CLASSES, is_own_report
+from daemon.dicom.equipment import is_own_report
 from daemon.jobs.pipeline import Pipeline
 from daemon.jobs.pipeline import Reports as WrittenReports
 from daemon.lesions import reader
@@ -34,7 +33,7 @@ from daemon.lesions.sr_tree import Description
 from daemon.receiving.spooling import spool_instance
 from daemon.reports import registry
 from daemon.reports.base_object import on_image, shown_images
-from daemon.reports.case import Case, Edition, report_statements
+from daemon.reports.case import Case, Edition
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.daemon.conftest import spool  # noqa: F401 - a fixture
@@ -47,13 +46,13 @@ ROOT = Path(__file__).parents[2]
 CORNERS = [(60.0, 100.0), (110.0, 100.0), (110.0, 140.0), (60.0, 140.0), (60.0, 100.0)]
 
 
-# --- a lesion source: a workstation that marks lesions in a Color Softcopy Presentation State, neither SR nor SEG ------
+# --- a lesion source: a workstation that keeps its marks as annotations in Raw Data, which is neither SR nor SEG -------
 
 
-def presentation_state(image: Dataset) -> Dataset:
+def raw_data(image: Dataset) -> Dataset:
     made = Dataset()
-    made.SOPClassUID, made.SOPInstanceUID = COLOUR_PRESENTATION_STATE, report_objects.uid("colour presentation state")
-    made.StudyInstanceUID, made.SeriesInstanceUID = image.StudyInstanceUID, report_objects.uid("series of states")
+    made.SOPClassUID, made.SOPInstanceUID = RawDataStorage, report_objects.uid("raw data")
+    made.StudyInstanceUID, made.SeriesInstanceUID = image.StudyInstanceUID, report_objects.uid("series of raw data")
     made.PatientID = image.PatientID
     graphic = Dataset()
     graphic.GraphicAnnotationUnits, graphic.GraphicDimensions, graphic.GraphicType = "PIXEL", 2, "POLYLINE"
@@ -67,7 +66,7 @@ def presentation_state(image: Dataset) -> Dataset:
     return report_objects.as_read(made)
 
 
-def presentation_state_marks(dataset: Dataset) -> list[Mark]:
+def raw_data_marks(dataset: Dataset) -> list[Mark]:
     """The toy reader: each graphic of each annotation is a mark on the image that the annotation names."""
     return [
         Mark(
@@ -91,7 +90,7 @@ def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = sop_classes.may_be_lesion_object
 
     def opened(sop_class_uid: str) -> bool:
-        return sop_class_uid == COLOUR_PRESENTATION_STATE or gate(sop_class_uid)
+        return sop_class_uid == RawDataStorage or gate(sop_class_uid)
 
     asking = [module for module in list(sys.modules.values()) if vars(module).get("may_be_lesion_object") is gate]
     assert len(asking) >= 2, "its own module and the one that spools"
@@ -104,7 +103,7 @@ def call_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = reader._marks
 
     def with_the_toy(dataset: Dataset) -> list[Mark]:
-        return presentation_state_marks(dataset) if dataset.SOPClassUID == COLOUR_PRESENTATION_STATE else marks(dataset)
+        return raw_data_marks(dataset) if dataset.SOPClassUID == RawDataStorage else marks(dataset)
 
     monkeypatch.setattr(reader, "_marks", with_the_toy)
 
@@ -149,11 +148,11 @@ def lesions_of(source: Dataset, image: Dataset) -> Any:
 def test_a_lesion_source_is_received_and_read_to_half_a_pixel(
     image: Dataset, receive: Callable[[Dataset], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state = presentation_state(image)
+    source = raw_data(image)
     open_the_gate(monkeypatch)
     call_the_reader(monkeypatch)
-    assert receive(state) == (image.SOPInstanceUID,), "its job waits for the image that it names"
-    (lesion,) = lesions_of(state, image)
+    assert receive(source) == (image.SOPInstanceUID,), "its job waits for the image that it names"
+    (lesion,) = lesions_of(source, image)
     assert lesion.image_uid == image.SOPInstanceUID
     assert np.abs(lesion.region.points - np.array(CORNERS)).max() <= 0.5
 
@@ -166,7 +165,7 @@ def test_one_of_the_two_steps_alone_reads_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step(monkeypatch)
-    assert receive(presentation_state(image)) is None
+    assert receive(raw_data(image)) is None
 
 
 # --- a kind of report: one Secondary Capture without pixels for each image --------------------------------------------
@@ -175,9 +174,16 @@ def test_one_of_the_two_steps_alone_reads_nothing(
 def toy_kind(case: Case, edition: Edition) -> list[Dataset]:
     made = []
     for shown in shown_images(case).values():
-        note = on_image(shown, case, edition, SecondaryCaptureImageStorage, "OT", 9199)
-        note.ImageComments = " ".join(report_statements(case.algorithm, case.left_out))
-        made.append(note)
+        made.append(
+            on_image(
+                shown,
+                case,
+                edition,
+                sop_class_uid=SecondaryCaptureImageStorage,
+                modality="OT",
+                series_number=9199,
+            )
+        )
     return made
 
 
@@ -206,10 +212,9 @@ def test_a_kind_of_report_is_written_recognised_and_said_to_be_research(
     assert [item.kind for item in first.written] == ["tid1500", "toy"] and not first.refused
     assert [item.sop_instance_uid for item in first.written] == [item.sop_instance_uid for item in again.written]
     made = first.written[1].report
-    assert made.SOPClassUID in OWN_CLASSES
     made.save_as(tmp_path / "toy.dcm", enforce_file_format=True)
     assert is_own_report(dcmread(tmp_path / "toy.dcm")), "an archive that sends it back starts no loop"
-    assert "RESEARCH USE ONLY" in made.ImageComments and "RESEARCH ONLY" in made.SeriesDescription
+    assert "RESEARCH ONLY" in made.SeriesDescription
 
 
 def test_a_kind_that_the_settings_do_not_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

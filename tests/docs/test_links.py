@@ -110,3 +110,15 @@ def test_documents_that_code_messages_and_deploy_files_name_are_there() -> None:
     }
     assert len(named) > 5
     assert sorted(pair for pair in named if not (ROOT / pair[1]).is_file()) == []
+
+
+def test_files_that_documents_name_are_there() -> None:
+    pattern = r"`((?:config|daemon|model|training|tests|deploy|benchmarks)/[\w./-]+)`"
+    named = {
+        (document.as_posix(), name)
+        for document in documents()
+        if document.name != "CHANGELOG.md"  # it names what was there at the time
+        for name in re.findall(pattern, (ROOT / document).read_text(encoding="utf-8"))
+    }
+    assert len(named) > 100
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []
