@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pynetdicom.dimse_messages import C_STORE_RQ
 
-from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
 from daemon.dicom.digest import DataSetDigest
-from daemon.dicom.encoding import part_10_start
+from daemon.dicom.part10 import part_10_start
+from daemon.dicom.status import CANNOT_UNDERSTAND, INVALID_OBJECT_INSTANCE
 from daemon.dicom.uids import is_valid_uid
 from daemon.errors import RefusedInstance
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from pynetdicom.sop_class import Verification
-
 from config.settings import Peer
+from daemon.dicom.sop_classes import VERIFICATION
 
 
 def entries_for(peers: Iterable[Peer], ae_title: str, address: str) -> list[Peer]:
@@ -29,4 +28,4 @@ def denied_classes(entries: Sequence[Peer], supported: Iterable[str]) -> frozens
     Verification is "echo"; all else, storage commitment results among it, is "store".
     """
     may = {permission for peer in entries for permission in peer.permissions}
-    return frozenset(uid for uid in supported if ("echo" if uid == Verification else "store") not in may)
+    return frozenset(uid for uid in supported if ("echo" if uid == VERIFICATION else "store") not in may)

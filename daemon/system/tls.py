@@ -21,6 +21,7 @@ from cryptography import x509
 
 from config.errors import ConfigurationError
 from config.settings import TLS, Settings
+from daemon.system.file_stamp import FileStamp, file_stamp
 
 SUITES = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -81,16 +82,8 @@ def public_context() -> ssl.SSLContext:
     return context
 
 
-def _signature(settings: TLS) -> tuple[tuple[int, ...] | None, ...]:
-    return tuple(_stat(path) for path in (settings.certificate, settings.key, settings.ca))
-
-
-def _stat(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def _signature(settings: TLS) -> tuple[FileStamp | None, ...]:
+    return tuple(file_stamp(path) for path in (settings.certificate, settings.key, settings.ca))
 
 
 def _context(tls: TLS, name: str, side: Side) -> ssl.SSLContext:
@@ -164,7 +157,7 @@ def expiries(settings: Settings) -> list[Expiry]:
     return [
         Expiry(setting, file, end)
         for setting, file in _certificate_files(settings)
-        if (seen := _stat(file)) is not None and (end := _first_end(file, seen)) is not None
+        if (seen := file_stamp(file)) is not None and (end := _first_end(file, seen)) is not None
     ]
 
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import structlog
 
+from daemon.system.file_stamp import FileStamp, file_stamp
 from model.bundle import Bundle, load_bundle
 from model.errors import BundleError
 
@@ -80,10 +81,9 @@ class BundleWatch:
         return f"the next start takes bundle {digest[:12]} for {self._digest[:12]}"
 
 
-def _stamp(path: Path) -> list[tuple[str, int, int, int]]:
+def _stamp(path: Path) -> list[tuple[str, FileStamp | None]]:
     """What changes with any file of the folder."""
     try:
-        stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+        return [(file.name, file_stamp(file)) for file in sorted(path.iterdir())]
     except OSError:
         return []
-    return [(name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats]

@@ -20,15 +20,13 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.filewriter import write_dataset
 
-from daemon.dicom.dataset_scan import (
+from daemon.dicom.dataset_scan import MAX_DEPTH, DataSetFacts, scan_data_set
+from daemon.dicom.transfer_syntaxes import (
     DEFLATED,
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
-    MAX_DEPTH,
     TRANSFER_SYNTAXES,
-    DataSetFacts,
-    scan_data_set,
 )
 from daemon.errors import RefusedInstance
 
@@ -205,7 +203,7 @@ def test_deflated_pixels_cost_no_memory() -> None:
 
 
 def test_deflate_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.dicom.dataset_scan.MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr("daemon.dicom.forward_reader.MAX_INFLATED", 1 << 20)
     dataset = header()
     dataset.add_new("PixelData", "OW", bytes(2 << 20))
     assert "inflates to more than" in refusal(encode(dataset, DEFLATED_EXPLICIT), DEFLATED_EXPLICIT).reason

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, update
 
 from daemon.dicom.digest import DataSetDigest, digest_of, has_digest
-from daemon.dicom.encoding import part_10_start
+from daemon.dicom.part10 import part_10_start
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from daemon.maintenance.consistency_check import check_consistency

@@ -26,7 +26,8 @@ from structlog.testing import capture_logs
 
 from config.errors import ConfigurationError
 from config.settings import Peer
-from daemon.dimse.presentation_contexts import choose_transfer_syntax, storage_classes
+from daemon.dicom.sop_classes import storage_classes
+from daemon.dimse.presentation_contexts import choose_transfer_syntax
 from daemon.errors import RefusedInstance
 from daemon.events.outcomes import Rejection
 from daemon.receiving.admission import Admission, Asked, Refused
