@@ -175,7 +175,7 @@ class Service:
         self._ledger.transact(transition)
         if alone:
             with self._ledger.alone_with_spool() as connection:
-                orphans += self._spool.sweep(instances.paths(connection) | outbox.paths(connection), begun)
+                orphans += self._spool.delete_orphans(instances.paths(connection) | outbox.paths(connection), begun)
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=taken.jobs, node=self._node.id, alone=alone)
 
     def _receivers(self) -> list[ReceiverProcess]:

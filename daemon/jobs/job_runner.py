@@ -31,7 +31,8 @@ from daemon.jobs.pipeline import Classified, Inputs, MissingInstances, Pipeline,
 from daemon.ledger import UNAVAILABLE, Ledger, instances, job_claims, outbox, recording_a_file
 from daemon.reports.case import Predecessor
 from daemon.reports.registry import WITH_PICTURES
-from daemon.storage.spool import NO_ROOM, Spool
+from daemon.storage.filesystem import DISK_FULL
+from daemon.storage.spool import Spool
 from model.errors import ImageError
 
 RETRY_AFTER_S = 30
@@ -72,7 +73,7 @@ class JobRunner:
         except (ClassifierUnavailable, DecoderUnavailable, SpoolUnavailable) as error:
             self._postpone(job, str(error), bound)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 self._postpone(job, f"the spool cannot be written: {error.strerror}", bound)
                 return
             # A message may quote the data set: the ledger and the log get the kind and the place only.

@@ -14,15 +14,16 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.dicom.digest import is_sha256, sha256_of
+from daemon.dicom.status import OUT_OF_RESOURCES
 from daemon.errors import RefusedInstance, SpoolUnavailable
 from daemon.events import bus
 from daemon.events.outcomes import Arrival
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import StoredInstance
-from daemon.maintenance.retention import delete_files
 from daemon.receiving.spooling import SpooledInstance, spool_failure, spool_instance
+from daemon.storage.deletion import delete_files
 from daemon.storage.received_instance import ReceivedInstance
-from daemon.storage.spool import OUT_OF_RESOURCES, Placed, Spool
+from daemon.storage.spool import Spool, SpoolFile
 
 log = structlog.get_logger()
 
@@ -120,7 +121,7 @@ class Intake:
 class _Recording:
     """One instance on its way into the ledger. `left`: files of older versions, in whose place this one is now."""
 
-    def __init__(self, spool: Spool, bundle: str, placed: SpooledInstance, file: Placed) -> None:
+    def __init__(self, spool: Spool, bundle: str, placed: SpooledInstance, file: SpoolFile) -> None:
         self._spool = spool
         self._bundle = bundle
         self.placed = placed
@@ -148,7 +149,7 @@ class _Recording:
         )
         arrival, instance_id = instances.record(connection, instance, self._is_same)
         if not self._spool.has(file.path):  # retention removed the old row and file just now
-            self._spool.place(incoming.path, incoming.sop_instance_uid, file.digest)
+            self._spool.add_instance(incoming.path, incoming.sop_instance_uid, file.digest)
         ready = arrival is not Arrival.DUPLICATE and self._pair(connection, instance, instance_id, arrival)
         return arrival, ready
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from pydicom import dcmread
 from pydicom.dataset import FileDataset
 
-from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND
-from daemon.dicom.equipment import OWN_CLASSES, is_own_report
-from daemon.dicom.sop_classes import may_be_lesion_object
+from daemon.dicom.equipment import is_own_report
+from daemon.dicom.sop_classes import OWN_REPORT_CLASSES, may_be_lesion_object
+from daemon.dicom.status import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
 from daemon.dicom.uids import is_safe_uid
 from daemon.errors import LesionError, RefusedInstance, SpoolUnavailable
 from daemon.storage.received_instance import ReceivedInstance
-from daemon.storage.spool import OUT_OF_RESOURCES, Placed, Spool
+from daemon.storage.spool import Spool, SpoolFile
 
 if TYPE_CHECKING:
     from daemon.lesions.reader import References
@@ -33,7 +33,7 @@ class SpooledInstance:
     """
 
     incoming: ReceivedInstance
-    file: Placed | None
+    file: SpoolFile | None
     study_uid: str
     series_uid: str
     references: References | None
@@ -52,7 +52,7 @@ def spool_instance(incoming: ReceivedInstance, spool: Spool) -> SpooledInstance:
     file = None
     if not read.is_own_report:
         try:
-            file = spool.place(incoming.path, incoming.sop_instance_uid, incoming.digest)
+            file = spool.add_instance(incoming.path, incoming.sop_instance_uid, incoming.digest)
         except SpoolUnavailable as error:
             raise spool_failure(error) from error
     return SpooledInstance(incoming, file, read.study_uid, read.series_uid, read.references, read.unusable)
@@ -79,7 +79,7 @@ def _seen(incoming: ReceivedInstance) -> _Read | None:
     Raises:
         RefusedInstance: status C000, study or series is no UID.
     """
-    may_be_either = may_be_lesion_object(incoming.sop_class_uid) or incoming.sop_class_uid in OWN_CLASSES
+    may_be_either = may_be_lesion_object(incoming.sop_class_uid) or incoming.sop_class_uid in OWN_REPORT_CLASSES
     if may_be_either or incoming.study_uid is None or incoming.series_uid is None:
         return None
     study, series = incoming.study_uid, incoming.series_uid

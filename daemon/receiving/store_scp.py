@@ -22,8 +22,15 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
 from config import settings
-from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, scan_data_set
+from daemon.dicom.dataset_scan import scan_data_set
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.dicom.status import (
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+)
 from daemon.dimse.association import Acceptor, IncomingAssociation
 from daemon.dimse.n_event_report import take_report
 from daemon.dimse.pending_connections import Address
@@ -33,13 +40,8 @@ from daemon.errors import RefusedInstance
 from daemon.events import bus
 from daemon.events.timings import Stage, StageTiming, publish
 from daemon.receiving.admission import SPARE, TEMPORARY_CONGESTION, Asked, Decision, Refused
+from daemon.storage.filesystem import DISK_FULL
 from daemon.storage.received_instance import ReceivedInstance
-from daemon.storage.spool import NO_ROOM
-
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.17
-SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
-OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
 
 DESCRIPTORS_EACH = 2 + MAX_UNANSWERED  # of an association: its connection, what wakes its thread, files being received
 IDLE_S = 1.0  # a stopping listener aborts an association that has sent nothing for so long
@@ -190,7 +192,7 @@ class StoreScp:
             status, reason = refused.status, refused.reason
             bound.warning("instance refused", status=f"{status:04X}", reason=reason)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 status, reason = OUT_OF_RESOURCES, f"the instance cannot be written: {error.strerror}"
                 bound.error("instance refused", status=f"{status:04X}", reason=reason)
             else:
@@ -240,7 +242,9 @@ def _incoming(association: IncomingAssociation, request: Any, context: Presentat
         ("SOP Instance UID (0008,0018)", facts.sop_instance_uid, request.AffectedSOPInstanceUID),
     ):
         if in_data_set != in_request:
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set's {name} differs from the C-STORE request's")
+            raise RefusedInstance(
+                DATA_SET_DOES_NOT_MATCH_SOP_CLASS, f"the data set's {name} differs from the C-STORE request's"
+            )
     return ReceivedInstance(
         path=request._dataset_file.path,
         sop_class_uid=facts.sop_class_uid,

@@ -45,7 +45,7 @@ def test_the_spools_files(tmp_path: Path) -> None:
     received = spool.incoming / "x.part"
     received.write_bytes(bytes(128) + b"DICM" + bytes(16))
     received.chmod(0o644)
-    spool.place(received, "1.2.3")
+    spool.add_instance(received, "1.2.3")
     spool.write_report("1.2.4", b"report")
     found = modes(tmp_path)
     assert {mode for path, mode in found.items() if (tmp_path / path).is_dir()} == {0o700}
