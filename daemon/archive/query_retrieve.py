@@ -22,7 +22,7 @@ from daemon.dicom import status as dimse_status
 from daemon.dicom.dataset_scan import scan_data_set
 from daemon.dicom.sop_classes import IMAGE_CLASSES, SEGMENTATION_CLASSES
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import ReceivedInstance
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
 FIND = sop_class.StudyRootQueryRetrieveInformationModelFind
 GET = sop_class.StudyRootQueryRetrieveInformationModelGet
@@ -116,16 +116,14 @@ class RetrievedInstances:
             )
         path.write_bytes(event.encoded_dataset())
         self._accept(
-            ReceivedInstance(
-                path=path,
-                sop_class_uid=facts.sop_class_uid,
-                sop_instance_uid=facts.sop_instance_uid,
+            received_instance(
+                path,
+                facts,
                 transfer_syntax_uid=syntax,
                 calling_ae=association.acceptor.ae_title,
                 called_ae=association.requestor.ae_title,
                 peer_address=association.acceptor.address,
                 association_id=self._name,
-                is_large=facts.is_large,
             )
         )
 

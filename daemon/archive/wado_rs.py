@@ -25,7 +25,7 @@ from daemon.dicom.status import CANNOT_UNDERSTAND, DATA_SET_DOES_NOT_MATCH_SOP_C
 from daemon.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
 from daemon.dicom.uids import is_safe_uid
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import ReceivedInstance
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
 FAULTS_IN_A_ROW = 2
 MAX_INSTANCE = 4 << 30  # bytes
@@ -99,10 +99,9 @@ class RetrievedParts:
                 DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for"
             )
         self._accept(
-            ReceivedInstance(
-                path=path,
-                sop_class_uid=facts.sop_class_uid,
-                sop_instance_uid=facts.sop_instance_uid,
+            received_instance(
+                path,
+                facts,
                 transfer_syntax_uid=syntax,
                 calling_ae="",
                 called_ae=self._own_ae,

@@ -1,4 +1,4 @@
-"""The presentation contexts that are accepted: every standard storage class in every known transfer syntax."""
+"""The accepted presentation contexts: every standard storage class in every known transfer syntax."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def supported_contexts() -> list[PresentationContext]:
 
 
 def choose_transfer_syntax(offered: list[str]) -> str | None:
-    """Return the one of the transfer syntaxes offered in a presentation context to accept, None if none is known.
+    """Return which offered transfer syntax of a presentation context is accepted, None if none is known.
 
-    A sender names first how it holds the object, so a compressed syntax at the head is accepted as it is. Among
-    uncompressed ones Explicit VR Little Endian is preferred, as it keeps the value representations of private
-    elements.
+    A sender names first how it holds the object, so a compressed syntax at the head is accepted as it is.
+    Among uncompressed ones Explicit VR Little Endian is preferred, as it keeps the value representations of
+    private elements.
     """
     known = [uid for uid in offered if uid in TRANSFER_SYNTAXES]
     if known and known[0] in _UNCOMPRESSED:

@@ -480,7 +480,7 @@ def _receive(pipe: Connection, start: Start) -> None:
     allow_descriptors(DESCRIPTORS_EACH * start.listener.max_associations)
     start.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     service = _Service(pipe)
-    reception = StoreScp(start.listener, start.folder, start.address, _behind(start, service))
+    reception = StoreScp(start.listener, folder=start.folder, address=start.address, callbacks=_behind(start, service))
     bus.subscribe(service.tell)
     timings.subscribe(service.tell)
     gc.collect()

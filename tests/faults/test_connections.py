@@ -156,7 +156,7 @@ def test_data_set_that_comes_too_slowly_ends_its_association_and_leaves_nothing(
     tmp_path: Path, accepted: Accepted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole small PDUs, one after the other: none is late by itself, but the message never gets done."""
-    monkeypatch.setattr("daemon.dimse.association.SLOWEST", 10_000)
+    monkeypatch.setattr("daemon.dimse.message_assembly.MIN_BYTES_PER_S", 10_000)
     with capture_logs() as events, listener_of(tmp_path, accepted, network_timeout_s=1) as listener:
         connection, answer = associate(listener.port, HOSTILE)
         assert answer[:1] == wire.ACCEPTED
@@ -193,7 +193,7 @@ def test_pdu_that_comes_a_byte_at_a_time_ends_its_association(tmp_path: Path, ac
         connection.close()
     # Said once, by whichever of the two limits of one second is seen first.
     (told,) = events_of(events, "connection closed") + events_of(events, "association aborted")
-    assert "a PDU was not complete after 1 s" in told["reason"] or "nothing came for 1 s" in told["reason"]
+    assert "a PDU was not complete after 1 s" in told["reason"] or "nothing was received for 1 s" in told["reason"]
 
 
 def test_half_open_associations_of_one_address_leave_places_for_others(tmp_path: Path, accepted: Accepted) -> None:
@@ -209,7 +209,7 @@ def test_half_open_associations_of_one_address_leave_places_for_others(tmp_path:
             wait_until(lambda: all(is_closed(connection) for connection, _ in silent), "idle ones are aborted")
         assert len(events_of(events, "association rejected")) == 35
         wait_until(lambda: associate(listener.port, HOSTILE)[1][:1] == wire.ACCEPTED, "places are free again")
-    assert len([e for e in events_of(events, "association aborted") if "nothing came" in e["reason"]]) == 25
+    assert len([e for e in events_of(events, "association aborted") if "nothing was received" in e["reason"]]) == 25
 
 
 def test_peer_that_never_reads_is_given_up(tmp_path: Path, accepted: Accepted) -> None:

@@ -103,7 +103,7 @@ class Receiving:
         self.spool = Spool(spool, min_free)
         self.ledger = Ledger(f"sqlite:///{ledger}")
         self.intake = Intake(self.spool, self.ledger, "bundle", lambda: None)
-        self.listener = Listener(listener_settings(), self.spool.incoming, self.accept, self.full)
+        self.listener = Listener(listener_settings(), self.spool.incoming, self.accept, full=self.full)
 
     def accept(self, incoming: ReceivedInstance) -> None:
         self.intake.accept(incoming)

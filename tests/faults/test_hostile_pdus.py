@@ -54,7 +54,7 @@ def incoming(tmp_path: Path) -> Path:
 @pytest.fixture
 def listener(tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     monkeypatch.setattr(
-        "daemon.dimse.pending_connections.TOLD_EVERY_S", 0.01
+        "daemon.dimse.pending_connections.LOG_INTERVAL_S", 0.01
     )  # so that what is told belongs to what was just said
     with listening(
         Listener(listener_settings(max_associations=100), incoming, Accepted(tmp_path / "accepted"))

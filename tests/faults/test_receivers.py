@@ -138,8 +138,8 @@ def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> No
     assert placed.file is not None
     file = rig.spool / placed.file.path
     assert data_set_bytes(file) == CONTENT and has_digest(file, placed.file.digest)
-    assert placed.incoming.sop_instance_uid == UID and placed.study_uid == GOOD.StudyInstanceUID
-    assert placed.incoming.calling_ae == "MODALITY" and placed.incoming.association_id in rig.ended
+    assert placed.received.sop_instance_uid == UID and placed.study_uid == GOOD.StudyInstanceUID
+    assert placed.received.calling_ae == "MODALITY" and placed.received.association_id in rig.ended
     assert rig.here == [] and rig.half_received == []
     assert [type(one) for one in told] == [bus.AssociationAccepted, bus.InstanceAnswered]
     assert {one.stage for one in took} == {Stage.RECEIVE}
@@ -200,7 +200,7 @@ def test_what_comes_while_the_ledger_is_written_to_is_recorded_together(
     def record(placed: SpooledInstance) -> None:
         began.set()
         assert go_on.wait(60)
-        if placed.incoming.sop_instance_uid == images[3].SOPInstanceUID:
+        if placed.received.sop_instance_uid == images[3].SOPInstanceUID:
             raise RefusedInstance(0xA700, "the ledger is full")
 
     rig.record = record
@@ -264,7 +264,7 @@ def test_limits_and_peers_hold_for_all_processes_together(tmp_path: Path) -> Non
 
 
 def test_a_storage_commitment_result_comes_through(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig.listener._reception, "serve", None)  # the receiver serves it, and nobody else
+    monkeypatch.setattr(rig.listener._scp, "serve", None)  # the receiver serves it, and nobody else
     request = Dataset()
     request.TransactionUID = generate_uid()
     request.ReferencedSOPSequence = []

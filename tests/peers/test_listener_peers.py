@@ -124,7 +124,7 @@ def test_rejections_as_dcmtk_reads_them(tmp_path: Path, accepted: Accepted) -> N
         assert "Calling AE Title Not Recognized" in _echo(listener.port, "UNKNOWN", "MAMMOD")
         assert "Received Echo Response (Success)" in _echo(listener.port, "KNOWN", "MAMMOD")
     admit = lambda: "the disk is nearly full"  # noqa: E731
-    with listening(Listener(listener_settings(), tmp_path / "incoming", accepted, admit)) as listener:
+    with listening(Listener(listener_settings(), tmp_path / "incoming", accepted, full=admit)) as listener:
         answer = _echo(listener.port, "KNOWN", "MAMMOD")
         assert "Rejected Transient" in answer
         assert "Temporary Congestion" in answer

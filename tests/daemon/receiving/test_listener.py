@@ -30,7 +30,7 @@ from daemon.dicom.sop_classes import storage_classes
 from daemon.dimse.presentation_contexts import choose_transfer_syntax
 from daemon.errors import RefusedInstance
 from daemon.events.outcomes import Rejection
-from daemon.receiving.admission import Admission, Asked, Refused
+from daemon.receiving.admission import Admission, AssociationRequest, Rejected
 from daemon.receiving.listener import Listener
 from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.programs import answers_echo, program, wait_until
@@ -376,7 +376,7 @@ def test_an_association_that_cannot_be_decided_on_is_rejected(incoming: Path, ac
     def admit() -> str | None:
         raise OSError(errno.EIO, "the disk does not answer")
 
-    with listening(Listener(listener_settings(), incoming, accepted, admit)) as listener:
+    with listening(Listener(listener_settings(), incoming, accepted, full=admit)) as listener:
         assert request_association(listener.port).is_rejected
         wait_until(lambda: not listener.served_here, "it has ended")
 
@@ -402,18 +402,18 @@ def test_who_left_is_not_admitted() -> None:
     admission = Admission(listener_settings(), lambda: None, lambda _: None)
     assert admission.enter("a", "127.0.0.1")
     admission.leave("a")
-    asked = Asked("MODALITY", "MAMMOD", frozenset())
-    assert isinstance(admission.decide("a", asked), Refused)
+    asked = AssociationRequest("MODALITY", "MAMMOD", frozenset())
+    assert isinstance(admission.decide("a", asked), Rejected)
     left = Admission(listener_settings(), lambda: left.leave("b"), lambda _: None)
     assert left.enter("b", "127.0.0.1")
-    assert isinstance(left.decide("b", asked), Refused)
+    assert isinstance(left.decide("b", asked), Rejected)
     assert (left.admitted, left.open) == (0, 0)
 
 
 def test_no_room_rejects_associations_and_refuses_instances(incoming: Path, accepted: Accepted) -> None:
     reason: list[str] = []
     admit: Callable[[], str | None] = lambda: reason[0] if reason else None  # noqa: E731
-    with listening(Listener(listener_settings(), incoming, accepted, admit)) as listener:
+    with listening(Listener(listener_settings(), incoming, accepted, full=admit)) as listener:
         association = request_association(listener.port)
         reason.append("the disk is nearly full")
         assert store(association, GOOD, UID).Status == 0xA700
@@ -595,7 +595,7 @@ def test_stop_answers_what_is_being_received_and_aborts_who_is_idle(
 def test_stop_aborts_who_does_not_finish_in_time(
     incoming: Path, accepted: Accepted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.receiving.store_scp.ABORT_LIMIT_S", 60)  # so that it is the abort that ends it
+    monkeypatch.setattr("daemon.receiving.store_scp.MAX_ABORT_S", 60)  # so that it is the abort that ends it
     listener = Listener(listener_settings(), incoming, accepted)
     listener.start()
     association = request_association(listener.port)
