@@ -1,4 +1,4 @@
-"""Peers that hold connections and say little: a good sender is served all the same, at once, and they cost next to nothing.
+"""Peers that hold connections and say little: a good sender is still served at once, and they cost nothing.
 
 Hostile peers call from 127.0.0.2 and the good one from 127.0.0.1 where limits for each address matter.
 """
@@ -38,11 +38,6 @@ UID = mammogram().SOPInstanceUID
 GOOD = encode(mammogram())
 HOSTILE = "127.0.0.2"
 HANG_LIMIT_S = 20.0  # the bar is one second; a busy machine must not fail the test
-
-
-@pytest.fixture
-def accepted(tmp_path: Path) -> Accepted:
-    return Accepted(tmp_path / "accepted")
 
 
 @contextlib.contextmanager
@@ -197,7 +192,7 @@ def test_pdu_that_comes_a_byte_at_a_time_ends_its_association(tmp_path: Path, ac
 
 
 def test_half_open_associations_of_one_address_leave_places_for_others(tmp_path: Path, accepted: Accepted) -> None:
-    """They asked, were answered, and say nothing more; those above the limit are rejected: transient, local limit."""
+    """They are answered and then silent; those above the limit are rejected: transient, local limit."""
     with capture_logs() as events, listener_of(tmp_path, accepted, network_timeout_s=3) as listener:
         with contextlib.ExitStack() as stack:
             silent = [associate(listener.port, HOSTILE) for _ in range(60)]
@@ -258,7 +253,7 @@ def test_requests_sent_without_waiting_for_answers_are_all_answered_and_hold_few
 
 
 def test_a_hundred_idle_associations_cost_next_to_nothing(tmp_path: Path, accepted: Accepted) -> None:
-    """The bar is 5 % of a core. The CPU of the listener's own threads counts: the process has others, of earlier tests."""
+    """The bar is 5 % of a core, of the listener's own threads: earlier tests may have left others."""
     settings = {"max_associations": 120, "max_associations_per_address": 120}
     others = set(threading.enumerate())
     with listener_of(tmp_path, accepted, **settings) as listener, contextlib.ExitStack() as stack:

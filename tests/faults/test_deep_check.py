@@ -29,13 +29,12 @@ from tests.support.kills import check_deep
 from tests.support.ledgers import NODE, join
 from tests.support.peers.archives import StoreSCP
 from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.repository import ROOT
 from tests.support.services import Service
 
 JOB = schema.jobs
 OUTBOX = schema.outbox
 INSTANCE = schema.instances
-
-ROOT = Path(__file__).parents[2]
 
 
 class Kept:

@@ -1,4 +1,4 @@
-"""Receivers: associations served by a process beside the service's own, and what becomes of them when it dies or hangs."""
+"""Receivers: associations served by a second process, also when it dies or hangs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ UID = str(GOOD.SOPInstanceUID)
 
 
 class Rig:
-    """A listener with one receiver, over a spool; `recorded` is what came from the receiver, `here` what this process took."""
+    """A listener with one receiver; `recorded` holds what the receiver sent, `here` what this process took."""
 
     def __init__(self, folder: Path, **chosen: object) -> None:
         self.settings = Settings.model_validate(

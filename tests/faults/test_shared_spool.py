@@ -1,4 +1,4 @@
-"""A spool in a bucket: accepted only once the bucket has it, read on any node, and what a bucket that fails costs.
+"""A spool in a bucket: accepted only once the bucket has it, read on any node; the cost of a failing bucket.
 
 Against a real S3 server on loopback (tests/support/peers/s3.py).
 """
@@ -127,7 +127,7 @@ def test_a_file_that_does_not_come_whole_is_no_copy(fault: str, s3: S3, node: No
 
 
 def test_an_object_that_was_changed_is_not_read(s3: S3, node: Node) -> None:
-    """The sha256 noted with the object is what the bytes are held against, not what the server says of them."""
+    """The bytes are compared with the SHA-256 noted with the object, not with what the server says."""
     first, second = node("a"), node("b")
     placed = first.add_instance(received(first, b"image" * 1000), "1.2.3")
     whole = s3.objects()[placed.path]
@@ -347,7 +347,7 @@ def test_without_the_extra_it_says_which_to_install(s3: S3, tmp_path: Path, monk
 def test_the_service_over_a_bucket(
     s3: S3, new_service: Callable[..., Service], storescp: StoreSCP, case: Case, tmp_path: Path
 ) -> None:
-    """Down and up again; the report is written on one node and sent by another that starts with an empty directory."""
+    """A node writes the report; after a restart another node with an empty directory sends it."""
     section = s3.settings(tmp_path / "spool-1")
     apart = {"ledger": {"url": f"sqlite:///{tmp_path / 'ledger.sqlite'}"}, "log": {"level": "debug"}}
     first = new_service(("STORESCP", 1), settings={"spool": section, **apart}, name="first")

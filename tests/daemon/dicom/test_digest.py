@@ -1,4 +1,4 @@
-"""Digests of data sets: BLAKE3, and sha256 as older ledgers have it; expected values are published ones and hashlib's."""
+"""Digests of data sets: BLAKE3, and SHA-256 of older ledgers; expected values are published or hashlib's."""
 
 from __future__ import annotations
 

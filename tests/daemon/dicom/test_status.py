@@ -1,4 +1,4 @@
-"""DIMSE status values and SOP classes against pynetdicom's own tables, which follow PS3.7 annex C and PS3.4."""
+"""DIMSE status values and SOP classes against pynetdicom's tables, which follow PS3.7 annex C and PS3.4."""
 
 from __future__ import annotations
 

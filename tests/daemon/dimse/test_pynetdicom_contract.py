@@ -1,4 +1,4 @@
-"""pynetdicom's private names that mammod relies on, each with what for; a release without one of them fails here."""
+"""pynetdicom's private names that mammod relies on, and what for; a release without one fails here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pynetdicom.fsm import TRANSITION_TABLE
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
-ROOT = Path(__file__).parents[3]
+from tests.support.repository import ROOT
+
 SOURCES = [
     path
     for folder in ("daemon", "benchmarks", "tests")
@@ -76,7 +77,7 @@ def test_pynetdicom_still_has(where: str, name: str, objects: dict[str, Any]) ->
 
 
 def private_names(source: Path) -> set[str]:
-    """The private names that a module reads from any object, or (where we subclass pynetdicom) has of its own."""
+    """The private names that a module reads from objects or, if it subclasses pynetdicom, has of its own."""
     is_subclassing = source.parent == ROOT / "daemon" / "dimse"
     pattern = r"(?:\.|def )(_[A-Za-z]\w*)" if is_subclassing else r"(?<!\bself)\.(_[A-Za-z]\w*)"
     return set(re.findall(pattern, source.read_text()))

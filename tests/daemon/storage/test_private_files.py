@@ -1,4 +1,4 @@
-"""Files 0600 in directories 0700, whatever the umask; `tests/service/test_privacy.py` looks at a whole spool after use."""
+"""Files are 0600 in directories 0700, whatever the umask; `tests/service/test_privacy.py`: a used spool."""
 
 from __future__ import annotations
 

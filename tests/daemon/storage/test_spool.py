@@ -22,7 +22,7 @@ def received(spool: Spool, name: str = "one.part") -> Path:
 
 
 def test_half_a_file_left_by_a_power_cut_is_replaced(spool: Spool) -> None:
-    """The name is given before the content is synced, so a file of no row may be cut; whoever sends again gets a whole one."""
+    """The name is given before the content is synced, so a file without a row may be cut; resending it helps."""
     placed = spool.add_instance(received(spool), UID)
     final = spool.absolute(placed.path)
     final.unlink()
@@ -59,7 +59,7 @@ def test_a_folder_that_somebody_removed_is_made_again(spool: Spool) -> None:
 
 @pytest.mark.parametrize("syncs_names", [False, True])
 def test_the_name_is_synced_with_the_content(syncs_names: bool, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One commit of the file system's journal and not two: when the content is synced, the name is there already."""
+    """One commit of the file system's journal, not two: the name exists when the content is synced."""
     path = received(spool)
     synced: list[tuple[str, int]] = []
 

@@ -26,8 +26,8 @@ from model.crop import CropPolicy
 from model.engines import hardware
 from model.normalise import NormalisationPolicy
 from tests.support.fake_engines import BE_KILLED, DIE, DIE_ONCE, FAIL, HANG, NO_HEAT_MAP, NOT_A_NUMBER
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[3]
 SIZE = 32
 LIMIT_S = 60
 
