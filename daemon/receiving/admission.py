@@ -120,7 +120,7 @@ class Admission:
         with self._lock:
             address = self._address.get(association_id)
         if address is None:
-            return Rejected(TEMPORARY_CONGESTION, "the process that served it has exited")
+            return Rejected(TEMPORARY_CONGESTION, "the association ended with the process that served it")
         rejection = self._rejection(association_id, address, request)
         if rejection is not None:
             codes, kind, reason = rejection
@@ -162,7 +162,7 @@ class Admission:
                 reason = f"listener.max_associations_per_address = {most} are open"
                 return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
             if association_id not in self._address:  # it has left, and would stay admitted for ever
-                return TEMPORARY_CONGESTION, RejectionKind.BUSY, "the process that served it has exited"
+                return TEMPORARY_CONGESTION, RejectionKind.BUSY, "the association ended with the process that served it"
             self._admitted.add(association_id)
         return None
 

@@ -51,7 +51,7 @@ UID = str(GOOD.SOPInstanceUID)
 
 
 class Rig:
-    """A listener with one receiver; `recorded` holds what the receiver sent, `here` what this process took."""
+    """A listener with one receiver; `recorded` holds what the receiver sent, `here` what came here."""
 
     def __init__(self, folder: Path, **chosen: object) -> None:
         self.settings = Settings.model_validate(

@@ -22,7 +22,7 @@ def received(spool: Spool, name: str = "one.part") -> Path:
 
 
 def test_half_a_file_left_by_a_power_cut_is_replaced(spool: Spool) -> None:
-    """The name is given before the content is synced, so a file without a row may be cut; resending it helps."""
+    """The name is given before the content is synced, so a file without a row may be cut; a resend heals."""
     placed = spool.add_instance(received(spool), UID)
     final = spool.absolute(placed.path)
     final.unlink()
