@@ -1,4 +1,4 @@
-"""What the spool asks of a place that several nodes share (`Store`), such as a bucket of object storage."""
+"""`Store`: shared storage for the spool of several nodes, such as a bucket."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ class Entry:
 
 
 class Store(Protocol):
-    """A shared place for the spool's files, by their paths in the spool. Thread-safe.
+    """Shared storage for the spool's files, by their paths in the spool. Thread-safe.
 
     Raises:
-        SpoolUnavailable: the place cannot be reached, or does not do what was asked; every method may raise
-            it.
+        SpoolUnavailable: the storage cannot be reached or fails; any method may raise it.
     """
 
     def check(self) -> None:
         """Refuse if an attempt failed a moment ago, so that senders are not held up one by one."""
 
     def put(self, path: str, file: Path) -> None:
-        """Store a file; return once it is certain that the place holds these bytes."""
+        """Store a file; return once it is certain that the storage holds these bytes."""
 
     def get(self, path: str, file: Path) -> bool:
         """Write what is stored as `path` into `file`, verified; return False if nothing is."""
