@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from daemon.lesions.lesion import Region
-from daemon.reports.case import RESEARCH_USE
+from daemon.reports.statements import RESEARCH_USE
 from tests.support import report_objects as b
 from tests.support.report_cases import CASES, file_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.reports.case import RESEARCH_USE
 from daemon.reports.registry import KINDS
+from daemon.reports.statements import RESEARCH_USE
 from tests.support import report_objects as b
 from tests.support.peers.iods import iod_errors
 from tests.support.peers.programs import dcentvfy, dciodvfy, dsr2html, dsrdump, pixelmed
