@@ -175,7 +175,7 @@ class _Actor:
 
         Raises:
             ConfigurationError: this node runs another version than the service.
-            BundleError: see `daemon.workers.classifier_pool.open_engine`.
+            BundleError: see `daemon.workers.classifier_process.open_engine`.
         """
         if version != config.__version__:
             raise ConfigurationError(

@@ -20,7 +20,7 @@ import pytest
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi
-from daemon.workers.classifier_pool import ClassifierPool, _environments
+from daemon.workers.classifier_pool import ClassifierPool, process_environments
 from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
 from model.engines import hardware
@@ -325,13 +325,13 @@ def test_a_gpu_each_and_no_configuration(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(hardware, "DEVICES", tmp_path)
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(0)] == ["0", "1", "10"]
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(4)] == ["0", "1", "10", "0"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in process_environments(0)] == ["0", "1", "10"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in process_environments(4)] == ["0", "1", "10", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(0)] == ["3", "5"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in process_environments(0)] == ["3", "5"]
     for none in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
-        assert len(_environments(0)) == 1 and "CUDA_VISIBLE_DEVICES" not in _environments(0)[0]
+        assert len(process_environments(0)) == 1 and "CUDA_VISIBLE_DEVICES" not in process_environments(0)[0]
 
 
 def test_it_is_known_which_engine_runs_and_why(start: Start) -> None:

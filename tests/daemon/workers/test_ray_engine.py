@@ -154,7 +154,7 @@ def test_a_cluster_that_is_not_there_puts_off_and_is_named(start: Start) -> None
     for future in futures:
         with pytest.raises(ClassifierUnavailable, match="cannot be reached"):
             future.result(LIMIT_S)
-    assert time.monotonic() - began < classifier_module._AWAY_S + 30, "not each batch waits for the cluster"
+    assert time.monotonic() - began < classifier_module.CLUSTER_RETRY_S + 30, "not each batch waits for the cluster"
 
 
 def test_what_the_cluster_lacks_is_named(cluster: RayCluster, start: Start) -> None:
