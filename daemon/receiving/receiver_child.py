@@ -1,4 +1,4 @@
-"""What runs in a receiver process: it serves associations and asks the service for everything that needs the ledger."""
+"""What runs in a receiver process: it serves associations and asks the service for what needs the ledger."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from daemon.events.timings import StageTiming
 
 @dataclass(frozen=True)
 class StartParameters:
-    """What a receiver is started with: `folder` takes what it is receiving, `address` is the one that peers call."""
+    """What a receiver is started with: `folder` takes what it receives, peers call `address`."""
 
     listener: settings.Listener
     log: settings.Log
@@ -26,7 +26,7 @@ class StartParameters:
     takes_commitment: bool
 
 
-# --- to the receiver ------------------------------------------------------------------------------------------------
+# --- to the receiver ---
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Replies:
     replies: tuple[Reply, ...]
 
 
-# --- from the receiver ----------------------------------------------------------------------------------------------
+# --- from the receiver ---
 
 
 class Operation(StrEnum):

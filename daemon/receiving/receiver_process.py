@@ -1,7 +1,8 @@
 """A receiver, as the service sees it: a process that serves associations and has everything but the ledger.
 
-The service hands it connections with their A-ASSOCIATE-RQ, decides on them, and records what it placed in the spool.
-So the state stays in one place. What a receiver had in hand when it died was not answered: its peer sends it again.
+The service hands it connections with their A-ASSOCIATE-RQ, decides on them, and records what it placed in the
+spool. So the state stays in one place. What a receiver had in hand when it died was not answered: its peer
+sends it again.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ log = structlog.get_logger()
 class ReceiverProcess:
     """One receiver, restarted when it exits. Thread-safe.
 
-    It receives into `folder` and places instances in the spool, which must be a directory; `record` takes what it
-    placed (see `Intake.record`).
+    It receives into `folder` and places instances in the spool, which must be a directory; `record` takes
+    what it placed (see `Intake.record`).
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class ReceiverProcess:
         self._thread.start()
 
     def serve(self, association_id: str, connection: socket.socket, address: Address, request: bytes) -> None:
-        """Hand an association over. If the receiver exits just now the connection is closed: its peer calls again."""
+        """Hand an association over; if the receiver exits just now, its peer must call again."""
         with self._lock:
             self._open.add(association_id)
         try:
@@ -137,7 +138,7 @@ class ReceiverProcess:
             self._process.send(ReconfigureLog(settings))
 
     def stop(self, limit_s: float) -> None:
-        """Let its associations finish within `limit_s` seconds, as `StoreScp.stop` does, and end the process."""
+        """Let its associations finish within `limit_s` seconds, as `StoreScp.stop`, then end the process."""
         self._stopping.set()
         if self.is_ready:
             with contextlib.suppress(OSError):
@@ -157,7 +158,7 @@ class ReceiverProcess:
             self._process.start()
             if self._stopping.is_set():  # `stop` may have come before there was a process to kill
                 self._process.kill()
-            # Leaving the block waits for the requests under way: their results for an association precede its end.
+            # Leaving the block waits for requests under way: they precede the end of their association.
             with (
                 ThreadPoolExecutor(REPLY_THREADS, f"{self._name}-replies") as replying,
                 self._recording() as recording,
@@ -206,7 +207,7 @@ class ReceiverProcess:
 
     @contextmanager
     def _recording(self) -> Iterator[SimpleQueue[Request | None]]:
-        """Record what is put into the queue; requests that came during one write are recorded, and answered, together."""
+        """Record what is put into the queue; requests that came during one write are recorded together."""
         requests: SimpleQueue[Request | None] = SimpleQueue()
 
         def record() -> None:
@@ -260,7 +261,7 @@ class ReceiverProcess:
 
 
 def _error_to_send(request: Request, error: Exception | None) -> Exception | None:
-    """Return the error that the receiver raises: what it can handle as it is, anything else by its type only."""
+    """Return the error that the receiver raises: what it can handle as it is, anything else by its type."""
     if error is None or isinstance(error, RefusedInstance | OSError):
         return error
     log.error("receiver's request failed", request=request.operation.value, exc_info=error)

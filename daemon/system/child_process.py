@@ -43,8 +43,8 @@ class ChildProcess:
     Only the child holds its end of the pipe, so its exit is seen at once, even in the middle of an answer. An
     executor of `concurrent.futures` holds the writing end too, and would wait for the rest of that answer.
 
-    The child ignores SIGTERM (see `initialise_child`): a polite end is a message of its own protocol, or the end of
-    the pipe; `kill` sends SIGKILL.
+    The child ignores SIGTERM (see `initialise_child`): a polite end is a message of its own protocol, or the
+    end of the pipe; `kill` sends SIGKILL.
     """
 
     def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
@@ -99,7 +99,7 @@ class ChildProcess:
         self._process.join(limit_s)
 
     def kill(self) -> None:
-        """Kill the process, from any thread. The pipe stays open for the thread that may be reading from it."""
+        """Kill the process, from any thread; the pipe stays open for the thread that reads from it."""
         self._process.kill()
 
     def close(self) -> None:
@@ -114,8 +114,8 @@ def initialise_child(name: str) -> None:
     """Set up the calling child process: its name, its signals, and its exit together with the service.
 
     `name` is what `ps` and `top` show, at most 15 characters. SIGINT and SIGTERM are ignored: a terminal or a
-    control group sends them to all processes, and the service drains its children itself. The child exits with the
-    service even if SIGKILL ends the service while the child is at work.
+    control group sends them to all processes, and the service drains its children itself. The child exits
+    with the service even if SIGKILL ends the service while the child is at work.
     """
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name)

@@ -1,6 +1,7 @@
 """One child process that is kept available: started with a limit, pinged, restarted with back-off, ended.
 
-Decoders and classifiers are restarted when the next request comes (`ready`); receivers at once (`keep_running`).
+Decoders and classifiers are restarted when the next request comes (`ready`); receivers at once
+(`keep_running`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class PingRule:
-    """When a silent process is asked for a sign of life, and how long it may take; `message` is what is sent."""
+    """When a silent process is sent `message`, and how long it may take to show that it lives."""
 
     message: Any
     after_s: float
@@ -43,9 +44,9 @@ class PingRule:
 class SupervisedProcess:
     """A child process that runs `target(pipe, *arguments)` and is replaced after it has exited.
 
-    `arguments` may be changed for the next start. The first message from the child says that it is ready. A `send`
-    fails after `send_limit_s` seconds if that is given. `start`, `ready`, `messages` and `close` are for one thread
-    at a time; `send` and `kill` are thread-safe.
+    `arguments` may be changed for the next start. The first message from the child says that it is ready. A
+    `send` fails after `send_limit_s` seconds if that is given. `start`, `ready`, `messages` and `close` are
+    for one thread at a time; `send` and `kill` are thread-safe.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class SupervisedProcess:
 
     @property
     def pause_left_s(self) -> float:
-        """Return the seconds until the next start is due; 0.0 if the last one succeeded or the pause is over."""
+        """Return the seconds until the next start is due; 0.0 after a success or a pause."""
         if not self._failures:
             return 0.0
         return max(0.0, self._failed_at + self._backoff.pause_s(self._failures - 1) - time.monotonic())
@@ -133,7 +134,8 @@ class SupervisedProcess:
         """Send a message, followed by the descriptor of a connection if one is given.
 
         Raises:
-            OSError: there is no process, or it takes nothing. Then it is killed, as half a message may have gone.
+            OSError: there is no process, or it takes nothing. Then it is killed, as half a message may have
+                gone.
         """
         with self._sending:
             child = self._child
@@ -188,9 +190,10 @@ class SupervisedProcess:
         return False
 
     def keep_running(self, serve: Callable[[], int | None], stopping: threading.Event) -> None:
-        """Call `serve`, which starts the process and returns its exit code, again and again until `stopping` is set.
+        """Call `serve`, which starts the process and returns its exit code, until `stopping` is set.
 
-        There is a pause before each restart. It begins anew after a run that was longer than the longest pause.
+        There is a pause before each restart. It begins anew after a run that was longer than the longest
+        pause.
         """
         while not stopping.is_set():
             started = time.monotonic()
@@ -225,7 +228,7 @@ class SupervisedProcess:
         self.close()
 
     def close(self) -> int | None:
-        """Kill the process, release what belongs to it, and return its exit code; do nothing if there is none."""
+        """Kill the process, if there is one, release what belongs to it, and return its exit code."""
         with self._sending:
             child, self._child = self._child, None
         if child is None:
@@ -235,6 +238,6 @@ class SupervisedProcess:
 
 
 def _limit_sending(pipe: Connection, limit_s: int) -> None:
-    """Bound every send on the pipe, so that a frozen process does not hold up its senders; reads are not bounded."""
+    """Limit the time of every send on the pipe, so that a frozen process does not hold up its senders."""
     with socket.socket(fileno=os.dup(pipe.fileno())) as end:  # the pipe's own socket stays open
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", limit_s, 0))

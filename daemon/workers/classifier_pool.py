@@ -1,12 +1,12 @@
 """The pool of classifier processes: the service never imports a framework, nor dies with one.
 
-ROIs from any thread wait in one queue of limited length. One thread per process takes micro-batches from it. A process
-that dies or hangs is replaced and its ROIs are classified again one by one. A ROI that was in hand at two deaths fails
-alone: for good, or only for now if the last death was by a SIGKILL from outside.
+ROIs from any thread wait in one queue of limited length. One thread per process takes micro-batches from it.
+A process that dies or hangs is replaced and its ROIs are classified again one by one. A ROI that was in hand
+at two deaths fails alone: for good, or only for now if the last death was by a SIGKILL from outside.
 
-With backend "ray" each process has its engine on a cluster (`daemon.workers.ray_engine`). A cluster may be away for
-long and come back: it is tried again and again, and meanwhile ROIs fail with ClassifierUnavailable, so that their jobs
-wait.
+With backend "ray" each process has its engine on a cluster (`daemon.workers.ray_engine`). A cluster may be
+away for long and come back: it is tried again and again, and meanwhile ROIs fail with ClassifierUnavailable,
+so that their jobs wait.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Item:
 
 
 class ClassifierPool:
-    """Classifies ROIs with a bundle's engine in `workers.classifiers` processes (0: one, or one for each NVIDIA GPU).
+    """Classifies ROIs with a bundle's engine in `workers.classifiers` processes (0: one, or one per GPU).
 
     An engine keeps what it converted in the folder `cache` (see `model.engines.load_engine`). `factory`
     ("module:function", called in the process) makes the engine; tests pass their own. `start_limit_s` and
@@ -143,8 +143,8 @@ class ClassifierPool:
         """Start the processes and return when every engine is warm, or known to be on a cluster that is away.
 
         Raises:
-            ClassifierError: a process died or could not open the bundle; the message says why, and no process is
-                left running.
+            ClassifierError: a process died or could not open the bundle; the message says why, and no process
+                is left running.
             ConfigurationError: the engine that the settings name is not installed or did not pass its trial.
         """
         started: list[Future[None]] = [Future() for _ in self._processes]
@@ -155,7 +155,7 @@ class ClassifierPool:
         self._queue, self._waiting = queue.SimpleQueue(), 0
         self._stopping.clear()
         self._is_open = True
-        # It runs before multiprocessing's own exit handler, which would wait for processes that ignore SIGTERM.
+        # Before multiprocessing's own exit handler, which would wait for processes that ignore SIGTERM.
         atexit.register(self._abandon)
         for thread in self._threads:
             thread.start()
@@ -167,13 +167,14 @@ class ClassifierPool:
             raise
 
     def submit(self, pixels: np.ndarray, *, heat_map: bool = False) -> Future[Prediction]:
-        """Queue one ROI, float (size, size) in 0..1; its future fails with ClassifierError if it cannot be classified.
+        """Queue one ROI, float (size, size) in 0..1; its future may fail with ClassifierError.
 
-        Wait while the queue is full, so that a burst waits in the spool and not in memory. `heat_map` asks for
-        `Prediction.heat_map` too, which costs about as much again; the probability stays the same.
+        Wait while the queue is full, so that a burst waits in the spool and not in memory. `heat_map` asks
+        for `Prediction.heat_map` too, which costs about as much again; the probability stays the same.
 
         Raises:
-            ClassifierError: the classifier is not running, or the ROI has another shape or values that are not finite.
+            ClassifierError: the classifier is not running, or the ROI has another shape or values that are
+                not finite.
         """
         if pixels.shape != (self._size, self._size) or not np.isfinite(pixels).all():
             raise ClassifierError(
@@ -190,7 +191,7 @@ class ClassifierPool:
         return item.future
 
     def stop(self, limit_s: float | None = None) -> None:
-        """Cancel what waits, finish the batches under way, within `limit_s` seconds if given, and end the processes.
+        """Cancel what waits, finish the batches under way, and end the processes, within `limit_s` seconds.
 
         It may be called twice.
         """
@@ -245,8 +246,9 @@ class ClassifierPool:
     def _is_ready(self, process: ClassifierProcess) -> bool:
         """Return whether the thread may take work; False when the classifier stops.
 
-        The process of a remote engine is started first, so that it takes no work from live processes. If none is
-        alive, work is taken all the same and fails at once: its jobs are postponed instead of waiting here.
+        The process of a remote engine is started first, so that it takes no work from live processes. If none
+        is alive, work is taken all the same and fails at once: its jobs are postponed instead of waiting
+        here.
         """
         while self._is_remote and self._is_open and process.pid is None:
             try:

@@ -1,8 +1,8 @@
 """One classifier process: its handle in the service, and what runs in the process itself.
 
-ROIs travel in memory that both sides map, everything else through a pipe. The service asks with a list that says for
-each ROI whether its heat map is wanted. The process answers with a pair: (True, result), (False, reason) if the
-engine refused, or (None, reason) if the engine is lost, after which the process exits.
+ROIs travel in memory that both sides map, everything else through a pipe. The service asks with a list that
+says for each ROI whether its heat map is wanted. The process answers with a pair: (True, result), (False,
+reason) if the engine refused, or (None, reason) if the engine is lost, after which the process exits.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ log = structlog.get_logger(__name__)
 class ClassifierDied(ClassifierError):
     """The process exited, or was killed, without an answer.
 
-    `is_killed_from_outside`: by a SIGKILL that was not ours (an operator, a system out of memory), for which no ROI
-    is to blame.
+    `is_killed_from_outside`: by a SIGKILL that was not ours (an operator, a system out of memory), for which
+    no ROI is to blame.
     """
 
     def __init__(self, reason: str, is_killed_from_outside: bool = False) -> None:
@@ -62,10 +62,11 @@ class EngineFacts:
 
 
 class ClassifierProcess:
-    """One classifier process as its thread in the service sees it; only `kill` and the properties are thread-safe.
+    """One classifier process as its thread in the service sees it; only `kill` and `pid` are thread-safe.
 
-    `factory` ("module:function") makes the engine in the process of `arguments`, after `environment` has been set.
-    `roi_size` is the edge of a ROI in pixels, `max_batch` the number of ROIs that fit into the shared memory.
+    `factory` ("module:function") makes the engine in the process of `arguments`, after `environment` has been
+    set. `roi_size` is the edge of a ROI in pixels, `max_batch` the number of ROIs that fit into the shared
+    memory.
     """
 
     def __init__(
@@ -104,8 +105,8 @@ class ClassifierProcess:
         """Start the process and wait for its engine.
 
         Raises:
-            ClassifierUnavailable: the process died, or its engine refused the bundle; or the last start failed so
-                recently that the back-off is not over.
+            ClassifierUnavailable: the process died, or its engine refused the bundle; or the last start
+                failed so recently that the back-off is not over.
             ConfigurationError: see `daemon.workers.classifier_pool.ClassifierPool.start`.
         """
         if self.trouble and self._process.pause_left_s > 0:
@@ -126,7 +127,7 @@ class ClassifierProcess:
         self.engine, self.trouble = facts, None
 
     def predict(self, rois: Sequence[np.ndarray], heat_maps: Sequence[bool]) -> list[tuple[float, np.ndarray | None]]:
-        """Return the probability of each ROI (size, size), and its heat map if wanted; at most `max_batch` ROIs.
+        """Return the probability of each ROI (size, size), and its heat map if wanted.
 
         A process that died in the meantime is started again first.
 
@@ -149,7 +150,7 @@ class ClassifierProcess:
         return answers
 
     def _checked(self, ask: Callable[..., tuple[bool | None, Any]], *arguments: Any) -> Any:
-        """Return the result in the answer that `ask` gives, or raise what the answer says; see the module's docstring."""
+        """Return the result in the answer of `ask`, or raise its error; see the module's docstring."""
         try:
             is_done, answer = ask(*arguments)
         except ChildError as error:
@@ -180,7 +181,7 @@ class ClassifierProcess:
         self._process.kill()
 
 
-# --- in the process -------------------------------------------------------------------------------------------------
+# --- in the process ---
 
 
 def _run(
@@ -246,7 +247,7 @@ def _as_rois(memory: Any, roi_size: int) -> np.ndarray:
 
 
 def _next_request(pipe: Connection) -> Sequence[bool] | None:
-    """Return for each ROI of the next batch whether its heat map is wanted; None if the service is done or gone."""
+    """Return for each ROI of the next batch whether its heat map is wanted; None at the end."""
     try:
         return pipe.recv()
     except (EOFError, OSError):

@@ -1,7 +1,7 @@
-"""The pool of decoder processes: they decode, cut and read lesion objects, each with a limit of time and of memory.
+"""The pool of decoder processes, which decode, cut and read lesion objects with limits of time and memory.
 
-Neither a codec nor a malicious object can hold up the service or take it down. Each process works on one object at a
-time, so the death of a process costs that object and no other.
+Neither a codec nor a malicious object can hold up the service or take it down. Each process works on one
+object at a time, so the death of a process costs that object and no other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ KEPT_MEMORY = 256 << 20  # bytes, enough for one large image after the other
 class DecoderPool:
     """Decodes and reads in `count` processes; an object whose process dies is tried twice more. Thread-safe.
 
-    Every method raises DecoderUnavailable if no process can be started, and DecoderKilled if each one was killed.
+    Every method raises DecoderUnavailable if no process can be started, and DecoderKilled if each one was
+    killed.
     """
 
     def __init__(self, count: int, manifest: Manifest, workers: settings.Workers) -> None:
@@ -74,7 +75,7 @@ class DecoderPool:
         return self._waiting
 
     def start(self) -> None:
-        """Start the processes, so that their modules are loaded when the first image comes; do not wait for it."""
+        """Start the processes, so that they are ready when the first image comes; do not wait for them."""
         for decoder in self._decoders:
             decoder.start()
 
@@ -82,7 +83,8 @@ class DecoderPool:
         """Return the ROIs of one image file, one per cut; each frame is decoded once.
 
         Raises:
-            ImageError: the image cannot be decoded or cut, takes too long or too much memory, or crashed its process.
+            ImageError: the image cannot be decoded or cut, takes too long or too much memory, or crashed its
+                process.
         """
         return self._run(_cut_file, path, cuts, self._manifest)
 
@@ -97,7 +99,7 @@ class DecoderPool:
     def read(
         self, source: Path, images: Mapping[str, Path], segmentations: Mapping[str, Path], lesions: settings.Lesions
     ) -> LesionReading:
-        """Return the lesions of a SEG or SR file; `images` and `segmentations` that it names by SOP Instance UID.
+        """Return the lesions of a SEG or SR file; `images` and `segmentations` are by SOP Instance UID.
 
         Raises:
             LesionError: see `daemon.lesions.reader.read_lesions`.
@@ -151,7 +153,8 @@ class _Decoder:
 
         Raises:
             ImageError: it takes too long or too much memory, or crashed its process `MAX_ATTEMPTS` times.
-            DecoderKilled: somebody, or the system, killed each process by SIGKILL; the object may not be to blame.
+            DecoderKilled: somebody, or the system, killed each process by SIGKILL; the object may not be to
+                blame.
             DecoderUnavailable: no process can be started, or the pool was stopped.
         """
         limit_s = self._workers.decode_timeout_s
@@ -186,7 +189,7 @@ class _Decoder:
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
 
     def _wait_ready(self) -> None:
-        """Have a live process that has loaded its modules; the object is not to blame for one that died before."""
+        """Have a live process that has loaded its modules; one that died idle costs the object no attempt."""
         for _ in range(MAX_STARTS):
             if self._is_stopped:
                 raise DecoderUnavailable("the decoding processes were stopped")
@@ -211,11 +214,11 @@ class _Decoder:
             self._process.kill()  # the thread that waits for its answer releases what belonged to it
 
 
-# --- in the process -------------------------------------------------------------------------------------------------
+# --- in the process ---
 
 
 def _serve(pipe: Connection, memory: int) -> None:
-    """Send True once the modules are loaded, then (True, result and CPU seconds) or (False, error) for each object."""
+    """Send True when ready, then (True, (result, CPU seconds)) or (False, error) for each object."""
     initialise_child("mammod-decoder")
     _limit_resources(memory)
     pipe.send(True)
@@ -257,8 +260,8 @@ def _read_file(
 def keep_freed_memory() -> None:
     """Let this process use the memory of one image for the next one (glibc only).
 
-    By default malloc returns every large array to the system and asks anew for the next one. Getting the pages costs
-    as much as reading a raw image, and ten times as much when the system has to find them first.
+    By default malloc returns every large array to the system and asks anew for the next one. Getting the
+    pages costs as much as reading a raw image, and ten times as much when the system has to find them first.
     """
     trim_threshold, mmap_max = -1, -4  # malloc.h
     with suppress(OSError, AttributeError):

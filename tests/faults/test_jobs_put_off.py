@@ -56,7 +56,7 @@ def attempt(ledger: Ledger, worker: JobRunner) -> Row:
     with ledger.write() as connection:
         (claimed,) = job_claims.claim(connection, NODE, 1, time.time() + LATER)
     try:
-        worker.do(claimed)
+        worker.run(claimed)
     except OperationalError:
         with ledger.write() as connection:
             job_claims.release(connection, NODE, [], time.time())

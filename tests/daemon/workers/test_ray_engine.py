@@ -127,7 +127,7 @@ def test_the_service_with_a_cluster_that_goes_away_and_comes_back(
     service.wait_jobs("done")
     cluster.do("down")
     assert set(dcmsend(second.files, service.host, service.port, service.aet).values()) == {0}, "still taken in"
-    wait_until(lambda: "job put off" in service.log, "the job waits", LIMIT_S)
+    wait_until(lambda: "job postponed" in service.log, "the job waits", LIMIT_S)
     service.wait_jobs("done", "ready")
     cluster.do("up")
     ledger = Ledger(f"sqlite:///{service.spool / 'ledger.sqlite'}")
