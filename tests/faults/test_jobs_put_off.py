@@ -1,4 +1,4 @@
-"""What is no fault of the job costs it no attempt, however often it happens; what is ends in quarantine after three."""
+"""A failure that is not the job's costs it no attempt; its own failures end in quarantine after three."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Receivers: associations served by a process beside the service's own, and what becomes of them when it dies or hangs."""
+"""Receivers: associations served by another process, and what happens when that process dies or hangs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ UID = str(GOOD.SOPInstanceUID)
 
 
 class Rig:
-    """A listener with one receiver, over a spool; `recorded` is what came from the receiver, `here` what this process took."""
+    """A listener with one receiver and a spool; `recorded` came from it, `here` from this process."""
 
     def __init__(self, folder: Path, **chosen: object) -> None:
         self.settings = Settings.model_validate(

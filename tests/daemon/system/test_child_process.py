@@ -13,7 +13,7 @@ import pytest
 from tests.support.peers.programs import wait_until
 
 ROOT = Path(__file__).parents[3]
-# A program with a process that ignores SIGTERM, as ours do; it prints that one's id, and ends as its argument says.
+# A program with a child that ignores SIGTERM, as ours do; it prints the child's id and ends as asked.
 PROGRAM = """
 import os, signal, sys
 from daemon.system.child_process import ChildProcess, initialise_child

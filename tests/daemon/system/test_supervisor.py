@@ -1,4 +1,4 @@
-"""A supervised process: ready within a limit, asked, pinged, killed when it hangs, restarted with back-off."""
+"""A supervised process: started with a limit, asked, pinged, killed if it hangs, restarted with back-off."""
 
 from __future__ import annotations
 

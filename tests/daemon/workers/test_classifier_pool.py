@@ -237,7 +237,7 @@ def test_stop_finishes_what_is_under_way_and_cancels_the_rest(start: Start) -> N
 
 
 def test_a_stop_whose_limit_has_passed_puts_everything_away_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that reads from the pipe closes it, and nobody else: two that close it at once make each other fail."""
+    """Only the thread that reads from the pipe closes it: two that close it at once make each other fail."""
     closed_by: list[str] = []
     close = Connection._close  # type: ignore[attr-defined]
 
@@ -269,7 +269,7 @@ def test_signals_for_the_daemon_do_not_end_the_process(start: Start) -> None:
 
 
 def test_a_burst_waits_outside_and_a_stop_lets_it_go(start: Start) -> None:
-    """The queue holds four batches of each process; who submits more waits, until there is room or the end."""
+    """The queue holds four batches per process; who submits more waits for room, or for the end."""
     classifier = start(max_batch=1, hang_limit_s=30)
     under_way = classifier.submit(_roi(0.5, first=HANG))
     _until(under_way.running)

@@ -1,4 +1,4 @@
-"""Classification on a Ray cluster of two nodes: the same results, and what its deaths cost (nothing but time)."""
+"""Classification on a Ray cluster of two nodes: the same results; deaths cost nothing but time."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_check_has_an_actor_made_and_says_why_there_is_none(
 
 
 def test_ray_is_told_to_tell_nobody(tmp_path: Path) -> None:
-    """What is set when Ray is imported, and how it is begun; by a stand-in, for Ray keeps what it was told to itself."""
+    """What is set when Ray is imported, and how it is started; by a stand-in, as Ray does not show it."""
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "__init__.py").write_text(
         "import os\n"
