@@ -1,4 +1,4 @@
-"""Presentation states: where they draw, what they leave unchanged, and and how others read them."""
+"""Presentation states: where they draw, what they leave unchanged, and how others read them."""
 
 from __future__ import annotations
 
