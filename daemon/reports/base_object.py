@@ -85,6 +85,7 @@ def on_image(
     image: Dataset,
     case: Case,
     edition: Edition,
+    *,
     sop_class_uid: str,
     modality: str,
     series_number: int,
@@ -104,7 +105,15 @@ def on_image(
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
         if not image.get(keyword):
             raise ReportError(f"image {uid} has no {keyword}; without it nothing can refer to it")
-    made = new_object(header, case.algorithm, edition, sop_class_uid, modality, series_number, part)
+    made = new_object(
+        header,
+        case.algorithm,
+        edition,
+        sop_class_uid=sop_class_uid,
+        modality=modality,
+        series_number=series_number,
+        part=part,
+    )
     made.StudyInstanceUID = image.StudyInstanceUID
     side = image_header.laterality(image)
     made.Laterality = {image_header.LEFT: "L", image_header.RIGHT: "R"}.get(side, "") if side else ""
@@ -115,6 +124,7 @@ def new_object(
     header: Dataset,
     algorithm: Algorithm,
     edition: Edition,
+    *,
     sop_class_uid: str,
     modality: str,
     series_number: int,

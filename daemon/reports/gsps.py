@@ -54,7 +54,14 @@ def _state(image: Dataset, case: Case, edition: Edition) -> Dataset:
         )
     rows, columns = size
     numbered = [pair for pair in enumerate(case.results, start=1) if pair[1].lesion.image_uid == image.SOPInstanceUID]
-    state = on_image(image, case, edition, GrayscaleSoftcopyPresentationStateStorage, "PR", SERIES_NUMBER)
+    state = on_image(
+        image,
+        case,
+        edition,
+        sop_class_uid=GrayscaleSoftcopyPresentationStateStorage,
+        modality="PR",
+        series_number=SERIES_NUMBER,
+    )
     state.PresentationCreationDate = state.InstanceCreationDate
     state.PresentationCreationTime = state.InstanceCreationTime
     state.ContentLabel = "RESEARCH LESIONS"

@@ -76,8 +76,16 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
     header = image_header.patient_and_study(home)
     text = CharacterSet.encodable_with(header)
     root = _root(case, shown, text)
-    evidence = (home, *shown.values(), case.source)
-    return [sr_document(MammographyCADSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
+    made = sr_document(
+        root,
+        sop_class_uid=MammographyCADSRStorage,
+        evidence=(home, *shown.values(), case.source),
+        header=header,
+        algorithm=case.algorithm,
+        edition=edition,
+        series_number=SERIES_NUMBER,
+    )
+    return [made]
 
 
 def _root(case: Case, shown: Mapping[str, Dataset], text: CharacterSet) -> Dataset:

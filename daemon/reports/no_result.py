@@ -52,8 +52,14 @@ def build(case: Case, edition: Edition, failed: bool, reason: str) -> Dataset:
     statements = without_result_statements(case.algorithm, failed, reason, case.left_out)
     group[0].ContentSequence.append(comment(statements[1], text))
     home = next(iter(shown.values()), case.source)
-    root = measurement_report(case, home, shown, [group], statements, text)
-    evidence = (case.source, *shown.values())
-    made = sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)
+    made = sr_document(
+        measurement_report(case, home=home, shown=shown, groups=[group], statements=statements, text=text),
+        sop_class_uid=Comprehensive3DSRStorage,
+        evidence=(case.source, *shown.values()),
+        header=header,
+        algorithm=case.algorithm,
+        edition=edition,
+        series_number=SERIES_NUMBER,
+    )
     made.SeriesDescription = f"RESEARCH ONLY: no result: {name}"
     return made

@@ -30,7 +30,15 @@ def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
     image, several = picture.image, image_header.frames(picture.image) > 1
     part = f"frame {picture.frame}" if several else ""
     # Not MG: a hanging protocol would take the picture for a mammogram.
-    capture = on_image(image, case, edition, SecondaryCaptureImageStorage, "OT", SERIES_NUMBER, part)
+    capture = on_image(
+        image,
+        case,
+        edition,
+        sop_class_uid=SecondaryCaptureImageStorage,
+        modality="OT",
+        series_number=SERIES_NUMBER,
+        part=part,
+    )
     capture.ConversionType = "WSD"
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ContentDate, capture.ContentTime = capture.InstanceCreationDate, capture.InstanceCreationTime

@@ -13,8 +13,9 @@ from daemon.reports.case import Algorithm, Edition, Predecessor
 
 
 def sr_document(
-    sop_class_uid: UID,
     root: Dataset,
+    *,
+    sop_class_uid: UID,
     evidence: Iterable[Dataset],
     header: Dataset,
     algorithm: Algorithm,
@@ -29,7 +30,9 @@ def sr_document(
     Raises:
         ReportError: an instance of the evidence lacks a UID.
     """
-    made = new_object(header, algorithm, edition, sop_class_uid, "SR", series_number)
+    made = new_object(
+        header, algorithm, edition, sop_class_uid=sop_class_uid, modality="SR", series_number=series_number
+    )
     made.ContentDate, made.ContentTime = made.SeriesDate, made.SeriesTime
     made.ReferencedPerformedProcedureStepSequence = []
     made.CompletionFlag = "COMPLETE"

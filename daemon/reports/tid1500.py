@@ -65,13 +65,21 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
         for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
     ]
     statements = report_statements(case.algorithm, case.left_out)
-    root = measurement_report(case, home, shown, groups, statements, text)
-    evidence = (home, *shown.values(), case.source)
-    return [sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
+    made = sr_document(
+        measurement_report(case, home=home, shown=shown, groups=groups, statements=statements, text=text),
+        sop_class_uid=Comprehensive3DSRStorage,
+        evidence=(home, *shown.values(), case.source),
+        header=header,
+        algorithm=case.algorithm,
+        edition=edition,
+        series_number=SERIES_NUMBER,
+    )
+    return [made]
 
 
 def measurement_report(
     case: Case,
+    *,
     home: Dataset,
     shown: Mapping[str, Dataset],
     groups: Sequence[Group],
