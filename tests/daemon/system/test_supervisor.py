@@ -95,6 +95,7 @@ def test_a_process_that_answers_no_ping_is_killed(process: SupervisedProcess) ->
     with capture_logs() as logged:
         assert list(messages) == [], "it was pinged, and hangs"
     assert [entry["event"] for entry in logged] == ["process hangs, killing it"]
+    wait_until(lambda: process.is_dead, "it is killed")
 
 
 def test_a_silent_process_that_answers_its_pings_lives(process: SupervisedProcess) -> None:
