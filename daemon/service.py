@@ -103,7 +103,7 @@ class Service:
             self._commitment,
             self._audit,
         )
-        self._dispatcher = Dispatcher(self._ledger, self._node.hold, worker.do, after=self._sending.wake)
+        self._dispatcher = Dispatcher(self._ledger, self._node.hold, worker.run, after=self._sending.wake)
         self._intake = Intake(
             self._spool, self._ledger, bundle.digest, self._dispatcher.wake, on_received=self._audit.received
         )

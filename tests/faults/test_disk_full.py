@@ -236,7 +236,7 @@ def test_full_while_a_report_is_written(
     service.wait_jobs("running")
     small.fill()
     wait_until(
-        lambda: "job put off" in service.log or "will be done again" in service.log, "the report not written", 60
+        lambda: "job postponed" in service.log or "will be run again" in service.log, "the report not written", 60
     )
     other = make_case(tmp_path / "other", 2)
     statuses = dcmsend(other.files, service.host, service.port, service.aet)
