@@ -103,17 +103,19 @@ class Service:
             self._commitment,
             self._audit,
         )
-        self._dispatcher = Dispatcher(self._ledger, self._node.hold, worker.do, after=self._sending.wake)
-        self._intake = Intake(self._spool, self._ledger, bundle.digest, self._dispatcher.wake, self._audit.received)
+        self._dispatcher = Dispatcher(self._ledger, self._node.hold, worker.run, after=self._sending.wake)
+        self._intake = Intake(
+            self._spool, self._ledger, bundle.digest, self._dispatcher.wake, on_received=self._audit.received
+        )
         self._listener = Listener(
             settings.listener,
             self._node.incoming,
             self._intake.accept,
-            self._spool.full,
-            self._commitment.take_from,
-            self._audit.rejected,
-            self._audit.association_ended,
-            self._receivers(),
+            full=self._spool.full,
+            commitment=self._commitment.take_from,
+            on_rejection=self._audit.rejected,
+            on_end=self._audit.association_ended,
+            receivers=self._receivers(),
         )
         self._observation = Monitor(
             MonitoredParts(
@@ -175,7 +177,7 @@ class Service:
         self._ledger.transact(transition)
         if alone:
             with self._ledger.alone_with_spool() as connection:
-                orphans += self._spool.sweep(instances.paths(connection) | outbox.paths(connection), begun)
+                orphans += self._spool.delete_orphans(instances.paths(connection) | outbox.paths(connection), begun)
         log.info("recovered", orphans_removed=orphans, jobs_taken_up=taken.jobs, node=self._node.id, alone=alone)
 
     def _receivers(self) -> list[ReceiverProcess]:

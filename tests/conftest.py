@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.support.peers.fixtures",
     "tests.support.peers.postgresql",
     "tests.support.cases",
+    "tests.support.listeners",
     "tests.support.trusted_authority",
     "tests.support.browser.fixtures",
 ]

@@ -26,6 +26,7 @@ from daemon.archive.dicomweb import WebService, read_token, retrieval_service
 from daemon.archive.query_retrieve import Wanted
 from daemon.archive.store_status import OutgoingInstance, judge_store_status
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.dicom.status import SUCCESS
 from daemon.dimse.n_event_report import take_report
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.events import bus
@@ -84,7 +85,7 @@ class Archive:
             return
         with self.associate([build_context(Verification)]) as association:
             status = association.send_c_echo().get("Status")
-        if status != 0x0000:
+        if status != SUCCESS:
             raise ArchiveError(f"{self} answered C-ECHO with {_status_text(status)}; expected 0x0000")
 
     def store(self, items: Iterable[OutgoingInstance]) -> Iterator[StoreOutcome]:
@@ -190,7 +191,7 @@ class Archive:
             status = answer.get("Status")
             if status is None:
                 raise ArchiveError(f"{self} did not answer the request for storage commitment, or broke it off")
-            if status != 0x0000:
+            if status != SUCCESS:
                 raise CommitmentRefused(
                     f"{self} answered the request for storage commitment with {_status_text(status)}"
                 )

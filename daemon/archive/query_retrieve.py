@@ -18,29 +18,18 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
-from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, scan_data_set
+from daemon.dicom import status as dimse_status
+from daemon.dicom.dataset_scan import scan_data_set
+from daemon.dicom.sop_classes import IMAGE_CLASSES, SEGMENTATION_CLASSES
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import ReceivedInstance
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
 FIND = sop_class.StudyRootQueryRetrieveInformationModelFind
 GET = sop_class.StudyRootQueryRetrieveInformationModelGet
 MOVE = sop_class.StudyRootQueryRetrieveInformationModelMove
 
-# What a lesion on a mammogram may lie on. With one context for each syntax (an archive then need not transcode) and one
-# for C-GET itself, the association's limit of 128 contexts holds no more than these and two for segmentations.
-IMAGE_CLASSES = (
-    sop_class.DigitalMammographyXRayImageStorageForPresentation,
-    sop_class.DigitalMammographyXRayImageStorageForProcessing,
-    sop_class.BreastTomosynthesisImageStorage,
-    sop_class.BreastProjectionXRayImageStorageForPresentation,
-    sop_class.BreastProjectionXRayImageStorageForProcessing,
-    sop_class.DigitalXRayImageStorageForPresentation,
-    sop_class.DigitalXRayImageStorageForProcessing,
-    sop_class.ComputedRadiographyImageStorage,
-    sop_class.SecondaryCaptureImageStorage,
-    sop_class.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    sop_class.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-)
+# With one context for each syntax (an archive then need not transcode) and one for C-GET itself, the association's
+# limit of 128 contexts holds no more than the image classes and two for segmentations.
 SYNTAXES = (
     (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
     (uid.JPEGLosslessSV1,),
@@ -53,12 +42,15 @@ SYNTAXES = (
     (uid.RLELossless,),
     (uid.DeflatedExplicitVRLittleEndian,),
 )
-# A segment that a report on lesions refers to.
-SEGMENTATION_CLASSES = (sop_class.SegmentationStorage, sop_class.LabelMapSegmentationStorage)
 SEGMENTATION_SYNTAXES = (SYNTAXES[0], (uid.RLELossless,), (uid.DeflatedExplicitVRLittleEndian,))
 
-OUT_OF_RESOURCES, UNABLE_TO_SEND = 0xA701, 0xA702
-OUR_OUT_OF_RESOURCES, OUR_FAILURE = 0xA700, 0x0110
+# Final statuses of C-GET and C-MOVE; how many sub-operations failed is a count of its own.
+_DONE = (dimse_status.SUCCESS, dimse_status.SUBOPERATIONS_COMPLETE_WITH_FAILURES)
+_RETRYABLE = (
+    dimse_status.UNABLE_TO_CALCULATE_MATCHES,
+    dimse_status.UNABLE_TO_PERFORM_SUBOPERATIONS,
+    dimse_status.CANCEL,
+)
 
 log = structlog.get_logger()
 
@@ -118,19 +110,20 @@ class RetrievedInstances:
         facts = scan_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
         named = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
         if (facts.sop_class_uid, facts.sop_instance_uid) != named or facts.sop_instance_uid != self.expected:
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
+            raise RefusedInstance(
+                dimse_status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
+                "the archive sent another instance than it was asked for",
+            )
         path.write_bytes(event.encoded_dataset())
         self._accept(
-            ReceivedInstance(
-                path=path,
-                sop_class_uid=facts.sop_class_uid,
-                sop_instance_uid=facts.sop_instance_uid,
+            received_instance(
+                path,
+                facts,
                 transfer_syntax_uid=syntax,
                 calling_ae=association.acceptor.ae_title,
                 called_ae=association.requestor.ae_title,
                 peer_address=association.acceptor.address,
                 association_id=self._name,
-                is_large=facts.is_large,
             )
         )
 
@@ -146,13 +139,13 @@ def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
         raise
     except OSError as error:
         log.error("retrieved instance not written", sop_instance_uid=expected, reason=error.strerror)
-        return OUR_OUT_OF_RESOURCES
+        return dimse_status.OUT_OF_RESOURCES
     except Exception as error:
         log.error("retrieved instance not taken", sop_instance_uid=expected, reason=type(error).__name__)
-        return OUR_FAILURE
+        return dimse_status.PROCESSING_FAILURE
     finally:
         path.unlink(missing_ok=True)
-    return 0x0000
+    return dimse_status.SUCCESS
 
 
 def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectionNegotiation]]:
@@ -208,10 +201,10 @@ def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterato
 
 def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOutcome:
     """The outcome from the final C-GET response and from what we answered for the instance (None: it did not come)."""
-    if stored == 0x0000:
+    if stored == dimse_status.SUCCESS:
         return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, stored, "accepted")
     if stored is not None:
-        kind = RetrieveKind.RETRY if stored >> 8 == 0xA7 else RetrieveKind.FAILED
+        kind = RetrieveKind.RETRY if dimse_status.is_out_of_resources(stored) else RetrieveKind.FAILED
         return RetrieveOutcome(wanted, kind, stored, f"we refused it with 0x{stored:04X}")
     outcome = judge_move(wanted, final)
     if outcome.kind is RetrieveKind.RETRIEVED:
@@ -227,15 +220,15 @@ def judge_move(wanted: Wanted, final: Dataset) -> RetrieveOutcome:
     completed = final.get("NumberOfCompletedSuboperations") or 0
     warned = final.get("NumberOfWarningSuboperations") or 0
     failed = final.get("NumberOfFailedSuboperations") or 0
-    if status in (0x0000, 0xB000) and not failed:
+    if status in _DONE and not failed:
         if completed or warned:
             return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, status, "sent")
         return RetrieveOutcome(wanted, RetrieveKind.MISSING, status, "the archive does not hold it")
-    if status in (0x0000, 0xB000, OUT_OF_RESOURCES, UNABLE_TO_SEND, 0xFE00):
+    if status in (*_DONE, *_RETRYABLE):
         return RetrieveOutcome(wanted, RetrieveKind.RETRY, status, f"0x{status:04X}, {failed} sub-operations failed")
     meaning = {
-        0xA801: "the archive does not know our AE title as a C-MOVE destination",
-        0xA900: "the archive cannot make sense of the identifier",
+        dimse_status.MOVE_DESTINATION_UNKNOWN: "the archive does not know our AE title as a C-MOVE destination",
+        dimse_status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "the archive cannot make sense of the identifier",
     }.get(status, "the archive refused")
     return RetrieveOutcome(wanted, RetrieveKind.FAILED, status, f"0x{status:04X} {meaning}")
 
@@ -258,7 +251,7 @@ def _query(association: Association, wanted: Wanted, level: str = "IMAGE") -> li
     status: int | None = None
     for answer, match in association.send_c_find(_identifier(wanted, level), FIND):
         status = answer.get("Status")
-        if status in (0xFF00, 0xFF01) and match is not None:
+        if status is not None and dimse_status.is_pending(status) and match is not None:
             candidate = Wanted(
                 match.get("StudyInstanceUID") or wanted.study_uid,
                 match.get("SeriesInstanceUID") or wanted.series_uid,
@@ -269,7 +262,7 @@ def _query(association: Association, wanted: Wanted, level: str = "IMAGE") -> li
                 found.append(candidate)
     if status is None:
         raise ArchiveError("the archive gave no answer to C-FIND, or broke the association off")
-    if status != 0x0000:
+    if status != dimse_status.SUCCESS:
         log.warning("C-FIND refused", sop_instance_uid=wanted.sop_uid, level=level, status=f"0x{status:04X}")
     return found
 

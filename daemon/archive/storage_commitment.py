@@ -19,16 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive, ContextsRefused
 from daemon.archive.outbox_sender import next_attempt
-from daemon.dimse.n_event_report import INVALID_ARGUMENT
+from daemon.dicom.status import INVALID_ARGUMENT_VALUE, NOT_AUTHORIZED, PROCESSING_FAILURE, SUCCESS
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.ledger import Ledger, outbox
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold
 
 # N-EVENT-REPORT response statuses (PS3.7 10.1.1.1.8).
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-NOT_AUTHORIZED = 0x0124
 
 REPORTS_AT_ONCE = 100
 # The association of the request stays open so long for an archive that answers on it.
@@ -136,7 +133,7 @@ class StorageCommitment:
             }
         except (AttributeError, TypeError, ValueError):
             log.warning("storage commitment result cannot be read")
-            return INVALID_ARGUMENT
+            return INVALID_ARGUMENT_VALUE
         try:
             known = self._ledger.transact(lambda connection: self._record(connection, transaction, committed, refused))
         except SQLAlchemyError as error:
@@ -144,7 +141,7 @@ class StorageCommitment:
             return PROCESSING_FAILURE
         if not known:
             log.warning("storage commitment result for a transaction that is not ours")
-            return INVALID_ARGUMENT
+            return INVALID_ARGUMENT_VALUE
         log.info("storage commitment", transaction_uid=transaction, committed=len(committed), refused=len(refused))
         if waiting := self._awaited.get(transaction):
             waiting.set()

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from daemon.archive.dicomweb import PASSING, WebService
 from daemon.archive.store_status import OutgoingInstance, judge_store_status
+from daemon.dicom.status import DUPLICATE_SOP_INSTANCE, SUCCESS
 from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
 
 FAULTS_IN_A_ROW = 2
@@ -67,7 +68,7 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
             return outcome(StoreOutcomeKind.FAILED, None, "failed, without a reason")
         kind, reason = judge_store_status(status)
         # A reason inside Failed SOP Sequence is a failure whatever it says, except "already holds it".
-        refused = kind is StoreOutcomeKind.STORED and status != 0x0111
+        refused = kind is StoreOutcomeKind.STORED and status != DUPLICATE_SOP_INSTANCE
         return outcome(StoreOutcomeKind.FAILED if refused else kind, status, reason)
     if 200 <= http_status < 300:
         if sop_instance_uid not in stored:
@@ -76,7 +77,7 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
             )
         warning = stored[sop_instance_uid]
         return outcome(
-            StoreOutcomeKind.STORED, warning or 0x0000, "stored" if warning is None else f"warning 0x{warning:04X}"
+            StoreOutcomeKind.STORED, warning or SUCCESS, "stored" if warning is None else f"warning 0x{warning:04X}"
         )
     if 400 <= http_status < 500 and http_status not in PASSING:
         return outcome(StoreOutcomeKind.FAILED, None, "refused")

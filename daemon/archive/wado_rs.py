@@ -19,11 +19,13 @@ from pydicom import Dataset, dcmread
 
 from daemon.archive.dicomweb import PASSING, WebService
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted, judge_get, logged, status_of
-from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, DOES_NOT_MATCH_SOP_CLASS, TRANSFER_SYNTAXES, scan_data_set
+from daemon.dicom.dataset_scan import scan_data_set
 from daemon.dicom.digest import FILE_META_START
+from daemon.dicom.status import CANNOT_UNDERSTAND, DATA_SET_DOES_NOT_MATCH_SOP_CLASS
+from daemon.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
 from daemon.dicom.uids import is_safe_uid
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import ReceivedInstance
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
 FAULTS_IN_A_ROW = 2
 MAX_INSTANCE = 4 << 30  # bytes
@@ -93,12 +95,13 @@ class RetrievedParts:
             syntax = _transfer_syntax(file)
             facts = scan_data_set(file, syntax)
         if facts.sop_instance_uid != sop_uid:
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
+            raise RefusedInstance(
+                DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for"
+            )
         self._accept(
-            ReceivedInstance(
-                path=path,
-                sop_class_uid=facts.sop_class_uid,
-                sop_instance_uid=facts.sop_instance_uid,
+            received_instance(
+                path,
+                facts,
                 transfer_syntax_uid=syntax,
                 calling_ae="",
                 called_ae=self._own_ae,

@@ -13,7 +13,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification
 
-_SUCCESS, _CANNOT_UNDERSTAND, _OUT_OF_RESOURCES = 0x0000, 0xC000, 0xA700  # PS3.4 B.2.3
+from daemon.dicom.status import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ class EmbeddedArchive:
     def _store(self, event: Any) -> int:
         uid = event.request.AffectedSOPInstanceUID
         if not UID(uid).is_valid:
-            return _CANNOT_UNDERSTAND
+            return CANNOT_UNDERSTAND
         with self._lock:
             if uid in self._stored:
-                return _SUCCESS
+                return SUCCESS
             path = self.folder / file_name(len(self._stored) + 1)
             try:
                 path.write_bytes(event.encoded_dataset())
             except OSError:
                 path.unlink(missing_ok=True)
-                return _OUT_OF_RESOURCES
+                return OUT_OF_RESOURCES
             self._stored[uid] = Stored(path, time.time())
-        return _SUCCESS
+        return SUCCESS

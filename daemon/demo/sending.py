@@ -17,6 +17,7 @@ from pynetdicom.presentation import build_context
 from config.errors import MammodError
 from daemon.demo.cases import Case
 from daemon.demo.lesion_objects import Shape, build
+from daemon.dicom.status import SUCCESS, is_warning
 
 _SEG_ELLIPSE, _SEG_BOX = Shape("SEG", "ellipse"), Shape("SEG", "box")
 _SR_ELLIPSE, _SR_BOX = Shape("SR", "ellipse"), Shape("SR", "box")
@@ -123,7 +124,7 @@ def send(
                 status = association.send_c_store(item.path).get("Status")
             except (ValueError, RuntimeError) as error:
                 raise NotTaken(f"{called} does not take {item.path.name}: {error}") from error
-            if status is None or (status != 0x0000 and status & 0xF000 != 0xB000):  # PS3.7 C: B000 are warnings
+            if status is None or (status != SUCCESS and not is_warning(status)):
                 answer = "no answer" if status is None else f"status {status:04X}H"
                 raise NotTaken(f"{called} at {host}:{port} did not store {item.path.name}: {answer}")
             on_stored(item, time.time())

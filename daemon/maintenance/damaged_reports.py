@@ -26,7 +26,7 @@ def rewrite_damaged_reports(ledger: Ledger, spool: Spool, job_id: int, now: floa
     damaged = [report.path for report in reports if file_faults(spool, report)[1]]
     if not damaged:
         return False
-    spool.remove(damaged)
+    spool.delete(damaged)
 
     def begin_again(connection: Connection) -> None:
         connection.execute(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from config.settings import Retention
 from daemon.events import bus
 from daemon.events.bus import DeletedForRoom
 from daemon.ledger import Ledger, instances, jobs, outbox, retention
-from daemon.ledger.database import IDLE_IN_TRANSACTION_S
 from daemon.ledger.schema import JobState
+from daemon.storage.deletion import delete_files, exclusive_until
 from daemon.storage.spool import Spool
 
 DAY_S = 86_400
@@ -24,7 +23,6 @@ STRAY_AFTER_S = 3600
 # An image that came less than this ago may still get its lesion object: size alone does not remove it.
 UNMARKED_KEPT_S = DAY_S
 AT_ONCE = 100  # jobs removed in one transaction, which intake waits for
-FILES_AT_ONCE = 100  # removed while intake waits
 
 log = structlog.get_logger()
 
@@ -35,13 +33,13 @@ def delete_orphans(ledger: Ledger, spool: Spool) -> int:
     They are left where the ledger could not be written after the file was (disk full, ledger locked), which the sender was told.
     """
     before = time.time() - STRAY_AFTER_S
-    old = spool.strays(before)
+    old = spool.written_before(before)
     if not old:
         return 0
     removed = 0
     # Alone, so that intake never finds the file of a row gone that it is about to record.
     with ledger.alone_with_spool() as connection:
-        end = _end()
+        end = exclusive_until()
         known = instances.paths(connection) | outbox.paths(connection)
         for path in old:
             if path in known:
@@ -49,7 +47,7 @@ def delete_orphans(ledger: Ledger, spool: Spool) -> int:
             # Looked at again: an intake may be placing the same content, which touches the file.
             modified = spool.modified(path)
             if modified is not None and modified < before and time.monotonic() < end:
-                removed += spool.remove([path])
+                removed += spool.delete([path])
     if removed:
         log.warning("files without a row removed", files=removed)
     return removed
@@ -74,28 +72,6 @@ def delete_expired(ledger: Ledger, spool: Spool, settings: Retention) -> int:
     if removed:
         log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
     return removed
-
-
-def delete_files(ledger: Ledger, spool: Spool, paths: Sequence[str]) -> int:
-    """Remove files whose rows were forgotten, but for those that were received or written again since; returns how many.
-
-    One that is left here by a crash has no row, and goes as a stray.
-    """
-    removed = 0
-    for start in range(0, len(paths), FILES_AT_ONCE):
-        some = paths[start : start + FILES_AT_ONCE]
-        with ledger.alone_with_spool() as connection:
-            end = _end()
-            known = instances.known_paths(connection, some) | outbox.known_paths(connection, some)
-            gone = [path for path in some if path not in known]
-            if time.monotonic() < end:
-                removed += spool.remove(gone)
-    return removed
-
-
-def _end() -> float:
-    """Until when this node surely has the spool alone: one that is frozen in between loses that, and removes nothing more."""
-    return time.monotonic() + IDLE_IN_TRANSACTION_S / 2
 
 
 def size_limit(settings: Retention, directory: Path | None) -> int | None:

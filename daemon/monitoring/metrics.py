@@ -22,7 +22,7 @@ from pydicom import uid
 from sqlalchemy.exc import SQLAlchemyError
 
 import config
-from daemon.dicom.sop_classes import REPORT_CLASSES, SEGMENTATION_CLASSES
+from daemon.dicom.sop_classes import SEGMENTATION_CLASSES, SR_CLASS_PREFIX
 from daemon.events.bus import (
     AssociationAccepted,
     BatchClassified,
@@ -65,7 +65,7 @@ def kind_of(sop_class_uid: str) -> str:
         return "mammogram"
     if sop_class_uid in SEGMENTATION_CLASSES:
         return "segmentation"
-    return "structured_report" if sop_class_uid.startswith(REPORT_CLASSES) else "other"
+    return "structured_report" if sop_class_uid.startswith(SR_CLASS_PREFIX) else "other"
 
 
 class _Live(Collector):

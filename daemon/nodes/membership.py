@@ -78,7 +78,7 @@ class Node:
     @property
     def incoming(self) -> Path:
         """The folder of what this process is receiving; nobody else touches it while the node lives."""
-        return self._spool.receive_in(self._process)
+        return self._spool.receiving_folder(self._process)
 
     def hold(self) -> Hold:
         """The present id, for work that begins now."""
@@ -105,10 +105,10 @@ class Node:
 
     def sweep_incoming(self) -> int:
         """Remove what dead nodes were receiving; returns how many files."""
-        found = self._spool.receiving()  # before the nodes: who has a folder had joined by then
+        found = self._spool.receiving_processes()  # before the nodes: who has a folder had joined by then
         with self._ledger.read() as connection:
             alive = {node_id.partition("-")[0] for node_id in nodes.ids(connection)}
-        return self._spool.sweep_receiving(found - alive)
+        return self._spool.delete_receiving(found - alive)
 
     def start(self) -> None:
         self._thread.start()
@@ -123,7 +123,7 @@ class Node:
             self._ledger.transact(lambda connection: nodes.leave(connection, held, time.time()))
         except UNAVAILABLE as error:
             log.warning("the node could not leave; others wait for its lease to end", error=type(error).__name__)
-        self._spool.sweep_receiving({self._process})
+        self._spool.delete_receiving({self._process})
 
     @contextmanager
     def duty(self, name: str) -> Iterator[bool]:
@@ -165,5 +165,5 @@ class Node:
     def _join_again(self) -> None:
         log.warning("this node was taken for dead: what it was at is done by others, it joins again")
         self.join()
-        self._spool.receive_in(self._process)
+        self._spool.receiving_folder(self._process)
         self.on_freed()

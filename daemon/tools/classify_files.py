@@ -24,13 +24,12 @@ from daemon.dicom.equipment import is_own_report
 from daemon.errors import LesionError, ReportError
 from daemon.jobs.job_runner import read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
+from daemon.jobs.worker_pools import make_pools
 from daemon.lesions.reader import lesion_references
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.reports.case import Result
 from daemon.reports.rendering import pictures
-from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
-from daemon.workers.classifier_pool import ClassifierPool
-from daemon.workers.decoder_pool import DecoderPool
+from daemon.workers.bundle_source import engine_cache, open_bundle
 from model.bundle import Bundle
 
 _PIPE_WIDTH = 160  # of the table where no terminal says its own
@@ -156,23 +155,20 @@ def _classified(
 ) -> list[FileOutcome]:
     """What came of each lesion object, in the order of the files."""
     cores = os.cpu_count() or 1
-    decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
-    classifier = ClassifierPool(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
+    pools = make_pools(bundle, settings, decoders=min(len(files.paths), cores), cache=engine_cache(settings))
     stems = _stems(files.sources.values())
     try:
         with console.status("warming the network up"):
-            classifier.start()
-        pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
+            pools.start()
 
         def do(source: Path) -> FileOutcome:
-            return _do(source, stems[source], files, output, settings, kinds, pipeline)
+            return _do(source, stems[source], files, output, settings, kinds, pools.pipeline)
 
         # As many at once as keep the decoders busy; one lesion object waits for its own results.
         with ThreadPoolExecutor(cores) as threads:
             return list(_progress(console, "classifying", threads.map(do, files.sources.values()), len(files.sources)))
     finally:
-        classifier.stop()
-        decoders.stop()
+        pools.stop()
 
 
 def _do(

@@ -18,20 +18,19 @@ from pynetdicom import sop_class
 
 from config import settings
 from daemon.archive import client, query_retrieve, wado_rs
-from daemon.dicom.dataset_scan import (
-    CANNOT_UNDERSTAND,
-    DOES_NOT_MATCH_SOP_CLASS,
-    INVALID_OBJECT_INSTANCE,
-    TRANSFER_SYNTAXES,
-)
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
-from daemon.dimse.presentation_contexts import storage_classes, supported_contexts
-from daemon.receiving.store_scp import (
+from daemon.dicom.sop_classes import storage_classes
+from daemon.dicom.status import (
+    CANNOT_UNDERSTAND,
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
+    INVALID_OBJECT_INSTANCE,
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
 )
+from daemon.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
+from daemon.dimse.presentation_contexts import supported_contexts
 from daemon.reports.registry import KINDS
 from daemon.system import tls
 from tests.daemon.reports.test_sc import captures, result
@@ -99,7 +98,7 @@ def _receiving() -> list[str]:
         (INVALID_OBJECT_INSTANCE, "a UID is missing or is none"),
         (SOP_CLASS_NOT_SUPPORTED, "the request's SOP Class is not that of its presentation context"),
         (OUT_OF_RESOURCES, "too little room on the disk; send again later"),
-        (DOES_NOT_MATCH_SOP_CLASS, "UIDs in the data set and in the request differ"),
+        (DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "UIDs in the data set and in the request differ"),
         (CANNOT_UNDERSTAND, "the data set is not whole, or cannot be read"),
     ]
     limits = [

@@ -29,13 +29,12 @@ from tests.support.kills import check_deep
 from tests.support.ledgers import NODE, join
 from tests.support.peers.archives import StoreSCP
 from tests.support.peers.programs import dcmsend, wait_until
+from tests.support.repository import ROOT
 from tests.support.services import Service
 
 JOB = schema.jobs
 OUTBOX = schema.outbox
 INSTANCE = schema.instances
-
-ROOT = Path(__file__).parents[2]
 
 
 class Kept:
@@ -65,7 +64,7 @@ class Kept:
 
     def _instance(self, folder: Path) -> StoredInstance:
         item = outgoing(folder)
-        placed = self.spool.place(item.path, item.sop_instance_uid)
+        placed = self.spool.add_instance(item.path, item.sop_instance_uid)
         return StoredInstance(
             item.sop_instance_uid, item.sop_class_uid, "1.2", "1.2", item.transfer_syntax_uid,
             placed.digest, placed.size, placed.path, "TESTS", 1.0,
@@ -155,7 +154,7 @@ def test_a_file_whose_row_is_about_to_come_is_no_fault(kept: Kept) -> None:
 def test_an_older_version_that_outlives_the_current_one_is_no_fault(kept: Kept) -> None:
     """A quarantined lesion object is kept for longer than the work on the version that replaced it."""
     kept.execute(delete(OUTBOX))
-    kept.spool.remove([kept.report.path])
+    kept.spool.delete([kept.report.path])
     kept.execute(update(JOB).values(state="quarantined", reason="cannot be used"))
     kept.execute(update(INSTANCE).where(INSTANCE.c.path == kept.source.path).values(state="superseded"))
     assert check_consistency(kept.ledger, kept.spool).faults == []

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from tests.soak.bounds import Bounds
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("kill", "fuzz")
 
 

@@ -13,7 +13,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.repository import ROOT
+
 LIMIT_S = 300
 
 PYTHON = """#!/bin/bash

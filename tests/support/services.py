@@ -22,8 +22,8 @@ from daemon.ledger import Ledger
 from daemon.ledger.jobs import retry
 from daemon.ledger.schema import instances, jobs, outbox
 from tests.support.peers.programs import free_port, wait_until
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 AE_TITLE = "MAMMOD"
 START_LIMIT_S = 120
 STOP_LIMIT_S = 90

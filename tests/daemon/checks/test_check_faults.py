@@ -29,7 +29,7 @@ from daemon.checks.ports import port_findings
 from daemon.checks.run import findings
 from daemon.checks.storage import storage_findings
 from daemon.cli.app import app
-from daemon.dicom.equipment import OWN_CLASSES
+from daemon.dicom.sop_classes import OWN_REPORT_CLASSES
 from daemon.ledger import Ledger, instances
 from daemon.reports.registry import KIND_CLASSES, KINDS
 from tests.daemon.ledger.test_transitions import stored
@@ -103,7 +103,7 @@ def test_an_archive_that_does_not_know_us_says_so(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_takes_no_such_report_says_which(tmp_path: Path) -> None:
-    assert KIND_CLASSES.keys() == KINDS.keys() and set(KIND_CLASSES.values()) <= OWN_CLASSES
+    assert KIND_CLASSES.keys() == KINDS.keys() and set(KIND_CLASSES.values()) <= OWN_REPORT_CLASSES
     with archive_stubs.stub() as port:
         archive = {"port": port, "ae_title": "STUB"}
         said = bad(archive_findings(settings(tmp_path, archive=archive, reports={"kinds": ["tid1500", "gsps"]})))

@@ -35,7 +35,7 @@ def test_a_report_renamed_while_strays_are_looked_for(
 ) -> None:
     old = stray(spool)
     listed = ["outbox/ef.17.tmp", str(old.relative_to(spool.directory))]
-    monkeypatch.setattr(spool, "strays", lambda before: listed)
+    monkeypatch.setattr(spool, "written_before", lambda before: listed)
     assert delete_orphans(ledger, spool) == 1
 
 
@@ -44,12 +44,12 @@ def test_an_old_stray_that_is_received_again_stays(
 ) -> None:
     """The intake of another connection places the file after it was listed as old, and has not recorded it yet."""
     received = outgoing(tmp_path)
-    file = spool.absolute(spool.place(received.path, received.sop_instance_uid).path)
+    file = spool.absolute(spool.add_instance(received.path, received.sop_instance_uid).path)
     os.utime(file, (OLD, OLD))
     known = instances.paths
 
     def placed_meanwhile(connection: object) -> set[str]:
-        spool.place(received.path, received.sop_instance_uid)
+        spool.add_instance(received.path, received.sop_instance_uid)
         return known(connection)  # type: ignore[arg-type]
 
     monkeypatch.setattr(instances, "paths", placed_meanwhile)

@@ -46,7 +46,7 @@ job_rows = st.lists(
 def fill(ledger: Ledger, spool: Spool, instance_list: list[dict[str, Any]], job_list: list[dict[str, Any]]) -> None:
     """Rows and files as drawn, in place of what was there; a job names instances by their place in the list."""
     now = time.time()
-    spool.remove(entry.path for entry in spool.entries())
+    spool.delete(entry.path for entry in spool.entries())
     with ledger.write() as connection:
         for table in (outbox, needs, jobs, instances):
             connection.execute(delete(table))

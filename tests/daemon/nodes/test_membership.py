@@ -24,9 +24,9 @@ from daemon.ledger import Ledger, database, instances, job_claims, jobs, nodes, 
 from daemon.ledger.schema import OutboxState
 from daemon.ledger.schema import jobs as job_table
 from daemon.ledger.schema import nodes as node_table
-from daemon.maintenance.retention import delete_files
 from daemon.monitoring.status_report import collect
 from daemon.nodes.membership import Node
+from daemon.storage.deletion import delete_files
 from daemon.storage.spool import Spool
 from daemon.system import process_identity
 from tests.daemon.ledger.test_transitions import IMAGE, arrive, lesion_job, report, state_of, stored
@@ -247,7 +247,7 @@ def test_only_what_dead_processes_were_receiving_is_swept(ledger: Ledger, tmp_pa
     first, second = (Node(ledger, spool, facts()) for _ in range(2))
     first.join()
     (first.incoming / "x.part").write_bytes(b"half")
-    (spool.receive_in("dead") / "y.part").write_bytes(b"half")
+    (spool.receiving_folder("dead") / "y.part").write_bytes(b"half")
     second.join()
     assert second.sweep_incoming() == 1
     assert (first.incoming / "x.part").exists()

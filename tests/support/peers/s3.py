@@ -19,8 +19,8 @@ from typing import Any
 import boto3
 
 from tests.support.peers.programs import free_port, wait_until
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 KEY, SECRET = "AKIAEXAMPLEPLANTED00", "secret/PLANTED+0000000000000000000000000"
 BUCKET = "mammod-spool"
 
