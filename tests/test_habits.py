@@ -1,4 +1,4 @@
-"""Everyday habits: one version, a changelog that knows it, `make help`, hooks that run what `make lint` runs."""
+"""Everyday habits: one version, a changelog that has it, `make help`, hooks that equal `make lint`."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ PACKAGES: dict[str, set[str]] = {
     "tests": {"config", "model", "training", "daemon", "benchmarks"},
     "benchmarks": {"config", "model", "training", "daemon", "tests"},
 }
-# The rooms of daemon, from the ground up: a room imports itself and rooms before it. Modules that lie flat belong to the
-# room of their name; FLAT names that of the others.
+# The rooms of daemon, from the ground up: a room imports itself and rooms before it. A module that lies flat
+# belongs to the room of its name; FLAT names the room of the others.
 DAEMON_ROOMS = (
     "errors",
     "events",
@@ -94,7 +94,7 @@ def modules() -> dict[str, Path]:
 def imported(tree: ast.AST, known: Collection[str] = ()) -> set[str]:
     """Return the dotted names that a module imports, anywhere in it.
 
-    Counted are import statements (also in functions and under TYPE_CHECKING), importlib.import_module("...") and
+    These are import statements (also in functions and for typing only), importlib.import_module("...") and
     factories by name, "package.module:function" with a module in `known`.
     `from a import b` is a.b if that is in `known`, else a.
     """

@@ -39,7 +39,7 @@ def page() -> str:
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command with its whole name, such as "mammod jobs list"; what typer made of it is an object of its own kind."""
+    """Yield every command of typer with its whole name, such as "mammod jobs list"."""
     yield from _below("mammod", typer.main.get_command(app))
 
 
@@ -61,7 +61,7 @@ def _section(name: str, command: Any) -> str:
 
 
 def _help(text: str) -> str:
-    """A docstring as Markdown: its indented lines, which the help shows with empty lines between, are one block."""
+    """Return a docstring as Markdown: indented lines, apart in the help, are one block."""
     lines: list[str] = []
     for line in inspect.cleandoc(text).splitlines():
         if not line.strip() and lines and lines[-1].startswith("    "):

@@ -1,4 +1,4 @@
-"""Wraps the prose of Markdown: `python -m tests.docs.prose FILE...` rewrites the paragraphs with a line over the limit."""
+"""Wraps the prose of Markdown: `python -m tests.docs.prose FILE...` refills paragraphs with a long line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOT_PROSE = ("|", "#", "![", "<!--", "```", "~~~")
 
 
 def too_long(text: str) -> Iterator[str]:
-    """Yield the lines of prose over the limit; tables, code, and link targets, which cannot be broken, do not count."""
+    """Yield the lines of prose over the limit; tables, code and the targets of links do not count."""
     fenced = False
     in_list = False
     for number, line in enumerate(text.splitlines(), start=1):
@@ -29,7 +29,7 @@ def too_long(text: str) -> Iterator[str]:
 
 
 def wrapped(text: str) -> str:
-    """Return Markdown with each paragraph and list item that has a line over the limit filled anew; all else is kept."""
+    """Return Markdown with each paragraph and list item that has a long line filled anew, all else kept."""
     made: list[str] = []
     lines = text.split("\n")
     fenced = False

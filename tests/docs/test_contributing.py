@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, each followed once: a toy lesion source, a toy kind of report, a toy check."""
+"""The recipes of CONTRIBUTING.md, followed once: a toy lesion source, a toy kind of report, a toy check."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 CORNERS = [(60.0, 100.0), (110.0, 100.0), (110.0, 140.0), (60.0, 140.0), (60.0, 100.0)]
 
 
-# --- a lesion source: a workstation that keeps its marks as annotations in Raw Data, which is neither SR nor SEG -------
+# --- a lesion source: a workstation that annotates in Raw Data, which is neither SR nor SEG ---
 
 
 def raw_data(image: Dataset) -> Dataset:
@@ -115,7 +115,7 @@ def image() -> Dataset:
 
 @pytest.fixture
 def receive(spool: Spool) -> Callable[[Dataset], tuple[str, ...] | None]:  # noqa: F811
-    """Receives a lesion object; gives the images that its job needs, None if it was taken for no lesion object."""
+    """Receives a lesion object; gives the images that its job needs, None if it counted as none."""
 
     def received(dataset: Dataset) -> tuple[str, ...] | None:
         path = save(dataset, spool.incoming / "x.part")
@@ -168,7 +168,7 @@ def test_one_of_the_two_steps_alone_reads_nothing(
     assert receive(raw_data(image)) is None
 
 
-# --- a kind of report: one Secondary Capture without pixels for each image --------------------------------------------
+# --- a kind of report: one Secondary Capture without pixels for each image ---
 
 
 def toy_kind(case: Case, edition: Edition) -> list[Dataset]:
@@ -223,7 +223,7 @@ def test_a_kind_that_the_settings_do_not_name_is_noticed(monkeypatch: pytest.Mon
     assert set(registry.KINDS) - set(get_args(named)) == {"toy"}, "test_registry holds the two equal"
 
 
-# --- a check: is the spool's path short enough to be read aloud? ------------------------------------------------------
+# --- a check: is the spool's path short enough to be read aloud? ---
 
 
 def toy_findings(settings: Settings) -> Iterator[Finding]:
@@ -243,7 +243,7 @@ def test_a_check_is_shown_with_what_to_do_and_decides_the_exit_status(
         assert "choose a path" in finding["text"]
 
 
-# --- what the recipes name ---------------------------------------------------------------------------------------------
+# --- what the recipes name ---
 
 
 def recipes() -> str:
@@ -257,7 +257,7 @@ def test_every_file_that_the_recipes_name_is_there() -> None:
 
 
 def test_every_name_in_code_that_the_recipes_give_is_there() -> None:
-    """A call such as `on_image()`, or a constant such as `KINDS`, stands in one of the files that its recipe names."""
+    """A call such as `on_image()`, or a constant such as `KINDS`, is in one of the files of its recipe."""
     for section in re.split(r"^## ", recipes(), flags=re.MULTILINE):
         files = [
             ROOT / name for name in re.findall(r"`((?:config|daemon|model|training|tests)/[\w./-]+\.py)`", section)

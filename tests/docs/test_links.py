@@ -1,4 +1,4 @@
-"""Every relative link in every document leads to a file and, with #, to a heading there; every document is in docs/README.md."""
+"""Relative links lead to a file and, with #, to a heading there; documents and files named are there."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def links(text: str) -> Iterator[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The ids that GitHub gives to headings: lower case, punctuation gone, spaces to hyphens, a number where one comes again."""
+    """Return the ids of headings: lower case, no punctuation, hyphens for spaces, numbers if repeated."""
     found: set[str] = set()
     for heading in re.findall(
         r"^#{1,6} +(.*?) *#*$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
