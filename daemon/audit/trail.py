@@ -93,8 +93,8 @@ class AuditTrail:
             study.classes[incoming.sop_class_uid] += 1
             study.arrivals.add(arrival)
 
-    def association_ended(self, association_id: str, we_asked: bool = False) -> None:
-        """Tell what the association brought; `we_asked`: it was ours (C-GET)."""
+    def association_ended(self, association_id: str, is_ours: bool = False) -> None:
+        """Tell what the association brought; `is_ours`: it was ours (C-GET)."""
         with self._lock:
             transfer = self._transfers.pop(association_id, None)
         if transfer is None:
@@ -106,7 +106,7 @@ class AuditTrail:
                     self._source,
                     sender=transfer.peer,
                     receiver=own,
-                    requestor=own if we_asked else transfer.peer,
+                    requestor=own if is_ours else transfer.peer,
                     study_uid=study_uid,
                     classes=study.classes,
                     action=study.action,

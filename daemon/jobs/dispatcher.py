@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import structlog
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from daemon.ledger import Ledger, job_claims
+from daemon.ledger.records import Job
 from daemon.nodes.membership import Hold
 
 # Threads only wait for decoders and classifier; this many keep both busy.
@@ -25,7 +26,7 @@ class Dispatcher:
     """One thread that claims for the node of `hold`, and a pool that works. `do(job)` must bring the job to its next state."""
 
     def __init__(
-        self, ledger: Ledger, hold: Callable[[], Hold], do: Callable[[Row], None], after: Callable[[], None]
+        self, ledger: Ledger, hold: Callable[[], Hold], do: Callable[[Job], None], after: Callable[[], None]
     ) -> None:
         self._ledger = ledger
         self._hold = hold
@@ -68,14 +69,14 @@ class Dispatcher:
             if not job_claims.claimable(connection, owner, time.time(), in_flight):
                 return
 
-        def transition(connection: Connection) -> Sequence[Row]:
+        def transition(connection: Connection) -> Sequence[Job]:
             job_claims.release(connection, owner, in_flight, time.time())
             return job_claims.claim(connection, owner, free, time.time())
 
         for job in self._ledger.transact(transition):
             self._in_flight[job.id] = self._pool.submit(self._do, job)
 
-    def _do(self, job: Row) -> None:
+    def _do(self, job: Job) -> None:
         try:
             self._work(job)
         except Exception as error:

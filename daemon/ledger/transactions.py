@@ -1,7 +1,7 @@
-"""The ledger: the one place where state lives. Tables in `schema`, transitions in `instances`, `jobs`, `work`, `outbox`, `nodes`.
+"""An open ledger and its transactions.
 
-Every transition is a function that takes the connection of one transaction (`Ledger.transact`), so that what belongs
-together is committed together. How the database is opened: `database`.
+Every transition is a function that takes the connection of one transaction (`Ledger.transact`), so that what
+belongs together is committed together.
 """
 
 from __future__ import annotations
@@ -19,35 +19,34 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from daemon.errors import LedgerError
-from daemon.ledger.database import SPOOL_LOCK, Schema, begin_again, migrate, open_engine, schema_of
+from daemon.ledger.database import SPOOL_LOCK, Schema, is_retryable, migrate, open_engine, schema_of
 from daemon.ledger.group_commit import GroupCommit, outcome
 
-# What is raised while the database cannot be reached, is locked or full: it passes, and what was asked can be asked again.
+# Raised while the database cannot be reached, is locked or full: a passing fault, after which the same may be
+# asked again.
 UNAVAILABLE = (OperationalError, InterfaceError, PoolTimeout)
-# Transactions that PostgreSQL cannot put in order are begun again for so long.
-ORDER_LIMIT_S = 20.0
+# Transactions that PostgreSQL cannot serialize are retried for this long.
+MAX_RETRY_S = 20.0
 
 Result = TypeVar("Result")
 
 
 class Ledger:
-    """An open ledger at the newest schema version. `transact()` and `write()` are one transaction, `read()` a consistent view.
+    """An open ledger at the newest schema version.
 
-    `password_file` holds the password of a PostgreSQL server, and is read anew for each connection.
+    `transact()` and `write()` run one transaction, `read()` gives a consistent view. `password_file` holds
+    the password of a PostgreSQL server, and is read anew for each connection.
 
     Raises:
         LedgerError: the URL cannot be opened.
-        LedgerTooNew: the schema is one that this program does not know.
+        LedgerTooNew: this program does not know the schema.
     """
 
     def __init__(self, url: str, password_file: Path | None = None) -> None:
         try:
             self._engine = open_engine(url, password_file)
-        except (
-            SQLAlchemyError,
-            ImportError,
-            ValueError,
-        ) as error:  # whose messages may quote the URL, password and all
+        # Their messages may quote the URL, password and all.
+        except (SQLAlchemyError, ImportError, ValueError) as error:
             raise LedgerError(
                 f"ledger.url cannot be used ({type(error).__name__}); expected such as postgresql+psycopg://user@host/name, "
                 'with its driver installed: mammod\'s extra "postgresql"'
@@ -59,26 +58,26 @@ class Ledger:
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         # SQLite has one writer: threads queue here instead of polling its busy handler.
         self._writer: Any = threading.Lock() if self._is_sqlite else nullcontext()
-        by_itself = {} if self._is_sqlite else {"isolation_level": "SERIALIZABLE"}
-        unchanged = {} if self._is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        self._writing = self._engine.execution_options(write=True, **by_itself)
-        self._reading = self._engine.execution_options(**unchanged)
+        serializable = {} if self._is_sqlite else {"isolation_level": "SERIALIZABLE"}
+        snapshot = {} if self._is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._writing = self._engine.execution_options(write=True, **serializable)
+        self._reading = self._engine.execution_options(**snapshot)
         self._alone = self._engine.execution_options(write=True)
         self._group_commit = GroupCommit(self.transact, UNAVAILABLE)
 
     def transact(self, transition: Callable[[Connection], Result]) -> Result:
-        """What `transition` returns, done in one transaction.
+        """Run `transition` in one transaction and return its result.
 
-        It is called again, with a new transaction, where another node or thread got in its way: it may change nothing but
-        the ledger, or what may be done twice.
+        If another node or thread gets in its way, it is called again with a new transaction. It must
+        therefore change nothing but the ledger, or only what may be done twice.
         """
-        if self._is_sqlite:  # whose transactions come one after the other
+        if self._is_sqlite:  # its transactions come one after the other
             with self.write() as connection:
                 return transition(connection)
         for attempt in Retrying(
-            retry=retry_if_exception(begin_again),
+            retry=retry_if_exception(is_retryable),
             wait=wait_random_exponential(multiplier=0.005, max=0.5),
-            stop=stop_after_delay(ORDER_LIMIT_S),
+            stop=stop_after_delay(MAX_RETRY_S),
             reraise=True,
         ):
             with attempt, self.write() as connection:
@@ -86,9 +85,10 @@ class Ledger:
         raise AssertionError("unreachable")
 
     def transact_together(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
-        """As `change` for each of them, in one transaction with what other threads bring, where the database has one writer.
+        """Run each of `transitions` like `transact`.
 
-        What each returned, or the error that it would raise.
+        Returns what each returned, or the error that it would raise. If the database has one writer, they
+        share one transaction with the transitions of other threads.
         """
         if self._is_sqlite:
             return self._group_commit.transact(transitions)
@@ -96,19 +96,21 @@ class Ledger:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, tried once: committed at the end of the block, rolled back by an exception."""
+        """Open one transaction, tried once: committed at the end of the block, rolled back if it raises."""
         with self._writer, self._writing.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
+        """Open a consistent, read-only view for the length of the block."""
         with self._reading.connect() as connection:
             yield connection
 
     @contextmanager
     def alone_with_spool(self) -> Iterator[Connection]:
-        """While the block runs, no node records a file (see `recording_a_file`): one without a row may be removed.
+        """Keep every node from recording a file (see `recording_a_file`) while the block runs.
 
+        A file without a row may be deleted in the block.
         Each statement sees what was committed before it.
         """
         with self._writer, self._alone.begin() as connection:
@@ -117,24 +119,28 @@ class Ledger:
             yield connection
 
     def close(self) -> None:
+        """Close every connection."""
         self._engine.dispose()
 
 
 def look(url: str, password_file: Path | None = None) -> Schema:
-    """What opening the ledger at `url` would begin from; nothing is migrated, and no SQLite file is made.
+    """Return the schema that the ledger at `url` has; nothing is migrated, and no SQLite file is made.
 
     Raises:
-        LedgerError: it cannot be opened.
+        LedgerError: the ledger cannot be opened.
         LedgerTooNew: see `Ledger`.
     """
     try:
         return schema_of(url, password_file)
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise LedgerError(f"ledger cannot be looked at ({type(error).__name__}); is ledger.url right?") from error
+        raise LedgerError(f"ledger cannot be opened ({type(error).__name__}); is ledger.url right?") from error
 
 
 def recording_a_file(connection: Connection) -> None:
-    """Called first in a transaction that records a file of the spool: from here to its end no file is removed."""
+    """Keep files of the spool from being deleted until this transaction ends.
+
+    Call it first in a transaction that records a file.
+    """
     if connection.dialect.name != "sqlite":
         connection.execute(text("SELECT pg_advisory_xact_lock_shared(:key)"), {"key": SPOOL_LOCK})
 

@@ -121,13 +121,13 @@ def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
         sending.to(peer.port, timeout_s=60)
         settings = Settings(archive=sending.archive.settings)
         threads = SenderThreads(
-            sending.ledger,
-            hold,
-            sending.archive,
-            Spool(sending.folder),
-            lambda: settings,
-            sending.commitment,
-            AuditTrail(settings),
+            ledger=sending.ledger,
+            hold=hold,
+            archive=sending.archive,
+            spool=Spool(sending.folder),
+            settings=lambda: settings,
+            commitment=sending.commitment,
+            audit=AuditTrail(settings),
         )
         threads.start()
         wait_until(lambda: peer.requests, "the question about the first report")
@@ -225,7 +225,7 @@ def test_an_archive_that_never_commits_ends_in_a_state_that_operators_see(sendin
 def _unlingering(archive: Archive) -> Archive:
     """Does not keep the association open for an answer."""
     ask = archive.request_commitment
-    archive.request_commitment = lambda *told: ask(*told[:-1], 0)  # type: ignore[method-assign]
+    archive.request_commitment = lambda *told, **limits: ask(*told, **limits | {"linger_s": 0})  # type: ignore[method-assign]
     return archive
 
 

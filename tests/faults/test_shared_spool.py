@@ -222,7 +222,7 @@ def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
     assert not half.exists(), "what a start finds half received goes"
     assert stray.path in s3.objects(), "another node may be about to write its row"
     assert delete_orphans(ledger, spool) == 0, "it is young"
-    monkeypatch.setattr("daemon.maintenance.retention.STRAY_AFTER_S", -60)
+    monkeypatch.setattr("daemon.maintenance.retention.ORPHAN_AFTER_S", -60)
     assert delete_orphans(ledger, spool) == 1
     assert set(s3.objects()) == set(receiving.known().values())
     assert not spool.absolute(stray.path).exists(), "nor is a copy left"

@@ -37,7 +37,7 @@ def all_at_once(ledger: Ledger, transitions: list[Callable[[Connection], int]]) 
     with ledger.write():
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(ledger._group_commit._brought) == len(transitions), "all of them wait")
+        wait_until(lambda: len(ledger._group_commit._batches) == len(transitions), "all of them wait")
     for thread in threads:
         thread.join(30)
     yield became

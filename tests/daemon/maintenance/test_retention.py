@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from daemon.ledger import Ledger, instances
-from daemon.maintenance.retention import STRAY_AFTER_S, delete_orphans
+from daemon.maintenance.retention import ORPHAN_AFTER_S, delete_orphans
 from daemon.storage.spool import Spool
 from tests.support.archive_stubs import outgoing
 
-OLD = time.time() - 2 * STRAY_AFTER_S
+OLD = time.time() - 2 * ORPHAN_AFTER_S
 
 
 def stray(spool: Spool, name: str = "ab.dcm") -> Path:

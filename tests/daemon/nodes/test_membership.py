@@ -68,12 +68,12 @@ def test_a_node_is_alive_by_the_databases_clock(ledger: Ledger) -> None:
         assert all(abs(row.beat_at - time.time()) < 60 for row in nodes.all(connection)), "seconds since the epoch"
     silence(ledger, A)
     with ledger.read() as connection:
-        assert nodes.silent(connection) == [A]
+        assert nodes.expired(connection) == [A]
         silent_s = {row.id: row.silent_s for row in nodes.all(connection)}
     assert silent_s[A] >= 10_000 > 100 > silent_s[B]
     with ledger.write() as connection:
         assert nodes.beat(connection, A)
-        assert nodes.silent(connection) == []
+        assert nodes.expired(connection) == []
 
 
 def test_no_two_nodes_claim_the_same_job(ledger: Ledger) -> None:
@@ -249,7 +249,7 @@ def test_only_what_dead_processes_were_receiving_is_swept(ledger: Ledger, tmp_pa
     (first.incoming / "x.part").write_bytes(b"half")
     (spool.receive_in("dead") / "y.part").write_bytes(b"half")
     second.join()
-    assert second.sweep_incoming() == 1
+    assert second.delete_orphaned_incoming() == 1
     assert (first.incoming / "x.part").exists()
 
 
