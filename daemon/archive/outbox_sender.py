@@ -70,7 +70,7 @@ def send_due(
         hold: the node's id; once it is lost, no further report is sent.
         archive: stores the reports.
         settings: of the archive.
-        file_of: returns the file of an outbox path, as `Spool.reading` does; if it fails, a report is postponed.
+        file_of: returns the file of an outbox path, as `Spool.reading` does; or the report is postponed.
         on_sent: called with each report and its outcome.
         stopping: returns whether no further report is to be sent.
     """

@@ -17,7 +17,7 @@ from uuid import uuid4
 import structlog
 from pydicom import Dataset, dcmread
 
-from daemon.archive.dicomweb import PASSING, WebService
+from daemon.archive.dicomweb import PASSING, WebService, request_each
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted, judge_get, logged, status_of
 from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, DOES_NOT_MATCH_SOP_CLASS, TRANSFER_SYNTAXES, scan_data_set
 from daemon.dicom.digest import FILE_META_START

@@ -1,7 +1,7 @@
-"""Storage commitment (PS3.4 annex J): a report is stored when the archive promises to keep it, and not before.
+"""Storage commitment (PS3.4 annex J): a report is stored only when the archive promises to keep it.
 
-The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not at all; at the end
-it is Orthanc, whose storage commitment is its own.
+The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not
+at all; at the end it is Orthanc, whose storage commitment is its own.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sendi
 def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
     sending: SendingRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive takes the request for commitment and says no more: its association stays open for the answer."""
+    """The archive accepts the request and says no more; its association stays open for the answer."""
     monkeypatch.setattr("daemon.archive.storage_commitment.LINGER_S", 60)
     with committing_archive(silent) as peer:
         sending.to(peer.port, timeout_s=60)

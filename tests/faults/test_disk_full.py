@@ -1,4 +1,4 @@
-"""A full disk: the sender is told A700, the service lives on, and all goes on by itself when there is space again."""
+"""A full disk: the sender is told A700, the service lives on, and resumes when there is space again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def locked_elsewhere(ledger: Path) -> Iterator[Callable[[], None]]:
 
 
 class Disk:
-    """A file system of its own; `fill` takes all that is left of it but `leave` bytes, `free` gives it back."""
+    """A file system of its own; `fill` takes all but `leave` bytes of its space, `free` gives it back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What is no fault of the job costs it no attempt, however often it happens; what is ends in quarantine after three."""
+"""Faults outside a job cost it no attempt; its own faults end in quarantine after three attempts."""
 
 from __future__ import annotations
 

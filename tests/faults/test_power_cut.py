@@ -1,6 +1,7 @@
-"""A power cut right after an instance was placed: the spool's file system, as its disk has it then, has the file by its name.
+"""A power cut right after an instance was stored: the disk then holds the file under its name.
 
-The disk is a file that is mounted; a copy of it has what has reached the disk, and nothing of what waits in the system's memory.
+The disk is a file that is mounted; a copy of it has what has reached the disk, and nothing of what waits in
+the system's memory.
 """
 
 from __future__ import annotations

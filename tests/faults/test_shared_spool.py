@@ -1,4 +1,4 @@
-"""A spool in a bucket: accepted only once the bucket has it, read on any node, and what a bucket that fails costs.
+"""A spool in a bucket: accepted only once it is stored there, readable on any node, and faults of the bucket.
 
 Against a real S3 server on loopback (tests/support/peers/s3.py).
 """
@@ -127,7 +127,7 @@ def test_a_file_that_does_not_come_whole_is_no_copy(fault: str, s3: S3, node: No
 
 
 def test_an_object_that_was_changed_is_not_read(s3: S3, node: Node) -> None:
-    """The sha256 noted with the object is what the bytes are held against, not what the server says of them."""
+    """The bytes are compared with the SHA-256 stored with the object, not with the server's own checksum."""
     first, second = node("a"), node("b")
     placed = first.place(received(first, b"image" * 1000), "1.2.3")
     whole = s3.objects()[placed.path]
@@ -207,7 +207,7 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(tmp_path: Path, monkeypat
         receiving.ledger.close()
 
 
-def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
+def test_orphans_in_the_bucket_are_deleted_when_old_and_a_start_leaves_them(
     s3: S3, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = node("a")
@@ -215,17 +215,17 @@ def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
     receiving = Receiving(spool, tmp_path)
     with listening(receiving.listener):
         assert receiving.send(mammogram(1)) == [0]
-    stray = spool.place(received(spool, b"no row"), "1.2.3")
+    orphan = spool.place(received(spool, b"no row"), "1.2.3")
     half = received(spool, b"half", "half")
     assert spool.sweep_receiving(spool.receiving()) >= 1
     assert spool.sweep(set(receiving.known().values()), time.time() + 60) == 0
     assert not half.exists(), "what a start finds half received goes"
-    assert stray.path in s3.objects(), "another node may be about to write its row"
+    assert orphan.path in s3.objects(), "another node may be about to write its row"
     assert delete_orphans(ledger, spool) == 0, "it is young"
     monkeypatch.setattr("daemon.maintenance.retention.ORPHAN_AFTER_S", -60)
     assert delete_orphans(ledger, spool) == 1
     assert set(s3.objects()) == set(receiving.known().values())
-    assert not spool.absolute(stray.path).exists(), "nor is a copy left"
+    assert not spool.absolute(orphan.path).exists(), "nor is a copy left"
     receiving.ledger.close()
     ledger.close()
 
@@ -347,7 +347,7 @@ def test_without_the_extra_it_says_which_to_install(s3: S3, tmp_path: Path, monk
 def test_the_service_over_a_bucket(
     s3: S3, new_service: Callable[..., Service], storescp: StoreSCP, case: Case, tmp_path: Path
 ) -> None:
-    """Down and up again; the report is written on one node and sent by another that starts with an empty directory."""
+    """Stop and restart; one node writes the report, another that starts with an empty directory sends it."""
     section = s3.settings(tmp_path / "spool-1")
     apart = {"ledger": {"url": f"sqlite:///{tmp_path / 'ledger.sqlite'}"}, "log": {"level": "debug"}}
     first = new_service(("STORESCP", 1), settings={"spool": section, **apart}, name="first")

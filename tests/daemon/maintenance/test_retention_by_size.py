@@ -1,4 +1,4 @@
-"""Retention by size over random ledgers: unfinished work stays whole, the oldest finished goes first, and no more than needed."""
+"""Retention by size over random ledgers: unfinished work stays, the oldest goes first, no more than needed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ job_rows = st.lists(
 
 
 def fill(ledger: Ledger, spool: Spool, instance_list: list[dict[str, Any]], job_list: list[dict[str, Any]]) -> None:
-    """Rows and files as drawn, in place of what was there; a job names instances by their place in the list."""
+    """Write rows and files as drawn, in place of what was there; a job names instances by list position."""
     now = time.time()
     spool.remove(entry.path for entry in spool.entries())
     with ledger.write() as connection:

@@ -1,4 +1,4 @@
-"""Nodes in the ledger: signs of life, leases, what a dead node leaves, and transactions that get in each other's way."""
+"""Nodes in the ledger: heartbeats, leases, the work of expired nodes, and conflicting transactions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_work_of_a_silent_node_is_given_back_and_that_of_a_living_one_is_not
     assert (taken.nodes, taken.jobs, taken.given_up) == (1, 1, 0)
     assert (state_of(ledger, first), state_of(ledger, second)) == ("ready", "running")
     with ledger.write() as connection:
-        assert job_claims.claim(connection, A, 9, 20.0) == [], "a node that was taken for dead claims nothing"
+        assert job_claims.claim(connection, A, 9, 20.0) == [], "a node whose lease expired claims nothing"
         assert nodes.take_duty(connection, B, "housekeeping")
         (again,) = job_claims.claim(connection, B, 9, 20.0)
         assert (again.id, again.attempts) == (first, 2), "an attempt counts as it does in a crash"
@@ -210,7 +210,7 @@ def test_what_a_peer_said_is_kept_whatever_it_holds(ledger: Ledger) -> None:
     assert kept.startswith("before\ufffdafter")
 
 
-def test_a_forgotten_file_that_was_received_again_stays(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_file_without_a_row_that_was_received_again_stays(ledger: Ledger, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     for name in ("here", "gone"):
         (spool.directory / "instances" / name).write_bytes(b"x")
