@@ -104,7 +104,7 @@ authorizations: list[str | None] = []
 def server(
     answers: list[tuple[int, bytes] | None], tls: ssl.SSLContext | None = None
 ) -> Iterator[tuple[str, list[tuple[str, bytes]], list[object]]]:
-    """Serve `answers` in turn over HTTP (None: no answer); yield its URL, (path, part received), connections."""
+    """Serve `answers` in turn over HTTP (None: none); yield its URL, (path, part received), connections."""
     parts: list[tuple[str, bytes]] = []
     connections: list[object] = []
     left = iter(answers)

@@ -1,4 +1,4 @@
-"""Retention by size over random ledgers: unfinished work stays, the oldest goes first, no more than needed."""
+"""Retention by size over random ledgers: unfinished work stays, the oldest goes first, and no more."""
 
 from __future__ import annotations
 
