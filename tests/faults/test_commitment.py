@@ -265,7 +265,7 @@ def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending:
         assert began + 50 <= once.next_attempt_at <= time.time() + 100
         assert began + 200 <= thrice.next_attempt_at <= time.time() + 400
         with sending.ledger.write() as connection:
-            assert outbox.due_now(connection, time.time(), longest_ask_wait_s=1600) == 0, (
+            assert outbox.due_now(connection, time.time(), max_commitment_wait_s=1600) == 0, (
                 "a restart is no reason to ask"
             )
         assert sending.commitment.ask_due(hold()) == 0
