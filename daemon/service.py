@@ -21,7 +21,7 @@ from config.loading import load_settings
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.sender_threads import SenderThreads
-from daemon.archive.storage_commitment import StorageCommitment, longest_wait_s
+from daemon.archive.storage_commitment import StorageCommitment, max_wait_s
 from daemon.audit.trail import AuditTrail
 from daemon.jobs.dispatcher import Dispatcher
 from daemon.jobs.job_runner import JobRunner
@@ -95,13 +95,13 @@ class Service:
         self._audit = AuditTrail(settings)
         self._commitment = StorageCommitment(self._ledger, self._archive)
         self._sending = SenderThreads(
-            self._ledger,
-            self._node.hold,
-            self._archive,
-            self._spool,
-            lambda: self._settings,
-            self._commitment,
-            self._audit,
+            ledger=self._ledger,
+            hold=self._node.hold,
+            archive=self._archive,
+            spool=self._spool,
+            settings=lambda: self._settings,
+            commitment=self._commitment,
+            audit=self._audit,
         )
         self._dispatcher = Dispatcher(self._ledger, self._node.hold, worker.run, after=self._sending.wake)
         self._intake = Intake(
@@ -133,16 +133,16 @@ class Service:
             )
         )
         self._schedule = PeriodicTasks(
-            self._ledger,
-            self._node,
-            self._spool,
-            self._archive,
-            lambda: self._settings,
-            self._intake,
-            self._audit,
-            BundleWatch(opened),
-            self._observation,
-            self._dispatcher.wake,
+            ledger=self._ledger,
+            node=self._node,
+            spool=self._spool,
+            archive=self._archive,
+            settings=lambda: self._settings,
+            intake=self._intake,
+            audit=self._audit,
+            bundle_watch=BundleWatch(opened),
+            observation=self._observation,
+            on_ready=self._dispatcher.wake,
         )
         self._status = StatusHttpServer(settings, self._ledger, self._archive, bundle, self._live, self._observation)
         self._schedule.check_certificates()
@@ -164,7 +164,7 @@ class Service:
         Where no other node is alive, that is all that is unfinished.
         """
         taken = self._node.join()
-        orphans = self._node.sweep_incoming()
+        orphans = self._node.delete_orphaned_incoming()
         begun = self._node.incoming.stat().st_mtime
         alone = self._node.is_alone()
 
@@ -225,7 +225,7 @@ class Service:
     def _all_due_now(self, connection: Connection) -> int:
         now = time.time()
         freed = jobs.due_now(connection, now)
-        return freed + outbox.due_now(connection, now, longest_wait_s(self._settings.archive))
+        return freed + outbox.due_now(connection, now, max_wait_s(self._settings.archive))
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain: exit is clean when this returns."""

@@ -7,11 +7,10 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from sqlalchemy import Row, select
 
 from config.errors import ConfigurationError
 from config.loading import load_settings
@@ -25,6 +24,9 @@ from daemon.cli.options import (
     time_of,
     when,
 )
+
+if TYPE_CHECKING:
+    from daemon.ledger.records import Job
 
 app = typer.Typer(help="Look at jobs and act on them.", no_args_is_help=True)
 
@@ -46,14 +48,11 @@ def jobs_list(
 
         mammod jobs list --limit 1000 --json | jq .reason
     """
-    from daemon.ledger.schema import jobs as table
+    from daemon.ledger import jobs
 
     states_of("--state", [] if state is None else [state])
-    query = select(table).order_by(table.c.id.desc()).limit(limit)
-    if state is not None:
-        query = query.where(table.c.state == state)
     with open_ledger(load_settings(config)) as ledger, ledger.read() as connection:
-        rows = connection.execute(query).all()
+        rows = jobs.newest(connection, limit, state)
     if as_json:
         for row in rows:
             print(json.dumps(_job_facts(row)))
@@ -227,16 +226,16 @@ def jobs_export(
     print(f"{count} jobs written to {output}", file=sys.stderr)
 
 
-def _job(connection: Any, number: int) -> Row:
-    from daemon.ledger.schema import jobs as table
+def _job(connection: Any, number: int) -> Job:
+    from daemon.ledger import jobs
 
-    row = connection.execute(select(table).where(table.c.id == number)).one_or_none()
+    row = jobs.by_id(connection, number)
     if row is None:
         raise ConfigurationError(f"there is no job {number}; `mammod jobs list` shows them")
     return row
 
 
-def _job_facts(row: Row) -> dict[str, Any]:
+def _job_facts(row: Job) -> dict[str, Any]:
     return {
         "job": row.id,
         "state": row.state,

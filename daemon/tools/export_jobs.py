@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from sqlalchemy import Row, select
-
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, outbox
 from daemon.ledger.job_query import JobQuery, select_jobs
-from daemon.ledger.schema import outbox
+from daemon.ledger.records import JobInStudy, OutboxItem
 
 OF_JOB = (
     "job", "state", "reason", "source_uid", "study_uid", "bundle", "attempts",
@@ -29,12 +27,7 @@ def exported(ledger: Ledger, chosen: JobQuery) -> Iterator[dict[str, Any]]:
     """
     for page in select_jobs(ledger, chosen):
         with ledger.read() as connection:
-            rows = connection.execute(
-                select(outbox).where(outbox.c.job_id.in_([row.id for row in page])).order_by(outbox.c.id)
-            ).all()
-        of_job: dict[int, list[Row]] = {}
-        for report in rows:
-            of_job.setdefault(report.job_id, []).append(report)
+            of_job = outbox.of_jobs(connection, [row.id for row in page])
         for row in page:
             yield _job(row, of_job.get(row.id, []))
 
@@ -64,7 +57,7 @@ def write_csv(jobs: Iterator[dict[str, Any]], file: TextIO) -> int:
     return count
 
 
-def _job(row: Row, reports: list[Row]) -> dict[str, Any]:
+def _job(row: JobInStudy, reports: list[OutboxItem]) -> dict[str, Any]:
     stored = [report.stored_at for report in reports if report.stored_at is not None]
     ended = max(stored, default=None)
     return {

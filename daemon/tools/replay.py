@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import track
-from sqlalchemy import Row
 
 from config.errors import ConfigurationError, MammodError
 from config.settings import Settings
@@ -28,6 +27,7 @@ from daemon.jobs.job_runner import load_inputs, read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline
 from daemon.ledger import Ledger
 from daemon.ledger.job_query import JobQuery, select_jobs
+from daemon.ledger.records import Job
 from daemon.ledger.schema import JobState
 from daemon.reports.registry import WITH_PICTURES
 from daemon.storage.spool import Spool, open_spool
@@ -102,7 +102,7 @@ def _be_polite(gpu: bool) -> None:
 
 
 def _do_all(
-    todo: Sequence[Row], settings: Settings, ledger: Ledger, bundle: Bundle, out: Path, console: Console
+    todo: Sequence[Job], settings: Settings, ledger: Ledger, bundle: Bundle, out: Path, console: Console
 ) -> None:
     count = max(1, (os.cpu_count() or 1) // 2)
     workers = settings.workers.model_copy(update={"count": 1})
@@ -119,7 +119,7 @@ def _do_all(
             classifier.start()
         pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
 
-        def do(row: Row) -> Replayed:
+        def do(row: Job) -> Replayed:
             return _do(row, settings, ledger, spool, pipeline, out)
 
         no_bar = not console.is_terminal
@@ -143,7 +143,7 @@ def _end_last_line(lines: BinaryIO) -> None:
         lines.write(b"\n")
 
 
-def _do(row: Row, settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline, out: Path) -> Replayed:
+def _do(row: Job, settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline, out: Path) -> Replayed:
     told = Replayed(row.id, row.revision, row.source_uid, row.bundle)
     before = (row.result or {}).get("lesions") or []
     if row.state not in STATES or not before:

@@ -59,7 +59,7 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
         assert job_claims.claim(connection, NODE, 9, now) == []
         assert list(outbox.claim(connection, NODE, now, 9)) == []
         assert jobs.due_now(connection, now) == 2
-        assert outbox.due_now(connection, now, longest_ask_wait_s=60) == 1
+        assert outbox.due_now(connection, now, max_commitment_wait_s=60) == 1
         assert [job.source_uid for job in job_claims.claim(connection, NODE, 9, now)] == ["1.5"]
         assert len(outbox.claim(connection, NODE, now, 9)) == 1
         asked = jobs.waiting_for(connection, now - 60, now, 9)
@@ -68,7 +68,8 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
 
 
 def test_what_was_just_run_does_not_keep_the_rest_from_being_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = PeriodicTasks(*[Mock()] * 10)
+    parts = "ledger node spool archive settings intake audit bundle_watch observation on_ready"
+    schedule = PeriodicTasks(**{name: Mock() for name in parts.split()})
     scheduler = schedule._scheduler
     scheduler.start(paused=True)
     once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("once", "other"))
@@ -130,6 +131,6 @@ def test_a_restart_after_the_clock_was_set_back(tmp_path: Path) -> None:
     queue(ledger, outgoing(tmp_path), 10.0)
     with ledger.write() as connection:
         connection.execute(update(schema.outbox).values(next_attempt_at=10 + HOUR, state="committing"))
-        assert outbox.due_now(connection, 10.0, longest_ask_wait_s=60) == 1
+        assert outbox.due_now(connection, 10.0, max_commitment_wait_s=60) == 1
         assert outbox.next_attempt(connection, NODE, schema.OutboxState.COMMITTING) == 10.0
     ledger.close()

@@ -47,7 +47,7 @@ def test_a_reloaded_limit_of_size_removes_what_is_finished_and_only_that(
     service.wait_jobs("waiting")
     assert len(service.files()) == 1, "the lesion object that waits"
     assert service.outbox() == [] and len(storescp.files()) == 1, "the archive keeps its report"
-    wait_until(lambda: "nothing finished is left to remove" in service.log, "the warning", 30)
+    wait_until(lambda: "no finished work is left to delete" in service.log, "the warning", 30)
 
     def removed_for_room() -> dict[str, int]:
         return dict(json.loads(ask(service, "/live")[1])["removed_for_room"])
