@@ -30,7 +30,7 @@ from daemon.ledger import Ledger, instances, job_claims, jobs, nodes, outbox
 from daemon.maintenance.periodic_tasks import PeriodicTasks
 from daemon.monitoring.http_server import StatusHttpServer
 from daemon.monitoring.monitor import Monitor, MonitoredParts
-from daemon.monitoring.status_report import certificates, in_short
+from daemon.monitoring.status_report import certificates, summary_line
 from daemon.nodes.membership import Node, node_facts
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
@@ -236,7 +236,7 @@ class Service:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         sd_notify("READY=1")
-        supervised = Supervised(lambda: in_short(self._ledger))
+        supervised = Supervised(lambda: summary_line(self._ledger))
         log.info("ready", port=self._settings.listener.port, ae_title=self._settings.listener.ae_title)
         set_back = 0.0
         while not self._stop.wait(supervised.wait_s(MAIN_LOOP_S)):
@@ -247,7 +247,7 @@ class Service:
             set_back += clock.set_back()
             if set_back and self._clock_was_set_back(set_back):
                 set_back = 0.0
-            supervised.look(alive=not self._observation.alive())
+            supervised.look(alive=not self._observation.why_not_alive())
         self.stop()
         if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
             # Threads that did not end in time hold nothing that is not in the ledger, and Python would wait for them.

@@ -1,4 +1,4 @@
-"""`mammod bundle`: look at model bundles."""
+"""`mammod bundle`: inspect model bundles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from config.loading import load_settings
 from daemon.cli.options import ConfigOption
 
-app = typer.Typer(help="Look at model bundles.", no_args_is_help=True)
+app = typer.Typer(help="Inspect model bundles.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -18,9 +18,9 @@ def bundle_show(
     path: Annotated[Path | None, typer.Argument(help="The bundle; the service's own if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Print a bundle's card: what it is, what it was trained on, how good it was measured to be, and its limits.
+    """Print a bundle's card: purpose, training data, measured performance and limits.
 
-    Exit status: 0, or 1 where it cannot be used.
+    Exit status: 0, or 1 if the bundle cannot be used.
 
     Examples:
 
@@ -38,9 +38,9 @@ def bundle_verify(
     path: Annotated[Path | None, typer.Argument(help="The bundle; the service's own if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check a bundle: manifest complete, weights unharmed.
+    """Verify a bundle: complete manifest, undamaged weights.
 
-    Exit status: 0 it is whole, 1 it is not.
+    Exit status: 0 the bundle is intact, 1 it is not.
 
     Examples:
 

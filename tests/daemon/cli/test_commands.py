@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from config.errors import ConfigurationError, MammodError
 from config.loading import load_settings
 from daemon.cli.app import app
-from daemon.cli.options import time_of
+from daemon.cli.options import parse_time
 from daemon.ledger import Ledger, instances, job_claims, jobs, outbox
 from daemon.ledger.job_query import JobQuery, select_jobs
 from tests.daemon.checks.test_check_faults import tls_storescp
@@ -143,12 +143,12 @@ def test_export_reads_page_by_page(site: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_times_and_ages() -> None:
-    assert time_of("--since", None, NOW) is None
-    assert time_of("--since", "36h", NOW) == NOW - 129_600 and time_of("--since", "1.5d", NOW) == NOW - 129_600
-    assert time_of("--since", "2026-11-25T13:00+01:00", NOW) == NOW == time_of("--since", "2026-11-25T12:00", NOW)
+    assert parse_time("--since", None, NOW) is None
+    assert parse_time("--since", "36h", NOW) == NOW - 129_600 and parse_time("--since", "1.5d", NOW) == NOW - 129_600
+    assert parse_time("--since", "2026-11-25T13:00+01:00", NOW) == NOW == parse_time("--since", "2026-11-25T12:00", NOW)
     for wrong in ("7", "7 days", "", "-3d"):
         with pytest.raises(ConfigurationError, match="--since"):
-            time_of("--since", wrong, NOW)
+            parse_time("--since", wrong, NOW)
 
 
 def test_show_names_where_a_report_lies_in_a_bucket_and_reads_the_settings_once(
@@ -186,12 +186,12 @@ def test_list_show_retry_and_purge(site: Path) -> None:
         "job 3: failed -> sending",
     ]
     refused = mammod(site, "jobs", "retry", 4)
-    assert refused.exit_code == 1 and "only quarantined and failed" in refused.stdout
+    assert refused.exit_code == 1 and "only a quarantined or failed job" in refused.stdout
     assert "there is no job 99" in said(mammod(site, "jobs", "retry", 99))
 
-    assert mammod(site, "jobs", "purge").exit_code == 1, "nobody said yes"
-    purged = mammod(site, "jobs", "purge", "--yes")
-    assert purged.exit_code == 0 and "removed" in purged.stdout
+    assert mammod(site, "jobs", "delete").exit_code == 1, "not confirmed"
+    purged = mammod(site, "jobs", "delete", "--yes")
+    assert purged.exit_code == 0 and "deleted" in purged.stdout
     assert [json.loads(line)["job"] for line in mammod(site, "jobs", "list", "--json").stdout.splitlines()] == [4, 3, 2]
 
 
