@@ -221,7 +221,7 @@ def test_echo_to_the_archive_and_to_any_node(tmp_path: Path, orthanc: Orthanc) -
     site = write(tmp_path, port=orthanc.dicom_port, ae_title=orthanc.aet, stow_url="http://127.0.0.1:1/studies")
     good = mammod(site, "echo")
     assert good.exit_code == 0, said(good)
-    assert f"ORTHANC at 127.0.0.1:{orthanc.dicom_port} answers MAMMOD's C-ECHO (" in good.stdout
+    assert f"ORTHANC at 127.0.0.1:{orthanc.dicom_port} answered MAMMOD's C-ECHO (" in good.stdout
     assert mammod(site, "echo", f"127.0.0.1:{orthanc.dicom_port}", "--aet", orthanc.aet).exit_code == 0
     wrong = said(mammod(site, "echo", f"127.0.0.1:{orthanc.dicom_port}", "--aet", "OTHER"))
     assert "another AE title than OTHER" in wrong
@@ -249,7 +249,7 @@ def test_echo_by_tls(tmp_path: Path) -> None:
     with tls_storescp(tmp_path / "scp", ca.issue("archive"), ca) as port:
         site = write(tmp_path, port=port, ae_title="STORESCP", tls=tls(ca))
         good = mammod(site, "echo")
-        assert good.exit_code == 0 and "C-ECHO by TLS" in good.stdout
+        assert good.exit_code == 0 and "C-ECHO over TLS" in good.stdout
         assert mammod(site, "echo", "--no-tls").exit_code == 1
         assert mammod(site, "echo", f"127.0.0.1:{port}", "--tls", "--aet", "STORESCP").exit_code == 0
         assert "signed by a CA" in said(mammod(write(tmp_path, port=port, tls=tls(other)), "echo"))

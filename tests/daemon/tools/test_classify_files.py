@@ -103,7 +103,7 @@ def test_json_of_a_folder_in_which_a_report_of_ours_lies_too(settings: Path, tmp
     output = folder / "output"
     answer = classify(settings, "--json", "--kinds", "tid1500", "--output", output, folder)
     assert answer.returncode == 0, answer.stderr
-    assert "2 files left out: no DICOM objects, or reports of mammod" in answer.stderr
+    assert "2 files skipped: not DICOM, or reports of mammod" in answer.stderr
     told: dict[str, Any] = json.loads(answer.stdout)
     assert told["bundle"]["name"] == "stand-in" and told["bundle"]["trained"] is True and told["refused"] == []
     objects = told["lesion_objects"]
@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(settings: Path, case:
     assert len(good["lesions"]) == 1 and good["problems"] == []
     assert missing["lesions"] == [] and missing["reports"] == []
     (problem,) = missing["problems"]
-    assert "images that were not given" in problem and alone.image.SOPInstanceUID in problem
+    assert "images that are missing" in problem and alone.image.SOPInstanceUID in problem
     assert problem in answer.stderr
     assert {Path(item["file"]).name: item["reason"] for item in told["refused"]} == {
         "notes.txt": "this is no DICOM object; DICOM Part 10 files are expected",
