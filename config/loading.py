@@ -38,7 +38,7 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         raise ConfigurationError("\n".join(_line(problem, path) for problem in error.errors())) from error
-    except ValueError as error:  # pydantic-settings: a value of the environment that should be JSON and is not
+    except ValueError as error:  # pydantic-settings: an environment value that should be JSON but is not
         raise ConfigurationError(f"environment: {error}; lists and tables are written as JSON there") from error
 
 
@@ -88,7 +88,7 @@ def _line(problem: Any, path: Path | None) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """, did you mean X? for the one of `names` that is most like `name`, nothing where none is."""
+    """Return ", did you mean X?" for the closest of `names`, or nothing if none is close."""
     close = get_close_matches(name.lower(), list(names), 1)
     return f", did you mean {close[0]!r}?" if close else ""
 

@@ -33,7 +33,7 @@ _SAME_IN_EVERY_RUN = {
 _MAKER = "mammod demo"
 _MASS = codes.SCT.Mass
 _ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
-# Nominal, for SEG readers only: DDSM's scanners step 0.042 to 0.05 mm and the images do not name the scanner.
+# Nominal, for SEG readers only: DDSM's scanners step 0.042 to 0.05 mm and images do not name theirs.
 _NOMINAL_SPACING_MM = 0.05
 # Direction of rows and of columns (PS3.3 C.7.6.1.1.1), for breasts shown with the chest wall on their own side.
 _ORIENTATION = {
@@ -58,7 +58,7 @@ _TYPE_2 = (
 
 @dataclass(frozen=True)
 class Shape:
-    """How a lesion is drawn: `kind` is SEG or SR, `form` an ellipse inscribed in the box or the box itself."""
+    """How a lesion is drawn: `kind` is SEG or SR, `form` an ellipse in the box or the box itself."""
 
     kind: str
     form: str
@@ -139,7 +139,7 @@ def _segmentation(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
 
 
 def _mask(lesion: KnownLesion, form: str) -> np.ndarray:
-    """Return the lesion's pixels within its box, (height, width), uint8 0 or 1; a pixel counts by its centre."""
+    """Return the mask of the lesion's box, (height, width), uint8 0 or 1; a pixel counts by its centre."""
     height, width = lesion.bottom - lesion.top, lesion.right - lesion.left
     if form == "box":
         return np.ones((height, width), dtype=np.uint8)
@@ -217,7 +217,7 @@ def _index_of_measurements(content: hd.sr.MeasurementReport) -> int:
 
 
 def _image_library(image: Dataset) -> hd.sr.ContainerContentItem:
-    """Build TID 1600 without pixel spacing: these films have none, and highdicom's own library requires it."""
+    """Build TID 1600 without pixel spacing: these films have none, and highdicom's library needs it."""
     contains = hd.sr.RelationshipTypeValues.CONTAINS
     entry = hd.sr.ImageContentItem(
         name=CodedConcept("260753009", "SCT", "Source"),

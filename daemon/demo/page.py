@@ -58,7 +58,7 @@ a { color: inherit; }
 
 
 def write_page(path: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    """Write the page to `path`, with `notes` above the results; links to reports are relative to its folder."""
+    """Write the page to `path`, with `notes` above the results; links are relative to its folder."""
     path.write_text(_page(rows, notes, path.parent), encoding="utf-8")
 
 
@@ -177,7 +177,7 @@ def _whole(row: Row, pixels: np.ndarray) -> str:
 def _picture(
     pixels: np.ndarray, size: tuple[int, int], kind: str, region: Region, left: int, top: int, title: str
 ) -> str:
-    """Return an SVG in image coordinates, which the outline keeps: the pixels as PNG and the region on top."""
+    """Return an SVG in image coordinates, the outline's own: pixels as PNG, region on top."""
     rows, columns = pixels.shape
     image = _png(pixels, size)
     return (

@@ -39,7 +39,7 @@ class ReportedLesion:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One known lesion and its reported result; `seconds` from the last object needed to the stored report."""
+    """One known lesion and its reported result; `seconds` from last object needed to stored report."""
 
     sent: CaseItems
     lesion: KnownLesion
@@ -96,7 +96,7 @@ def _trained(group: Any) -> bool | None:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write `results.json`, an array with an object per lesion; coordinates are (column, row) as in SCOORD."""
+    """Write `results.json`, one object per lesion; coordinates are (column, row) as in SCOORD."""
     path.write_text(json.dumps([_as_json(row, path.parent) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 

@@ -39,10 +39,10 @@ _UNKNOWN = "The reports do not say whether the model was trained."
 def run_demo(output: Path, archive: tuple[str, int] | None = None, aet: str = "ARCHIVE") -> int:
     """Run the demo into the folder `output`; return 0 if every lesion was reported, else 1.
 
-    Without `archive`, an embedded archive stores the reports. A real archive at `archive` (host, port) with AE
-    title `aet` first receives the images and lesion objects, so that its viewer can show the reports on them.
-    Its reports count as stored once the service's ledger says so. Written: `sent/`, `reports/`, `results.json`,
-    `index.html`, `service.log`; files of an earlier run are replaced.
+    Without `archive`, an embedded archive stores the reports. A real archive at `archive` (host, port) with
+    AE title `aet` first receives the images and lesion objects, so that its viewer can show the reports on
+    them. Its reports count as stored once the service's ledger says so. Written: `sent/`, `reports/`,
+    `results.json`, `index.html`, `service.log`; files of an earlier run are replaced.
     """
     console = Console()
     try:
@@ -101,7 +101,7 @@ def _store_inputs(items: Sequence[Item], archive: tuple[str, int], aet: str, con
 
 
 def _send_all(items: Sequence[Item], service: DemoService, progress: Progress) -> dict[str, float]:
-    """Send all items to the service; return when each was stored, by SOP Instance UID (seconds since 1970)."""
+    """Send all items to the service; return when each was stored (seconds since 1970), by UID."""
     sent_at: dict[str, float] = {}
     task = progress.add_task(f"Objects sent to {AE_TITLE} on 127.0.0.1:{service.port}", total=len(items))
 

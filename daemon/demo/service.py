@@ -30,8 +30,7 @@ _LOG_TAIL = 30  # lines
 class DemoService:
     """One service process from `start` to `stop`; its output goes to the file `log`.
 
-    `archive` is (host, port, AE title). The caller's settings, from the default file or the environment, are not
-    used.
+    `archive` is (host, port, AE title). The caller's settings, from default file or environment, are unused.
     """
 
     def __init__(self, folder: Path, archive: tuple[str, int, str], log: Path) -> None:
@@ -81,7 +80,7 @@ class DemoService:
             raise MammodError(f"the service exited with status {self._process.returncode}:\n{self.log_tail()}")
 
     def stop(self) -> int | None:
-        """Send SIGTERM and wait; return the exit status, or None if it had to be killed. May be called again."""
+        """Send SIGTERM and wait; return the exit status, None if it was killed. May be called again."""
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
@@ -104,7 +103,7 @@ class DemoService:
         return {row.source_uid: f"{row.state}: {row.reason or 'no reason given'}" for row in rows}
 
     def confirmed_reports(self, folder: Path) -> dict[str, Stored]:
-        """Return the reports that the archive stored, by SOP Instance UID; copy each from the outbox to `folder`.
+        """Return the reports that the archive stored, by UID; copy each from the outbox to `folder`.
 
         The file in the outbox is what was sent, byte for byte; the time is that of the archive's answer.
         """
