@@ -35,7 +35,8 @@ _MASS = codes.SCT.Mass
 _ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
 # Nominal, for SEG readers only: DDSM's scanners step 0.042 to 0.05 mm and images do not name theirs.
 _NOMINAL_SPACING_MM = 0.05
-# Direction of rows and of columns (PS3.3 C.7.6.1.1.1), for breasts shown with the chest wall on their own side.
+# Direction of rows and of columns (PS3.3 C.7.6.1.1.1), for breasts shown with the chest wall on their own
+# side.
 _ORIENTATION = {
     ("L", "CC"): ["A", "R"],
     ("R", "CC"): ["P", "L"],

@@ -40,8 +40,8 @@ _PIPE_WIDTH = 160  # columns of the table if standard output is no terminal
 class Files:
     """The files given: each instance by its SOP Instance UID, and the lesion objects among them.
 
-    `refused` holds files the user named that cannot be used, with the reason; `skipped` counts files in folders
-    that are not DICOM, or are reports of mammod.
+    `refused` holds files the user named that cannot be used, with the reason; `skipped` counts files in
+    folders that are not DICOM, or are reports of mammod.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
@@ -73,8 +73,8 @@ def classify_files(
     """Classify the lesions marked in the given files and folders; write reports and pictures to `output`.
 
     A table, or with `as_json` one JSON object, goes to standard output, everything else to standard error.
-    Returns 0 if every named file was read and every lesion object got all its pictures and reports of `kinds`,
-    else 1.
+    Returns 0 if every named file was read and every lesion object got all its pictures and reports of
+    `kinds`, else 1.
 
     Raises:
         ConfigurationError: the output folder cannot be written.

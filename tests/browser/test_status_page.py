@@ -1,4 +1,6 @@
-"""The status page in Chromium: live numbers, nothing from elsewhere, readable, and plain about a service that is gone."""
+"""The status page in Chromium: live numbers, nothing from elsewhere, readable, and plain about a service
+that is gone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`mammod replay` beside a running service: compared under another bundle, kept in a folder, and nothing of it sent."""
+"""`mammod replay` beside a running service: compared under another bundle, kept in a folder, and nothing of
+it sent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Engines for the classifier's tests, called by import path in its process; a ROI's first pixel says what to do."""
+"""Engines for the classifier's tests, called by import path in its process; a ROI's first pixel says what
+to do.
+"""
 
 from __future__ import annotations
 

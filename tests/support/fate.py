@@ -82,5 +82,7 @@ def pixels(path: Path, pool: DecoderPool) -> str:
 
 
 def fate(tested: Object, path: Path, pool: DecoderPool) -> str:
-    """A refusal "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a defect."""
+    """A refusal "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a
+    defect.
+    """
     return received(tested, path) or lesions(tested, path) or pixels(path, pool)

@@ -1,4 +1,6 @@
-"""What hostile and broken peers say: seeded nonsense on all layers of PS3.8, from random bytes to nearly sound messages."""
+"""What hostile and broken peers say: seeded nonsense on all layers of PS3.8, from random bytes to nearly
+sound messages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`mammod check` over the real fault: it names what is wrong and what to do, and is content where nothing is."""
+"""`mammod check` over the real fault: it names what is wrong and what to do, and is content where nothing
+is.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ def bad(found: Iterator[Finding]) -> str:
     return text
 
 
-# --- the archive -----------------------------------------------------------------------------------------------------
+# --- the archive ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.peers
@@ -214,7 +216,7 @@ def test_a_clock_that_differs_from_the_archives_is_told(tmp_path: Path) -> None:
         assert [finding.level for finding in right] == ["ok"]
 
 
-# --- certificates of our own -----------------------------------------------------------------------------------------
+# --- certificates of our own ------------------------------------------------------------------------------
 
 
 def test_our_own_certificates_are_looked_at(tmp_path: Path, authorities: tuple[Authority, Authority]) -> None:
@@ -246,7 +248,7 @@ def test_our_own_certificates_are_looked_at(tmp_path: Path, authorities: tuple[A
     assert "chmod o-r" in bad(iter(check(good.certificate, good.key)))
 
 
-# --- ports, directories, ledger --------------------------------------------------------------------------------------
+# --- ports, directories, ledger ---------------------------------------------------------------------------
 
 
 def test_a_port_that_is_taken_is_told_with_who_has_it(tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_retention_says_how_near_it_is_and_a_clock_that_was_set_back_is_told(tmp
     assert "the newest instance arrived on" in said and "NTP" in said
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
+# --- the machine ------------------------------------------------------------------------------------------
 
 
 def machine(root: Path, *, card: bool = False, device: bool = False, driver: bool = False) -> list[Finding]:
@@ -390,7 +392,7 @@ def test_what_an_extra_installs_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     assert "psycopg" in said and "pip install 'mammod[postgresql]'" in said
 
 
-# --- the bundle, the settings file, the command -----------------------------------------------------------------------
+# --- the bundle, the settings file, the command -----------------------------------------------------------
 
 
 def test_a_bundle_that_is_missing_damaged_or_untrained_is_told(tmp_path: Path, untrained: Path) -> None:

@@ -1,4 +1,6 @@
-"""What an operator does every day: `mammod jobs`, `status`, `echo` and `send`, each where it works and where it cannot."""
+"""What an operator does every day: `mammod jobs`, `status`, `echo` and `send`, each where it works and
+where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ from daemon.cli.app import app
 from daemon.cli.options import parse_time
 from daemon.ledger import Ledger, instances, job_claims, jobs, outbox
 from daemon.ledger.job_query import JobQuery, select_jobs
+from daemon.workers.bundle_source import default_bundle_path
 from tests.daemon.checks.test_check_faults import tls_storescp
 from tests.daemon.ledger.test_transitions import IMAGE, SOURCE, report, stored
 from tests.support.archive_stubs import outgoing
@@ -36,7 +39,9 @@ LESIONS = [
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A settings file with a ledger of four jobs: 1 done with two lesions, 2 quarantined, 3 failed, 4 waiting; a day apart."""
+    """A settings file with a ledger of four jobs: 1 done with two lesions, 2 quarantined, 3 failed, 4
+    waiting; a day apart.
+    """
     (tmp_path / "spool").mkdir()
     write(tmp_path)
     ledger = Ledger(f"sqlite:///{tmp_path / 'spool' / 'ledger.sqlite'}")
@@ -86,7 +91,7 @@ def said(result: Any) -> str:
     return str(result.exception)
 
 
-# --- jobs ------------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------
 
 
 def test_export_as_csv_has_a_row_for_each_lesion(site: Path, tmp_path: Path) -> None:
@@ -195,7 +200,27 @@ def test_list_show_retry_and_purge(site: Path) -> None:
     assert [json.loads(line)["job"] for line in mammod(site, "jobs", "list", "--json").stdout.splitlines()] == [4, 3, 2]
 
 
-# --- status ----------------------------------------------------------------------------------------------------------
+def test_old_names_of_commands_work_with_one_warning(site: Path, tmp_path: Path) -> None:
+    old = mammod(site, "jobs", "purge", "--yes")
+    assert old.exit_code == 0 and "deleted" in old.stdout
+    assert old.stderr == "mammod: mammod jobs purge is deprecated and will be removed in 0.3; use mammod jobs delete\n"
+    assert "purge" not in CliRunner().invoke(app, ["jobs", "--help"]).stdout
+
+    bundle = ("replay", "--bundle", default_bundle_path(), "--job", 99)
+    replayed = mammod(site, *bundle, "--out", tmp_path / "replay")
+    assert replayed.exit_code == 1 and (tmp_path / "replay" / "index.html").exists()
+    assert replayed.stderr.count("--out is deprecated") == 1 and "use --output" in replayed.stderr
+    assert "deprecated" not in mammod(site, *bundle, "--output", tmp_path / "replay").stderr
+    assert mammod(site, *bundle).exit_code == 2, "no folder"
+
+
+def test_the_changelog_has_the_renamed_commands() -> None:
+    text = (Path(__file__).parents[3] / "CHANGELOG.md").read_text()
+    assert "| `mammod jobs purge` | `mammod jobs delete` |" in text
+    assert "| `mammod replay --out` | `mammod replay --output` |" in text
+
+
+# --- status -----------------------------------------------------------------------------------------------
 
 
 def test_status_while_the_service_is_down(site: Path) -> None:
@@ -213,7 +238,7 @@ def test_status_without_a_ledger_or_with_a_wrong_file(tmp_path: Path) -> None:
     assert "name a readable TOML file" in said(mammod(tmp_path / "none.toml", "status"))
 
 
-# --- echo and send -----------------------------------------------------------------------------------------------------
+# --- echo and send ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.peers
