@@ -2,7 +2,7 @@
 
 The counts come from published events (`daemon.events.bus`, `daemon.events.timings`); what is read at each
 scrape is in `daemon.monitoring.state_metrics`. Labels have a few fixed values: no AE title, no UID,
-no patient data. docs/operations.md lists every metric; a test compares the list with what is served.
+no patient data. docs/reference/metrics.md lists every metric; a test compares the list with what is served.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands themselves: `python -m tests.docs.commands`."""
+"""Writes docs/reference/commands.md from the commands themselves: `python -m tests.docs.commands`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from typing import Any, get_args, get_type_hints
 import typer
 
 from daemon.cli.app import app
+from tests.docs.prose import wrapped
 
-FILE = Path(__file__).parents[2] / "docs" / "commands.md"
+FILE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 INTRODUCTION = """# The `mammod` command
 
-Written by `python -m tests.docs.commands` from the commands themselves; a test holds the two equal.
+Written by `python -m tests.docs.commands` from the commands themselves; a test compares the two.
 `mammod COMMAND --help` says the same.
 
-Every command that needs settings takes `--config FILE` (`/etc/mammod/mammod.toml` where it exists, else the defaults) and the
-environment's `MAMMOD_<SECTION>__<KEY>`. What went wrong is one message on standard error, with what to do.
+Every command that needs settings takes `--config FILE` (default: `/etc/mammod/mammod.toml` if it exists, else the
+defaults) and the environment's `MAMMOD_<SECTION>__<KEY>`. An error is one message on standard error that says what
+to do.
 
 | exit status | means |
 |---|---|
-| 0 | it was done, and nothing is wrong |
-| 1 | something is wrong, or was not done; the message says what |
+| 0 | done, nothing is wrong |
+| 1 | something is wrong or was not done; the message says what |
 | 2 | the command line cannot be understood |
-| 78 | `serve` and `check --upgrade`: a setting or the ledger is refused, and would be again |
+| 78 | `serve` and `check --upgrade`: a setting or the ledger is refused, and would be refused again |
 
-How to work with them day by day: [operations.md](operations.md).
+Daily work with them: [operate.md](../how-to/operate.md).
 """
 
 
 def page() -> str:
-    """The whole of docs/commands.md."""
-    return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in commands())])
+    """The whole of docs/reference/commands.md."""
+    return wrapped("\n".join([INTRODUCTION, *(_section(name, command) for name, command in commands())]))
 
 
 def commands() -> Iterator[tuple[str, Any]]:
