@@ -236,7 +236,8 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from daemon.reports.registry import KINDS
     from daemon.storage.spool import Spool
     from daemon.workers.bundle_source import algorithm, default_bundle_path
-    from daemon.workers.classifier_pool import _environments, open_engine
+    from daemon.workers.classifier_pool import process_environments
+    from daemon.workers.classifier_process import open_engine
     from daemon.workers.decoder_pool import keep_freed_memory
     from model.bundle import load_bundle
     from model.prediction import Prediction
@@ -244,7 +245,7 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
 
     keep_freed_memory()  # as the decoding processes do
     bundle = load_bundle(default_bundle_path())
-    os.environ.update(_environments(1)[0])
+    os.environ.update(process_environments(1)[0])
     engine = open_engine(str(bundle.path), bundle.digest, "auto", 8)
     image_path, lesion_path = study.folder / "0-raw.dcm", study.lesion_objects[0]
     header = dcmread(image_path, stop_before_pixels=True)

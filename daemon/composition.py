@@ -21,7 +21,7 @@ from daemon.archive.storage_commitment import StorageCommitment
 from daemon.audit.trail import AuditTrail
 from daemon.jobs.dispatcher import Dispatcher
 from daemon.jobs.job_runner import JobRunner
-from daemon.jobs.pipeline import Pipeline
+from daemon.jobs.worker_pools import WorkerPools, make_pools
 from daemon.ledger import Ledger, nodes
 from daemon.maintenance.periodic_tasks import PeriodicTasks
 from daemon.maintenance.recovery import recover
@@ -34,7 +34,7 @@ from daemon.receiving.listener import Listener
 from daemon.receiving.receiver_process import ReceiverProcess
 from daemon.storage.spool import Spool, open_spool
 from daemon.system.systemd import sd_notify
-from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
+from daemon.workers.bundle_source import engine_cache, open_bundle
 from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
 from daemon.workers.pinned_bundle import BundleWatch, pin_bundle
@@ -106,9 +106,8 @@ def build_service(state: RunState, *, allow_untrained: bool) -> ServiceParts:
         SpoolUnavailable: the spool cannot be used.
     """
     base = _foundation(state, allow_untrained)
-    decoders, classifier = _start_workers(base)
-    pipeline = Pipeline(decoders, classifier, algorithm(base.bundle), base.bundle.digest)
-    runner = JobRunner(state.current_settings, base.ledger, base.spool, pipeline)
+    pools = _start_pools(base)
+    runner = JobRunner(state.current_settings, base.ledger, base.spool, pools.pipeline)
     commitment = StorageCommitment(base.ledger, base.archive)
     sending = SenderThreads(
         ledger=base.ledger,
@@ -119,7 +118,7 @@ def build_service(state: RunState, *, allow_untrained: bool) -> ServiceParts:
         commitment=commitment,
         audit=base.audit,
     )
-    dispatcher = Dispatcher(base.ledger, base.node.hold, runner.do, after=sending.wake)
+    dispatcher = Dispatcher(base.ledger, base.node.hold, runner.run, after=sending.wake)
     intake = Intake(
         spool=base.spool,
         ledger=base.ledger,
@@ -128,15 +127,15 @@ def build_service(state: RunState, *, allow_untrained: bool) -> ServiceParts:
         on_received=base.audit.received,
     )
     listener = _listener(base, intake, commitment)
-    monitor = _monitor(base, listener=listener, decoders=decoders, classifier=classifier, dispatcher=dispatcher)
+    monitor = _monitor(base, listener=listener, pools=pools, dispatcher=dispatcher)
     tasks = _tasks(base, intake=intake, monitor=monitor, dispatcher=dispatcher)
     return ServiceParts(
         ledger=base.ledger,
         node=base.node,
         archive=base.archive,
         audit=base.audit,
-        decoders=decoders,
-        classifier=classifier,
+        decoders=pools.decoders,
+        classifier=pools.classifier,
         sending=sending,
         dispatcher=dispatcher,
         listener=listener,
@@ -179,16 +178,14 @@ def _foundation(state: RunState, allow_untrained: bool) -> Foundation:
     )
 
 
-def _start_workers(base: Foundation) -> tuple[DecoderPool, ClassifierPool]:
+def _start_pools(base: Foundation) -> WorkerPools:
     settings = base.state.settings
     sd_notify("STATUS=warming up the classifier")
-    classifier = ClassifierPool(base.bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
-    count = settings.workers.decoders or os.cpu_count() or 1
-    decoders = DecoderPool(count, base.bundle.manifest, settings.workers)
-    decoders.start()
-    classifier.start()
-    log.info("classifier started", engine=classifier.engine, why=classifier.why)
-    return decoders, classifier
+    decoders = settings.workers.decoders or os.cpu_count() or 1
+    pools = make_pools(base.bundle, settings, decoders=decoders, cache=engine_cache(settings))
+    pools.start()
+    log.info("classifier started", engine=pools.classifier.engine, why=pools.classifier.why)
+    return pools
 
 
 def _listener(base: Foundation, intake: Intake, commitment: StorageCommitment) -> Listener:
@@ -221,8 +218,7 @@ def _monitor(
     base: Foundation,
     *,
     listener: Listener,
-    decoders: DecoderPool,
-    classifier: ClassifierPool,
+    pools: WorkerPools,
     dispatcher: Dispatcher,
 ) -> Monitor:
     state = base.state
@@ -239,8 +235,8 @@ def _monitor(
             archive=base.archive,
             bundle=base.bundle,
             listener=listener,
-            decoders=decoders,
-            classifier=classifier,
+            decoders=pools.decoders,
+            classifier=pools.classifier,
             audit=base.audit,
             beats=beats,
             phase=lambda: state.phase,

@@ -30,7 +30,7 @@ FORBIDDEN_FUNCTIONS = {
 # The demo starts `mammod serve`, OpenVINO's engine the conversion of a network: a fixed list of arguments, no shell.
 MAY_START_PROGRAMS = {Path("daemon/demo/service.py"), Path("model/engines/openvino.py")}
 # The engine's factory is named by our own code.
-MAY_IMPORT_BY_NAME = {Path("daemon/workers/classifier_pool.py"), Path("daemon/workers/ray_engine.py")}
+MAY_IMPORT_BY_NAME = {Path("daemon/workers/classifier_process.py"), Path("daemon/workers/ray_engine.py")}
 
 
 def findings(source: str, path: Path) -> list[str]:

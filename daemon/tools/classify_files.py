@@ -24,13 +24,12 @@ from daemon.dicom.equipment import is_own_report
 from daemon.errors import LesionError, ReportError
 from daemon.jobs.job_runner import read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
+from daemon.jobs.worker_pools import make_pools
 from daemon.lesions.reader import lesion_references
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.reports.case import Result
 from daemon.reports.rendering import pictures
-from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
-from daemon.workers.classifier_pool import ClassifierPool
-from daemon.workers.decoder_pool import DecoderPool
+from daemon.workers.bundle_source import engine_cache, open_bundle
 from model.bundle import Bundle
 
 _PIPE_WIDTH = 160  # columns of the table if standard output is no terminal
@@ -158,17 +157,21 @@ def _classify_all(
 ) -> list[FileOutcome]:
     """Classify each lesion object, in the order of the files."""
     cores = os.cpu_count() or 1
-    decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
-    classifier = ClassifierPool(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
+    pools = make_pools(bundle, settings, decoders=min(len(files.paths), cores), cache=engine_cache(settings))
     stems = _stems(files.sources.values())
     try:
         with console.status("warming up the classifier"):
-            classifier.start()
-        pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
+            pools.start()
 
         def classify(source: Path) -> FileOutcome:
             return _classify_object(
-                source, stems[source], files=files, output=output, settings=settings, kinds=kinds, pipeline=pipeline
+                source,
+                stems[source],
+                files=files,
+                output=output,
+                settings=settings,
+                kinds=kinds,
+                pipeline=pools.pipeline,
             )
 
         # Enough at once to keep the decoders busy; each lesion object waits for its own results.
@@ -176,8 +179,7 @@ def _classify_all(
             outcomes = threads.map(classify, files.sources.values())
             return list(_progress(console, "classifying", outcomes, len(files.sources)))
     finally:
-        classifier.stop()
-        decoders.stop()
+        pools.stop()
 
 
 def _classify_object(

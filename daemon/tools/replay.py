@@ -26,6 +26,7 @@ from config.settings import Settings
 from daemon.errors import ClassifierUnavailable, DecoderUnavailable
 from daemon.jobs.job_runner import load_inputs, read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline
+from daemon.jobs.worker_pools import make_pools
 from daemon.ledger import Ledger
 from daemon.ledger.job_query import JobQuery, select_jobs
 from daemon.ledger.schema import JobState
@@ -33,9 +34,6 @@ from daemon.reports.registry import WITH_PICTURES
 from daemon.storage.spool import Spool, open_spool
 from daemon.tools.replay_report import write_report
 from daemon.tools.replay_result import LesionComparison, ReplayedJob, read_results
-from daemon.workers.bundle_source import algorithm
-from daemon.workers.classifier_pool import ClassifierPool
-from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Bundle
 
 STATES = (JobState.DONE, JobState.FAILED)  # they have a result to compare with
@@ -83,22 +81,22 @@ def _replay_all(
     todo: Sequence[Row], *, settings: Settings, ledger: Ledger, bundle: Bundle, output: Path, console: Console
 ) -> None:
     count = max(1, (os.cpu_count() or 1) // 2)
-    workers = settings.workers.model_copy(update={"classifiers": 1})
+    one_classifier = settings.workers.model_copy(update={"classifiers": 1})
     spool_settings = settings.spool
     if spool_settings.url is not None:
         # Cached copies in our own folder: the service evicts its own without knowing who else reads them.
         spool_settings = spool_settings.model_copy(update={"directory": output / COPIES})
     spool = open_spool(spool_settings)
-    decoders = DecoderPool(count, bundle.manifest, workers)
-    classifier = ClassifierPool(bundle, workers, settings.model.engine)
+    pools = make_pools(bundle, settings.model_copy(update={"workers": one_classifier}), decoders=count)
     threads = ThreadPoolExecutor(count)
     try:
         with console.status("warming up the classifier"):
-            classifier.start()
-        pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
+            pools.start()
 
         def replay_one(row: Row) -> ReplayedJob:
-            return _replay_job(row, settings=settings, ledger=ledger, spool=spool, pipeline=pipeline, output=output)
+            return _replay_job(
+                row, settings=settings, ledger=ledger, spool=spool, pipeline=pools.pipeline, output=output
+            )
 
         no_bar = not console.is_terminal
         with (output / RESULTS).open("a+b") as lines:
@@ -109,8 +107,7 @@ def _replay_all(
                 lines.flush()
     finally:
         threads.shutdown(cancel_futures=True)
-        classifier.stop()
-        decoders.stop()
+        pools.stop()
         shutil.rmtree(output / COPIES, ignore_errors=True)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from daemon.reports.case import RESEARCH_USE
+from daemon.reports.statements import RESEARCH_USE
 from tests.support import report_objects as b
 from tests.support.browser.chromium import Watched
 from tests.support.peers.archives import Orthanc, running_orthanc

@@ -1,4 +1,4 @@
-"""A full disk: the sender is told A700, the service lives on, and all goes on by itself when there is space again."""
+"""A full disk: the sender gets A700, the service lives on, and work resumes when there is space again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def locked_elsewhere(ledger: Path) -> Iterator[Callable[[], None]]:
 
 
 class Disk:
-    """A file system of its own; `fill` takes all that is left of it but `leave` bytes, `free` gives it back."""
+    """A file system of its own; `fill` takes all its free space but `leave` bytes, `free` gives it back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -236,7 +236,7 @@ def test_full_while_a_report_is_written(
     service.wait_jobs("running")
     small.fill()
     wait_until(
-        lambda: "job put off" in service.log or "will be done again" in service.log, "the report not written", 60
+        lambda: "job postponed" in service.log or "will be run again" in service.log, "the report not written", 60
     )
     other = make_case(tmp_path / "other", 2)
     statuses = dcmsend(other.files, service.host, service.port, service.aet)

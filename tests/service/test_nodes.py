@@ -174,7 +174,7 @@ def test_a_node_frozen_past_its_lease_is_taken_over_and_counts_for_nothing_when_
         signal_to(first, signal.SIGCONT)
         wait_until(lambda: "this node was taken for dead" in first.log, "the waking node sees it", LIMIT_S)
         wait_until(lambda: known_nodes(second) == 2, "and joins again", LIMIT_S)
-        wait_until(lambda: first.log.count("this work is dropped") >= len(held), "its late work dropped", LIMIT_S)
+        wait_until(lambda: first.log.count("result dropped") >= len(held), "its late work dropped", LIMIT_S)
         for case in cases:
             assert len(archive.named(str(case.segmentation.SOPInstanceUID))) == 1, "exactly one report, sent once"
 

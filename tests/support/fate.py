@@ -82,7 +82,5 @@ def pixels(path: Path, pool: DecoderPool) -> str:
 
 
 def fate(tested: Object, path: Path, pool: DecoderPool) -> str:
-    """A refusal "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a
-    defect.
-    """
+    """Return "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a defect."""
     return received(tested, path) or lesions(tested, path) or pixels(path, pool)

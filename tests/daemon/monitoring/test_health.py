@@ -86,12 +86,12 @@ def test_decoders_that_cannot_be_started_say_so_until_one_can(monkeypatch: pytes
     def do(*_: object) -> None:
         raise answers.pop(0)
 
-    monkeypatch.setattr(pool._decoders[0], "do", do)
+    monkeypatch.setattr(pool._decoders[0], "run", do)
     with pytest.raises(DecoderUnavailable):
-        pool._do(len)
+        pool._run(len)
     assert pool.trouble == "no process can be started"
     with pytest.raises(ImageError):
-        pool._do(len)
+        pool._run(len)
     assert pool.trouble is None, "there was a process: the object was at fault"
     assert (pool.alive, pool.expected, pool.waiting) == (0, 1, 0)
 
