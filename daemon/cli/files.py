@@ -103,8 +103,8 @@ def replay(
     """Run finished jobs again under another bundle and compare the results; nothing is ever sent.
 
     The service may be running: its ledger and spool are only read, by processes of lowest priority. The
-    folder --output receives reports/, comparison.csv, not-replayed.csv (with reasons) and index.html. The same
-    command resumes an interrupted replay.
+    folder --output receives reports/, comparison.csv, not-replayed.csv (with reasons) and index.html. The
+    same command resumes an interrupted replay.
 
     Exit status: 0 every selected job was replayed, 1 one was not or none was selected, 2 wrong command line.
 

@@ -198,10 +198,10 @@ def jobs_export(
     state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write jobs with times, states, probabilities and bundle to a file or a pipe, without patient data.
+    """Write jobs with times, states, probabilities and bundle to a file or a pipe; no patient data.
 
-    Jobs are read page by page, so memory does not grow with their number. Times are UTC; "seconds" counts from
-    the arrival of the last object needed to the last report stored.
+    Jobs are read page by page, so memory does not grow with their number. Times are UTC; "seconds" counts
+    from the arrival of the last object needed to the last report stored.
 
     Exit status: 0; 1 the file cannot be written, or a time or state is invalid; 2 wrong command line.
 

@@ -23,7 +23,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def fetch_bundle(source: str, destination: Path, digest: str | None, progress: Progress) -> Bundle:
-    """Return the bundle of `source`, verified and installed in `destination`, named by 12 digits of its digest.
+    """Return the bundle of `source`, verified and installed in `destination` under 12 digits of its digest.
 
     `source` is a bundle's folder, a ZIP file of one, or the http(s) URL of such a file. `digest` is the
     bundle's whole digest or at least its first 12 digits; a URL needs it. `progress` is called with the
