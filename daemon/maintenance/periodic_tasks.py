@@ -88,7 +88,7 @@ class PeriodicTasks:
             ("certificates", CERTIFICATES_S, self.check_certificates, {}),
             ("bundle", BUNDLE_WATCH_S, self._watch_bundle, {}),
             ("sample", SAMPLE_S, observed.sample, soon),
-            ("ask-archive", ASK_ARCHIVE_S, observed.ask_archive, {}),
+            ("ask-archive", ASK_ARCHIVE_S, observed.probe_archive, {}),
             ("count-spool", COUNT_SPOOL_S, observed.count_spool, soon),
         ):
             once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}

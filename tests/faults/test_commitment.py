@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select, update
 
 from config.errors import ConfigurationError
+from config.loading import require_archive
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
@@ -24,7 +25,6 @@ from daemon.archive.store_status import OutgoingInstance
 from daemon.audit.trail import AuditTrail
 from daemon.ledger import Ledger, jobs, outbox, schema
 from daemon.receiving.listener import Listener
-from daemon.service import require_archive
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.daemon.archive.test_outbox_sender import queue

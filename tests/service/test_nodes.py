@@ -1,4 +1,6 @@
-"""Several services share one PostgreSQL ledger and one spool: what one leaves another takes over, and nothing is done twice."""
+"""Several services share one PostgreSQL ledger and one spool: what one leaves another takes over, and
+nothing is done twice.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ def is_of(service: Service, owner: str | None) -> bool:
 
 
 class Archive:
-    """Takes everything and keeps the reports; while `held` is set, the answer to the next one waits until `go_on`."""
+    """Takes everything and keeps the reports; while `held` is set, the answer to the next one waits until
+    `go_on`.
+    """
 
     def __init__(self) -> None:
         self.reports: list[Dataset] = []

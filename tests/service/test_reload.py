@@ -56,8 +56,8 @@ def test_a_reloaded_limit_of_size_removes_what_is_finished_and_only_that(
     removed = removed_for_room()
     assert (removed["instances"], removed["reports"]) == (2, 1)
     for what in ("jobs", "instances", "reports"):
-        assert value(service, "removed_for_room_total", what=what) == removed[what]
-    assert value(service, "removed_for_room_bytes_total") == removed["bytes"] > 0
+        assert value(service, "evicted_total", what=what) == removed[what]
+    assert value(service, "evicted_bytes_total") == removed["bytes"] > 0
     # The image that comes at last still makes the job that was kept.
     dcmsend([waits.parent / "image-2.dcm"], service.host, service.port, service.aet)
     wait_until(lambda: len(storescp.files()) == 2, "its report", 60)
