@@ -48,6 +48,7 @@ DAEMON_ROOMS = (
     "receiving",
     "monitoring",
     "maintenance",
+    "composition",
     "service",
     "tools",
     "checks",

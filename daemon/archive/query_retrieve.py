@@ -1,4 +1,4 @@
-"""Query and retrieve of single instances on an open association: C-FIND, C-GET and C-MOVE (PS3.4 annex C, Study Root)."""
+"""Find and fetch single instances by C-FIND, C-GET and C-MOVE (PS3.4 annex C, Study Root)."""
 
 from __future__ import annotations
 
@@ -51,13 +51,15 @@ _RETRYABLE = (
     dimse_status.UNABLE_TO_PERFORM_SUBOPERATIONS,
     dimse_status.CANCEL,
 )
+# Times archive.timeout_s: retrieving may wait for a tape robot, and each wait covers the transfer of a whole image.
+RETRIEVE_PATIENCE = 5
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An instance to ask for, and the study and series it is in as far as known (None: anywhere)."""
+    """An instance to ask for, with its study and series as far as they are known (None: any)."""
 
     study_uid: str | None
     series_uid: str | None
@@ -65,7 +67,7 @@ class Wanted:
 
 
 class RetrieveKind(Enum):
-    """RETRIEVED: it was accepted here (C-GET), or the archive says that it was sent (C-MOVE). MISSING: it has none."""
+    """RETRIEVED: accepted here (C-GET), or reported as sent (C-MOVE). MISSING: the archive has none."""
 
     RETRIEVED = "retrieved"
     MISSING = "missing"
@@ -75,7 +77,10 @@ class RetrieveKind(Enum):
 
 @dataclass(frozen=True)
 class RetrieveOutcome:
-    """How the retrieval of one instance ended; `status` is the last status that says so, None where none came."""
+    """How the retrieval of one instance ended.
+
+    `status` is the last DIMSE status, None if there was none.
+    """
 
     wanted: Wanted
     kind: RetrieveKind
@@ -84,9 +89,10 @@ class RetrieveOutcome:
 
 
 class RetrievedInstances:
-    """Takes what C-GET brings: each object becomes a file in `folder` and goes to `accept`, as a C-STORE's would.
+    """Takes the instances of a C-GET: each becomes a file in `folder`, which goes to `accept`.
 
-    Only the instance asked for is taken. `status` is what the archive was answered for it, None where it did not come.
+    Only the instance asked for is taken. `status` is our C-STORE response for it, None if it did
+    not come.
     """
 
     def __init__(self, folder: Path, accept: Callable[[ReceivedInstance], None]) -> None:
@@ -97,7 +103,7 @@ class RetrievedInstances:
         self.status: int | None = None
 
     def __call__(self, event: evt.Event) -> int:
-        """Handle EVT_C_STORE; returns the C-STORE status."""
+        """Handle EVT_C_STORE; return the C-STORE status."""
         path = self._folder / f"{self._name}-{event.request.MessageID}.part"
         status = status_of(self.expected, path, lambda: self._take(event, path))
         if event.request.AffectedSOPInstanceUID == self.expected:
@@ -129,7 +135,10 @@ class RetrievedInstances:
 
 
 def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
-    """The C-STORE status of an instance that `take` writes to `path` and accepts; `path` is removed."""
+    """Return the C-STORE status of an instance that `take` writes to `path` and accepts.
+
+    `path` is deleted.
+    """
     try:
         take()
     except RefusedInstance as error:
@@ -141,7 +150,7 @@ def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
         log.error("retrieved instance not written", sop_instance_uid=expected, reason=error.strerror)
         return dimse_status.OUT_OF_RESOURCES
     except Exception as error:
-        log.error("retrieved instance not taken", sop_instance_uid=expected, reason=type(error).__name__)
+        log.error("retrieved instance not accepted", sop_instance_uid=expected, reason=type(error).__name__)
         return dimse_status.PROCESSING_FAILURE
     finally:
         path.unlink(missing_ok=True)
@@ -149,7 +158,7 @@ def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
 
 
 def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectionNegotiation]]:
-    """The contexts of a C-GET association (at most 128), and the roles that let the archive store to us on it."""
+    """Return the contexts of a C-GET association (at most 128), and the roles for storing to us."""
     pairs = [*product(IMAGE_CLASSES, SYNTAXES), *product(SEGMENTATION_CLASSES, SEGMENTATION_SYNTAXES)]
     storage = [build_context(stored, list(syntaxes)) for stored, syntaxes in pairs]
     roles = [build_role(stored, scp_role=True) for stored in (*IMAGE_CLASSES, *SEGMENTATION_CLASSES)]
@@ -157,7 +166,7 @@ def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectio
 
 
 def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Those of `wanted` that the archive holds, with study and series filled in from its answers.
+    """Return those of `wanted` that the archive holds, with study and series filled in from its answers.
 
     Raises:
         ArchiveError: the association broke, or an answer did not come in time.
@@ -167,7 +176,10 @@ def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
 
 
 def get(association: Association, wanted: Iterable[Wanted], receiver: RetrievedInstances) -> Iterator[RetrieveOutcome]:
-    """C-GET each of `wanted`; what comes goes to `receiver`, which must handle the association's EVT_C_STORE."""
+    """C-GET each of `wanted`.
+
+    Instances go to `receiver`, which must handle the association's EVT_C_STORE.
+    """
 
     def ask(item: Wanted) -> Dataset:
         receiver.expected, receiver.status = item.sop_uid, None
@@ -188,7 +200,10 @@ def move(association: Association, wanted: Iterable[Wanted], destination_ae: str
 
 
 def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterator[tuple[Wanted, Dataset]]:
-    """Each item and its final response; empty for the one that breaks the association and for all behind it."""
+    """Yield each item and its final response.
+
+    The response is empty for the item that breaks the association and for all behind it.
+    """
     broken = False
     for item in wanted:
         final = Dataset()
@@ -200,7 +215,7 @@ def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterato
 
 
 def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOutcome:
-    """The outcome from the final C-GET response and from what we answered for the instance (None: it did not come)."""
+    """Return the outcome from the final C-GET response and our own C-STORE response (None: nothing came)."""
     if stored == dimse_status.SUCCESS:
         return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, stored, "accepted")
     if stored is not None:
@@ -213,7 +228,7 @@ def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOut
 
 
 def judge_move(wanted: Wanted, final: Dataset) -> RetrieveOutcome:
-    """The outcome from the final C-MOVE response (PS3.4 table C.4-2): its status and its sub-operation counts."""
+    """Return the outcome from the status and the counts of the final C-MOVE response (PS3.4 table C.4-2)."""
     status = final.get("Status")
     if status is None:
         return RetrieveOutcome(wanted, RetrieveKind.RETRY, None, "no answer: the archive was silent or broke off")
@@ -237,7 +252,7 @@ def _find_one(association: Association, wanted: Wanted) -> Wanted | None:
     found = _query(association, wanted)
     if found or wanted.series_uid or not wanted.study_uid:
         return found[0] if found else None
-    # PS3.4 C.4.1.2 lets an archive insist on the series: walk those of the study.
+    # PS3.4 C.4.1.2 lets an archive require the series: try each series of the study.
     for series in _query(association, wanted, level="SERIES"):
         if found := _query(association, replace(wanted, series_uid=series.series_uid)):
             return found[0]
@@ -257,7 +272,7 @@ def _query(association: Association, wanted: Wanted, level: str = "IMAGE") -> li
                 match.get("SeriesInstanceUID") or wanted.series_uid,
                 match.get("SOPInstanceUID") or wanted.sop_uid,
             )
-            # An archive that does not filter by the instance answers with every other one too.
+            # An archive that does not filter by instance answers with every other one, too.
             if level == "SERIES" or candidate.sop_uid == wanted.sop_uid:
                 found.append(candidate)
     if status is None:
@@ -285,7 +300,7 @@ def _last(answers: Iterable[tuple[Dataset, Dataset | None]]) -> Dataset:
 
 
 def logged(outcome: RetrieveOutcome) -> RetrieveOutcome:
-    """`outcome`, once it stands in the log."""
+    """Log `outcome`, and return it."""
     level = log.info if outcome.kind is RetrieveKind.RETRIEVED else log.warning
     level("retrieve", sop_instance_uid=outcome.wanted.sop_uid, outcome=outcome.kind.value, reason=outcome.reason)
     return outcome

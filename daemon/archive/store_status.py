@@ -1,4 +1,4 @@
-"""What goes out to the archive, and how its answer is judged."""
+"""Instances that are sent to the archive, and how its answer to each is judged."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class OutgoingInstance:
 
 
 def judge_store_status(status: int) -> tuple[StoreOutcomeKind, str]:
-    """The kind and reason of a C-STORE response status (PS3.4 B.2.3, PS3.7 annex C) or STOW-RS failure reason.
+    """Return the outcome and reason of a C-STORE response status or STOW-RS failure reason.
 
-    Warnings count as stored. Only a lack of resources is worth sending the same bytes again. A status that C-STORE does
-    not know fails: repeating it for ever would hide it.
+    See PS3.4 B.2.3 and PS3.7 annex C. Warnings count as stored. Only a lack of resources is worth sending
+    the same bytes again. A status that C-STORE does not know fails: repeating it for ever would hide it.
     """
     reason = f"0x{status:04X} {_meaning(status)}"
     if status == SUCCESS or is_warning(status):

@@ -1,4 +1,4 @@
-"""The demo's archive: a small C-STORE SCP that keeps what it gets as Part 10 files and remembers when it came."""
+"""The demo's archive: a small C-STORE SCP that keeps instances as Part 10 files with their arrival time."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from daemon.dicom.status import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 
 @dataclass(frozen=True)
 class Stored:
-    """One instance in the archive: its file, and when it was whole on disk (seconds since the epoch)."""
+    """One instance in the archive: its file, and when it was complete on disk (seconds since the epoch)."""
 
     path: Path
     at: float
 
 
 def file_name(number: int) -> str:
-    """The file of the report that came as number `number`, from 1."""
+    """Return the file name of the report that arrived as number `number`, from 1."""
     return f"{number:02d}.dcm"
 
 
 class EmbeddedArchive:
-    """Listens on a free port of the loopback address while it is open; files are 01.dcm, 02.dcm ... in `folder`.
+    """An SCP on a free port of the loopback address; files are 01.dcm, 02.dcm ... in `folder`.
 
-    An instance that comes again is kept once, as it came first, and answered with success.
+    A repeated instance is answered with success and not stored again.
     """
 
     def __init__(self, folder: Path, ae_title: str) -> None:
@@ -59,7 +59,7 @@ class EmbeddedArchive:
         self._server.shutdown()
 
     def stored(self) -> dict[str, Stored]:
-        """What is held now, by SOP Instance UID, in the order of arrival."""
+        """Return the stored instances by SOP Instance UID, in the order of arrival."""
         with self._lock:
             return dict(self._stored)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import structlog
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from daemon.ledger import Ledger, job_claims
+from daemon.ledger.records import Job
 from daemon.nodes.membership import Hold
 from daemon.system.background_loop import BackgroundLoop
 
@@ -26,7 +27,7 @@ class Dispatcher:
     """
 
     def __init__(
-        self, ledger: Ledger, hold: Callable[[], Hold], run_job: Callable[[Row], None], after: Callable[[], None]
+        self, ledger: Ledger, hold: Callable[[], Hold], run_job: Callable[[Job], None], after: Callable[[], None]
     ) -> None:
         self._ledger = ledger
         self._hold = hold
@@ -62,7 +63,7 @@ class Dispatcher:
             if not job_claims.claimable(connection, owner, time.time(), in_flight):
                 return POLL_S
 
-        def transition(connection: Connection) -> Sequence[Row]:
+        def transition(connection: Connection) -> Sequence[Job]:
             job_claims.release(connection, owner, in_flight, time.time())
             return job_claims.claim(connection, owner, free, time.time())
 
@@ -70,7 +71,7 @@ class Dispatcher:
             self._in_flight[job.id] = self._pool.submit(self._run, job)
         return POLL_S
 
-    def _run(self, job: Row) -> None:
+    def _run(self, job: Job) -> None:
         try:
             self._run_job(job)
         except Exception as error:

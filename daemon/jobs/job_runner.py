@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from config.errors import MammodError
 from config.settings import Settings
@@ -29,6 +29,7 @@ from daemon.events.bus import JobAttempted, JobOutcome
 from daemon.events.timings import Stage, counted, timed
 from daemon.jobs.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.ledger import UNAVAILABLE, Ledger, instances, job_claims, outbox, recording_a_file
+from daemon.ledger.records import Instance, Job
 from daemon.reports.case import Predecessor
 from daemon.reports.registry import WITH_PICTURES
 from daemon.storage.filesystem import DISK_FULL
@@ -55,7 +56,7 @@ class JobRunner:
         self._spool = spool
         self._pipeline = pipeline
 
-    def run(self, job: Row) -> None:
+    def run(self, job: Job) -> None:
         """Bring a claimed job to its next state; raise only if the ledger cannot be read or written."""
         bound = log.bind(job=job.id, source_uid=job.source_uid)
         try:
@@ -85,25 +86,25 @@ class JobRunner:
             else:
                 bus.publish(JobAttempted(JobOutcome.FAILED))
                 self._ledger.transact(
-                    lambda connection: job_claims.try_again(
+                    lambda connection: job_claims.retry_at(
                         connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts
                     )
                 )
 
-    def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+    def _postpone(self, job: Job, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         bound.warning("job postponed", reason=reason)
         bus.publish(JobAttempted(JobOutcome.POSTPONED))
         self._ledger.transact(
             lambda connection: job_claims.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
         )
 
-    def _run(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
+    def _run(self, job: Job, bound: structlog.stdlib.BoundLogger) -> None:
         with self._spool.reading() as file_of:
             with counted(Stage.DECODE):
                 inputs = load_inputs(self._ledger, file_of, job)
             self._work(job, inputs, bound)
 
-    def _work(self, job: Row, inputs: Inputs, bound: structlog.stdlib.BoundLogger) -> None:
+    def _work(self, job: Job, inputs: Inputs, bound: structlog.stdlib.BoundLogger) -> None:
         started = time.monotonic()
         settings = self._settings()
         kinds = settings.reports.kinds
@@ -140,7 +141,7 @@ class JobRunner:
             bus.publish(JobAttempted(JobOutcome.CHANGED))
             bound.info("job changed or taken by another node, result dropped")
 
-    def _finish_without_result(self, job: Row, inputs: Inputs, classified: Classified) -> None:
+    def _finish_without_result(self, job: Job, inputs: Inputs, classified: Classified) -> None:
         reports = []
         if self._settings().reports.on_nothing:
             written = self._pipeline.write_without_result(
@@ -163,7 +164,7 @@ class JobRunner:
 
         self._ledger.transact(transition)
 
-    def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+    def _quarantine(self, job: Job, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         bus.publish(JobAttempted(JobOutcome.QUARANTINED))
         reports = []
         if self._settings().reports.on_failure:
@@ -181,7 +182,7 @@ class JobRunner:
 
         self._ledger.transact(transition)
 
-    def _failure_report(self, job: Row, reason: str) -> Written:
+    def _failure_report(self, job: Job, reason: str) -> Written:
         """Return the report that a job failed; the same failure with the same content gives the same UID."""
         with self._spool.reading() as file_of:
             source, path_of = _files(self._ledger, file_of, job)
@@ -221,7 +222,7 @@ class JobRunner:
         )
 
 
-def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> Inputs:
+def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Job) -> Inputs:
     """Read what the job needs, each instance in its current version; `file_of` is from `Spool.reading`.
 
     Raises:
@@ -232,7 +233,7 @@ def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> Inp
     return read_inputs(file_of(source.path), path_of)
 
 
-def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> tuple[Row, Callable[[str], Path | None]]:
+def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Job) -> tuple[Instance, Callable[[str], Path | None]]:
     """Return the row of the job's lesion object, and a function to find an instance's current file."""
     with ledger.read() as connection:
         source = instances.by_id(connection, job.instance_id)

@@ -1,4 +1,6 @@
-"""What shows a report as text: Orthanc's own pages, of an Orthanc that holds it, and `dsr2html`'s page, in Chromium."""
+"""What shows a report as text: Orthanc's own pages, of an Orthanc that holds it, and `dsr2html`'s page, in
+Chromium.
+"""
 
 from __future__ import annotations
 

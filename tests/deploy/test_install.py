@@ -1,4 +1,6 @@
-"""`deploy/install.sh`: install, upgrade, what is refused, uninstall. With packages from PyPI: `make install-check`."""
+"""`deploy/install.sh`: install, upgrade, what is refused, uninstall. With packages from PyPI: `make
+install-check`.
+"""
 
 from __future__ import annotations
 

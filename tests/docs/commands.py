@@ -44,6 +44,8 @@ def commands() -> Iterator[tuple[str, Any]]:
 
 
 def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    if command.hidden:
+        return  # an old name, kept for one minor version
     inner = getattr(command, "commands", None)
     if inner is None:
         yield name, command
@@ -53,9 +55,10 @@ def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def _section(name: str, command: Any) -> str:
     hints = get_type_hints(command.callback)
-    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
     usage = " ".join([name, "[OPTIONS]", *(_usage(argument) for argument in arguments)])
-    rows = "".join(f"| {_names(parameter, hints)} | {_text(parameter)} |\n" for parameter in command.params)
+    rows = "".join(f"| {_names(parameter, hints)} | {_text(parameter)} |\n" for parameter in shown)
     table = f"\n| option or argument | |\n|---|---|\n{rows}" if rows else ""
     return f"## `{name}`\n\n    {usage}\n\n{_help(command.help or '')}\n{table}"
 

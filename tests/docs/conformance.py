@@ -17,7 +17,7 @@ from pydicom.uid import UID
 from pynetdicom import sop_class
 
 from config import settings
-from daemon.archive import client, query_retrieve, wado_rs
+from daemon.archive import association, query_retrieve, wado_rs
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
 from daemon.dicom.sop_classes import storage_classes
 from daemon.dicom.status import (
@@ -157,7 +157,7 @@ def _sending() -> list[str]:
         "## 3 The sending application entity (SCU)",
         "",
         f"Calls `archive.host`, port {ARCHIVE.port} by default, as the AE title of the receiving entity; the called AE title is",
-        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {client.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
+        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {association.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
         " (`archive.timeout_s`).",
         "",
         "- **C-STORE** of each report: its class in Explicit VR Little Endian, and as a second choice Implicit VR Little Endian. Statuses 0000,",

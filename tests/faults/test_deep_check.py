@@ -1,4 +1,4 @@
-"""`mammod check --deep` finds each way in which ledger and spool can disagree, and nothing where they agree."""
+"""`mammod check --deep` finds each way in which ledger and spool can disagree, and nothing else."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def stray(kept: Kept) -> None:
+def orphan(kept: Kept) -> None:
     path = kept.file(kept.image).with_name("0" * 64 + ".dcm")
     path.write_bytes(b"left over")
     os.utime(path, (time.time() - 3600, time.time() - 3600))
@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[Kept], object], str]] = {
         ),
         "holds SOP Instance UID",
     ),
-    "a file without a row": (stray, "no row knows it"),
+    "a file without a row": (orphan, "no row knows it"),
     "two current versions": (
         lambda kept: kept.execute(update(INSTANCE).values(sop_instance_uid=kept.image.sop_instance_uid)),
         "2 of its versions are marked current",

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Row
 from structlog.testing import capture_logs
 
 from daemon.jobs.dispatcher import Dispatcher
 from daemon.ledger import Ledger, database, instances, job_claims, jobs
 from daemon.ledger.instances import StoredInstance
+from daemon.ledger.records import Job
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
 from daemon.storage.received_instance import ReceivedInstance
@@ -196,7 +196,7 @@ def test_jobs_go_on_when_the_ledger_that_was_locked_is_free(tmp_path: Path, monk
     join(ledger)
     done: list[int] = []
 
-    def do(job: Row) -> None:
+    def do(job: Job) -> None:
         ledger.transact(lambda connection: job_claims.done(connection, job, "nothing to classify", None, time.time()))
         done.append(job.id)
 

@@ -207,7 +207,7 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(tmp_path: Path, monkeypat
         receiving.ledger.close()
 
 
-def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
+def test_orphans_in_the_bucket_are_deleted_when_old_and_a_start_leaves_them(
     s3: S3, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = node("a")
@@ -215,17 +215,17 @@ def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
     receiving = Receiving(spool, tmp_path)
     with listening(receiving.listener):
         assert receiving.send(mammogram(1)) == [0]
-    stray = spool.add_instance(received(spool, b"no row"), "1.2.3")
+    orphan = spool.add_instance(received(spool, b"no row"), "1.2.3")
     half = received(spool, b"half", "half")
     assert spool.delete_receiving(spool.receiving_processes()) >= 1
     assert spool.delete_orphans(set(receiving.known().values()), time.time() + 60) == 0
     assert not half.exists(), "what a start finds half received goes"
-    assert stray.path in s3.objects(), "another node may be about to write its row"
+    assert orphan.path in s3.objects(), "another node may be about to write its row"
     assert delete_orphans(ledger, spool) == 0, "it is young"
-    monkeypatch.setattr("daemon.maintenance.retention.STRAY_AFTER_S", -60)
+    monkeypatch.setattr("daemon.maintenance.retention.ORPHAN_AFTER_S", -60)
     assert delete_orphans(ledger, spool) == 1
     assert set(s3.objects()) == set(receiving.known().values())
-    assert not spool.absolute(stray.path).exists(), "nor is a copy left"
+    assert not spool.absolute(orphan.path).exists(), "nor is a copy left"
     receiving.ledger.close()
     ledger.close()
 

@@ -1,4 +1,6 @@
-"""Invariants 1 and 2: SIGKILL between any two steps, and a restart ends with exactly one report for the lesion object."""
+"""Invariants 1 and 2: SIGKILL between any two steps, and a restart ends with exactly one report for the
+lesion object.
+"""
 
 from __future__ import annotations
 

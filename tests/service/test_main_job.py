@@ -1,4 +1,6 @@
-"""The whole way against real peers: a PACS on both sides, retrieval, duplicates, changed content, bad input."""
+"""The whole way against real peers: a PACS on both sides, retrieval, duplicates, changed content, bad
+input.
+"""
 
 from __future__ import annotations
 

@@ -190,8 +190,8 @@ def test_prometheus_can_evaluate_every_rule_and_a_service_in_order_brings_no_ale
     assert {rule["name"] for rule in found} == set(rules())
     assert [rule["name"] for rule in found if rule["health"] != "ok"] == []
     assert [rule["name"] for rule in found if rule["state"] == "firing"] == []
-    # What the fixture brought about: one instance in three refused, a CA that ends within 30 days. The disk is the machine's,
-    # on which others write.
+    # What the fixture brought about: one instance in three refused, a CA that ends within 30 days. The disk
+    # is the machine's, on which others write.
     pending = {rule["name"] for rule in found if rule["state"] == "pending"} - {"MammodDiskFilling"}
     assert "MammodCertificateEnds" in pending <= {"MammodCertificateEnds", "MammodInstancesRefused"}
 

@@ -1,4 +1,6 @@
-"""The real service in a process of its own, for tests: `mammod serve` on free loopback ports with its own spool."""
+"""The real service in a process of its own, for tests: `mammod serve` on free loopback ports with its own
+spool.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ WORK_LIMIT_S = 90
 
 @dataclass
 class Service:
-    """A service on 127.0.0.1:`port`; `start`, `kill` and `stop` it any number of times over the same spool."""
+    """A service on 127.0.0.1:`port`; `start`, `kill` and `stop` it any number of times over the same
+    spool.
+    """
 
     folder: Path
     port: int
@@ -98,7 +102,9 @@ class Service:
             self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the failure's message."""
+        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the
+        failure's message.
+        """
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(STOP_LIMIT_S)
@@ -158,7 +164,9 @@ def service(
     engine: str = "stand-in",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Service]:
-    """A service that is not started yet; `archive` is (AE title, port on loopback), `settings` adds to its sections."""
+    """A service that is not started yet; `archive` is (AE title, port on loopback), `settings` adds to its
+    sections.
+    """
     folder.mkdir(parents=True)
     port, status_port = free_port(), free_port()
     sections: dict[str, dict[str, Any]] = {

@@ -307,7 +307,7 @@ def test_rois_go_over_in_memory_that_both_sides_map(start: Start) -> None:
     classifier = start()
     (pid,) = classifier.pids
     sent: list[Any] = []
-    child = classifier._workers[0]._child
+    child = classifier._processes[0]._process._child
     assert child is not None
     pipe = child.pipe
     real = pipe.send

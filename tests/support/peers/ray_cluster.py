@@ -1,8 +1,8 @@
 """A Ray cluster of two nodes on this machine, in a process of its own that ends with whoever started it.
 
-As a program: `python -m tests.support.peers.ray_cluster PORT FOLDER` does what its standard input says, one word
-a line: "up" starts both nodes, "kill-second" kills one as a power cut would, "down" kills both. It answers each with
-"ok" on standard output.
+As a program: `python -m tests.support.peers.ray_cluster PORT FOLDER` does what its standard input says, one
+word a line: "up" starts both nodes, "kill-second" kills one as a power cut would, "down" kills both. It
+answers each with "ok" on standard output.
 """
 
 from __future__ import annotations
