@@ -55,7 +55,7 @@ DAEMON_ROOMS = (
     "demo",
     "cli",
 )
-FLAT = {"": "errors", "__main__": "cli", "composition": "service"}
+FLAT = {"": "errors", "__main__": "cli"}
 SHIPPED = ("config", "model", "training", "daemon")
 
 MAX_MODULE_LINES = 350

@@ -1,4 +1,4 @@
-"""Copies of settings with changed values name settings that exist: pydantic's `model_copy` does not check that."""
+"""Changed copies of settings name settings that exist: pydantic's `model_copy` does not check."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ FIND = sop_class.StudyRootQueryRetrieveInformationModelFind
 GET = sop_class.StudyRootQueryRetrieveInformationModelGet
 MOVE = sop_class.StudyRootQueryRetrieveInformationModelMove
 
-# With one context for each syntax (an archive then need not transcode) and one for C-GET itself, the association's
+# One context per syntax (an archive then need not transcode) and one for C-GET itself: the association's
 # limit of 128 contexts holds no more than the image classes and two for segmentations.
 SYNTAXES = (
     (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
@@ -51,7 +51,7 @@ _RETRYABLE = (
     dimse_status.UNABLE_TO_PERFORM_SUBOPERATIONS,
     dimse_status.CANCEL,
 )
-# Times archive.timeout_s: retrieving may wait for a tape robot, and each wait covers the transfer of a whole image.
+# Times archive.timeout_s: retrieval may wait for a tape robot, and a wait covers the transfer of an image.
 RETRIEVE_PATIENCE = 5
 
 log = structlog.get_logger()

@@ -1,4 +1,4 @@
-"""Alert rules, dashboard, runbook and table of metrics against a running service, as a real Prometheus sees it."""
+"""Alert rules, dashboard, runbook and table of metrics against a running service and Prometheus."""
 
 from __future__ import annotations
 
