@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tests.support import fork_server
+
+fork_server.install()
+
 pytest_plugins = [
     "tests.support.peers.fixtures",
     "tests.support.peers.postgresql",

@@ -19,7 +19,7 @@ STEPS = (
     "daemon.storage.spool:Spool.place:after",  # the file is durable, its row is not
     "daemon.ledger.instances:record:after",  # inside the transaction
     "daemon.receiving.intake:Intake.accept:after",  # durable, the sender not answered yet
-    "daemon.jobs.job_runner:JobWorker.do:before",  # the job is claimed
+    "daemon.jobs.job_runner:JobRunner.do:before",  # the job is claimed
     "daemon.jobs.pipeline:Pipeline.classify:after",  # classified, nothing written
     "daemon.storage.spool:Spool.write_report:after",  # the report's file is durable, its row is not
     "daemon.ledger.job_claims:sending:after",  # inside the transaction
