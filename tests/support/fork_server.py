@@ -13,8 +13,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -71,19 +72,27 @@ def install() -> None:
         CONTEXT.set_forkserver_preload([*PRELOADED, __name__])
 
 
+def is_installed() -> bool:
+    return child_process.SPAWN is CONTEXT
+
+
 def _run(surroundings: tuple[dict[str, str], Path, int, int, int], target: Callable[..., None], args: Any) -> None:
     environment, folder, umask, *outputs = surroundings
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     os.umask(umask)
-    for number, copy in enumerate(outputs, start=1):
-        os.dup2(copy, number)
-        os.close(copy)
+    _take_outputs(outputs)
     # Python's own looks at a process that this one did not start, and then starts a second server.
     forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     install()
     target(*args)
+
+
+def _take_outputs(copies: list[int]) -> None:
+    for number, copy in enumerate(copies, start=1):
+        os.dup2(copy, number)
+        os.close(copy)
 
 
 def _umask() -> int:
@@ -95,9 +104,15 @@ class ForkedProgram:
     """What `subprocess.Popen` is for a program: the process of a function that ends as a program does."""
 
     def __init__(
-        self, program: Callable[[], None], arguments: list[str], environment: dict[str, str], output: IO[bytes]
-    ):
-        self._process = CONTEXT.Process(_as_program, (program, arguments, environment, _Descriptor(output.fileno())))
+        self,
+        program: Callable[[], None],
+        arguments: list[str],
+        environment: Mapping[str, str],
+        output: IO[bytes],
+        errors: IO[bytes] | None = None,
+    ) -> None:
+        outputs = [_Descriptor(file.fileno()) for file in (output, errors or output)]
+        self._process = CONTEXT.Process(_as_program, (program, arguments, dict(environment), outputs))
         self._process.start()
         self.pid = int(self._process.pid or 0)
 
@@ -123,14 +138,32 @@ class ForkedProgram:
         self.send_signal(signal.SIGKILL)
 
 
-def _as_program(program: Callable[[], None], arguments: list[str], environment: dict[str, str], output: int) -> None:
+def run_forked(
+    program: Callable[[], None], *arguments: object, environment: Mapping[str, str], limit_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` is for a program, with its output as text."""
+    words = ["mammod", *map(str, arguments)]
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        forked = ForkedProgram(program, words, environment, output, errors)
+        try:
+            status = forked.wait(limit_s)
+        finally:
+            forked.kill()
+        said = []
+        for file in (output, errors):
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
+    return subprocess.CompletedProcess(words, status, *said)
+
+
+def _as_program(
+    program: Callable[[], None], arguments: list[str], environment: dict[str, str], outputs: list[int]
+) -> None:
     """Run it with the interpreter's own end: threads are waited for, then what was registered with atexit runs."""
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[:] = arguments
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
+    _take_outputs(outputs)
     status = 0
     try:
         program()

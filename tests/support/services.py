@@ -22,7 +22,7 @@ from daemon.ledger import Ledger
 from daemon.ledger.jobs import retry
 from daemon.ledger.schema import instances, jobs, outbox
 from tests.support import launch
-from tests.support.fork_server import ForkedProgram
+from tests.support.fork_server import ForkedProgram, is_installed
 from tests.support.peers.programs import free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ class Service:
     engine: str = "stand-in"
     process: subprocess.Popen[bytes] | ForkedProgram | None = None
     # Forked from a server that has its modules; False: a program as a user starts it, and its processes its children.
-    forked: bool = True
+    forked: bool = field(default_factory=is_installed)
     starts: int = 0
     host: str = "127.0.0.1"
     aet: str = AE_TITLE
