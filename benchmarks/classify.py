@@ -48,7 +48,7 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
     for batch in (1, 8) if run.tiny else BATCHES:
         fed = np.resize(rois, (batch, *rois.shape[1:]))
         rounds = 1 if run.tiny else max(1, (ROIS if batch > 1 else 16) // batch)
-        pool = ClassifierPool(bundle, Workers(count=1, max_batch=batch), cache=run.folder / "engine")
+        pool = ClassifierPool(bundle, Workers(classifiers=1, max_batch=batch), cache=run.folder / "engine")
         pool.start()
         run.say(f"{pool.engine}: {pool.why}")
         try:

@@ -225,7 +225,8 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from config.settings import Archive as ArchiveSettings
     from config.settings import Settings
     from daemon.archive.client import Archive
-    from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
+    from daemon.archive.store_status import OutgoingInstance
+    from daemon.events.outcomes import StoreOutcomeKind
     from daemon.jobs.job_runner import read_part10
     from daemon.lesions.reader import read_lesions
     from daemon.reports.case import Case as ReportCase

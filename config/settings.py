@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -20,15 +17,13 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config.errors import ConfigurationError
+from config.renamed import use_new_names
 
-DEFAULT_FILE = Path("/etc/mammod/mammod.toml")
 ENVIRONMENT_PREFIX = "MAMMOD_"
 
 # Segments and findings with these codes are anatomy, devices or image quality, not lesions (PS3.16 CID 6014, 7150,
@@ -99,6 +94,11 @@ SecretFile = Annotated[Path, BeforeValidator(_credential)]
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _use_new_names(cls, values: Any) -> Any:
+        return use_new_names(cls.__name__.lower(), values)
+
 
 class TLS(_Section):
     """PEM files for DICOM TLS; `ca` names who may have signed the other side's certificate."""
@@ -113,7 +113,7 @@ class Peer(_Section):
 
     ae_title: AETitle
     networks: tuple[str, ...] = ()
-    may: tuple[Literal["store", "echo"], ...] = Field(("store", "echo"), min_length=1)
+    permissions: tuple[Literal["store", "echo"], ...] = Field(("store", "echo"), min_length=1)
 
     @field_validator("networks")
     @classmethod
@@ -154,13 +154,13 @@ class Archive(_Section):
     retrieve_after_s: float = Field(60, ge=0)
     dicomweb_url: str | None = Field(None, repr=False)  # may hold a token
     stow_url: str | None = Field(None, repr=False)  # may hold a token
-    stow_token_file: SecretFile | None = None
+    dicomweb_token_file: SecretFile | None = None
     timeout_s: float = Field(60, gt=0)
     retry_first_s: float = Field(10, gt=0)
-    retry_longest_s: float = Field(900, gt=0)
+    retry_max_s: float = Field(900, gt=0)
     commitment: bool = False
-    commitment_wait_s: float = Field(300, gt=0)
-    commitment_asks: int = Field(5, ge=1, le=1000)
+    commitment_timeout_s: float = Field(300, gt=0)
+    commitment_attempts: int = Field(5, ge=1, le=1000)
 
 
 class Spool(_Section):
@@ -192,7 +192,7 @@ class Model(_Section):
 
 
 class Workers(_Section):
-    count: int = Field(0, ge=0, le=64)
+    classifiers: int = Field(0, ge=0, le=64)
     decoders: int = Field(0, ge=0, le=256)
     decode_timeout_s: float = Field(300, gt=0)
     decoder_memory: ByteSize = Field(ByteSize(4 * 1024**3), ge=512 * 1024**2)
@@ -239,7 +239,7 @@ class Retention(_Section):
     finished_days: float = Field(30, gt=0)
     quarantined_days: float = Field(90, gt=0)
     max_bytes: ByteSize | None = None
-    max_share: float | None = Field(None, gt=0, le=1)
+    max_disk_fraction: float | None = Field(None, gt=0, le=1)
 
 
 class Status(_Section):
@@ -273,7 +273,7 @@ class Audit(_Section):
 
 
 class Service(_Section):
-    stop_within_s: float = Field(60, gt=0)
+    shutdown_timeout_s: float = Field(60, gt=0)
 
 
 class Log(_Section):
@@ -282,7 +282,7 @@ class Log(_Section):
 
 
 class Settings(BaseSettings):
-    """All settings, immutable. Make it with `load_settings`, which reports errors for people."""
+    """All settings, immutable. Make it with `config.loading.load_settings`, which reports errors for people."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
@@ -318,68 +318,3 @@ class Settings(BaseSettings):
     def ledger_url(self) -> str:
         """The ledger's SQLAlchemy URL; without one of its own, a SQLite file inside the spool directory."""
         return self.ledger.url or f"sqlite:///{self.spool.directory / 'ledger.sqlite'}"
-
-
-def load_settings(path: Path | None = None) -> Settings:
-    """Read `path` (or the default file where it exists) and the environment.
-
-    Raises:
-        ConfigurationError: one line per wrong key: the key, its value, where it was set and what is allowed.
-    """
-    if path is None and DEFAULT_FILE.exists():
-        path = DEFAULT_FILE
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigurationError(f"settings file {path}: {error.strerror}; name a readable TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"settings file {path} is not valid TOML: {error}") from error
-    _refuse_unknown_environment()
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise ConfigurationError("\n".join(_line(problem, path) for problem in error.errors())) from error
-    except ValueError as error:  # pydantic-settings: a value of the environment that should be JSON and is not
-        raise ConfigurationError(f"environment: {error}; lists and tables are written as JSON there") from error
-
-
-def _refuse_unknown_environment() -> None:
-    sections = Settings.model_fields
-    for name in os.environ:
-        section, delimiter, _ = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
-        if name.startswith(ENVIRONMENT_PREFIX) and delimiter and section.lower() not in sections:
-            raise ConfigurationError(
-                f"environment {name}: there is no section {section.lower()!r}{nearest(section, sections)}; "
-                f"allowed: {', '.join(sections)}"
-            )
-
-
-def _line(problem: Any, path: Path | None) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
-    source = f"environment {variable}" if variable in os.environ else f"{path or 'defaults'}"
-    if problem["type"] == "extra_forbidden":
-        names = _siblings(problem["loc"])
-        meant = nearest(str(problem["loc"][-1]), names)
-        return f"{key} ({source}): there is no such setting{meant}; allowed here: {', '.join(names) or 'see config/mammod.toml'}"
-    is_secret = "ledger" in problem["loc"] or any("url" in str(part) for part in problem["loc"])
-    value = "(not shown)" if is_secret else repr(problem["input"])
-    return f"{key} = {value} ({source}): {problem['msg']}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """, did you mean X? for the one of `names` that is most like `name`, nothing where none is."""
-    close = get_close_matches(name.lower(), list(names), 1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _siblings(location: tuple[Any, ...]) -> list[str]:
-    fields: dict[str, Any] = Settings.model_fields
-    for part in location[:-1]:
-        annotation = getattr(fields.get(part), "annotation", None)
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        fields = annotation.model_fields
-    return list(fields)

@@ -17,7 +17,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.errors import ConfigurationError
-from config.settings import Settings, load_settings
+from config.loading import load_settings
+from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.sender_threads import SenderThreads
 from daemon.archive.storage_commitment import StorageCommitment, longest_wait_s
@@ -171,7 +172,7 @@ class Service:
             if alone:
                 self._all_due_now(connection)
 
-        self._ledger.change(transition)
+        self._ledger.transact(transition)
         if alone:
             with self._ledger.alone_with_spool() as connection:
                 orphans += self._spool.sweep(instances.paths(connection) | outbox.paths(connection), begun)
@@ -209,7 +210,7 @@ class Service:
     def _clock_was_set_back(self, seconds: float) -> bool:
         """What waits for a time that an earlier clock named is due now; False where the ledger could not be told."""
         try:
-            freed = self._ledger.change(self._all_due_now)
+            freed = self._ledger.transact(self._all_due_now)
         except SQLAlchemyError as error:
             log.error("the ledger cannot be told that the clock was set back, trying again", error=type(error).__name__)
             return False
@@ -294,16 +295,16 @@ class Service:
         sd_notify("READY=1")
 
     def stop(self) -> None:
-        """Accept nothing more, finish what is in flight within [service] stop_within_s, and end every process and thread.
+        """Accept nothing more, finish what is in flight within [service] shutdown_timeout_s, and end every process and thread.
 
         What is not finished by then stands in the ledger as if it had not been begun.
         """
-        end = time.monotonic() + self._settings.service.stop_within_s
+        end = time.monotonic() + self._settings.service.shutdown_timeout_s
 
         def left() -> float:
             return max(0.0, end - time.monotonic())
 
-        sd_notify(stopping(self._settings.service.stop_within_s + 3 * LAST_STEPS_S))
+        sd_notify(stopping(self._settings.service.shutdown_timeout_s + 3 * LAST_STEPS_S))
         log.info("stopping")
         self._phase = "draining"
         self._stop.set()

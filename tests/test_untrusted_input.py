@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.archive.stow_rs import judge
+from daemon.events.outcomes import StoreOutcomeKind
 from tests.test_rooms import ROOMS, ROOT, sources
 
 FORBIDDEN_MODULES = {

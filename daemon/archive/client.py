@@ -24,11 +24,12 @@ from config.settings import Archive as ArchiveSettings
 from daemon.archive import query_retrieve, stow_rs, wado_rs
 from daemon.archive.dicomweb import WebService, read_token, retrieval_service
 from daemon.archive.query_retrieve import Wanted
-from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind, judge_store_status
+from daemon.archive.store_status import OutgoingInstance, judge_store_status
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from daemon.dimse.n_event_report import take_report
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.events import bus
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.system import tls
 from daemon.system.tls import Credentials, Side
@@ -77,9 +78,9 @@ class Archive:
             try:
                 self._web("archive.stow_url", self.settings.stow_url).connect()
             except ArchiveError as error:
-                bus.tell(bus.ArchiveSilent(str(error)))
+                bus.publish(bus.ArchiveSilent(str(error)))
                 raise
-            bus.tell(bus.ArchiveAnswered())
+            bus.publish(bus.ArchiveAnswered())
             return
         with self.associate([build_context(Verification)]) as association:
             status = association.send_c_echo().get("Status")
@@ -103,7 +104,7 @@ class Archive:
         else:
             for outcome in stow_rs.store(service, items):
                 silent = outcome.kind is StoreOutcomeKind.RETRY and outcome.status is None
-                bus.tell(bus.ArchiveSilent(outcome.reason) if silent else bus.ArchiveAnswered())
+                bus.publish(bus.ArchiveSilent(outcome.reason) if silent else bus.ArchiveAnswered())
                 yield outcome
 
     def find_instances(self, wanted: Iterable[Wanted]) -> list[Wanted]:
@@ -248,7 +249,7 @@ class Archive:
             silent = monotonic() - began >= self.settings.timeout_s
             association.abort()  # pynetdicom may not have noticed yet that it is over
             what = f"gave no answer in {self.settings.timeout_s:g} s" if silent else "broke the association off"
-            bus.tell(bus.ArchiveSilent(f"{self} {what}"))
+            bus.publish(bus.ArchiveSilent(f"{self} {what}"))
             return _outcome(item, StoreOutcomeKind.RETRY, None, f"{self} {what}")
         kind, reason = judge_store_status(status)
         return _outcome(item, kind, status, reason)
@@ -298,13 +299,13 @@ class Archive:
             )
         except OSError as error:
             reason = f"{self}: {error.strerror or error}; check archive.host"
-            bus.tell(bus.ArchiveSilent(reason))
+            bus.publish(bus.ArchiveSilent(reason))
             raise ArchiveError(reason) from error
         if not association.is_established:
             refused = self._refused(association, bool(opened))
-            bus.tell(bus.ArchiveSilent(str(refused)))
+            bus.publish(bus.ArchiveSilent(str(refused)))
             raise refused
-        bus.tell(bus.ArchiveAnswered())
+        bus.publish(bus.ArchiveAnswered())
         try:
             yield association
         except GeneratorExit:  # whoever asked wants no more; nothing is under way
@@ -346,7 +347,7 @@ class Archive:
 
     def _web(self, named: str, url: str) -> WebService:
         context = self._context(Side.CALL_HOST) or tls.public_context()
-        token = read_token(self.settings.stow_token_file, url, named)
+        token = read_token(self.settings.dicomweb_token_file, url, named)
         return WebService(url, named, self.settings.timeout_s, context, token)
 
     def _context(self, side: Side) -> ssl.SSLContext | None:

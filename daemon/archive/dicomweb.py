@@ -93,13 +93,17 @@ def read_token(file: Path | None, url: str, named: str) -> str | None:
         return None
     where = urlsplit(url)
     if where.scheme != "https" and where.hostname not in LOOPBACK:
-        raise ArchiveError(f"archive.stow_token_file: a token is not sent in clear; {named} must begin with https://")
+        raise ArchiveError(
+            f"archive.dicomweb_token_file: a token is not sent in clear; {named} must begin with https://"
+        )
     try:
         token = file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"archive.stow_token_file = {str(file)!r} cannot be read: {type(error).__name__}") from error
+        raise ArchiveError(
+            f"archive.dicomweb_token_file = {str(file)!r} cannot be read: {type(error).__name__}"
+        ) from error
     if not _TOKEN.fullmatch(token):
         raise ArchiveError(
-            f"archive.stow_token_file = {str(file)!r} holds no bearer token; expected one word (RFC 6750)"
+            f"archive.dicomweb_token_file = {str(file)!r} holds no bearer token; expected one word (RFC 6750)"
         )
     return token

@@ -66,10 +66,10 @@ def retrieve_missing(
     def transition(connection: Connection) -> None:
         for job_id, attempt in attempts.items():
             lacking = missing[job_id]
-            again = time.time() + next_attempt(attempt, chosen.retry_first_s, chosen.retry_longest_s)
+            again = time.time() + next_attempt(attempt, chosen.retry_first_s, chosen.retry_max_s)
             jobs.asked(connection, job_id, again, reason or _reason(lacking, not_given.get(job_id)))
 
-    ledger.change(transition)
+    ledger.transact(transition)
     log.info("asked the archive for missing images", wanted=len(wanted), found=len(found), reason=reason)
     return len(wanted)
 

@@ -13,10 +13,11 @@ import structlog
 from sqlalchemy import Connection, Row
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind
+from daemon.archive.store_status import OutgoingInstance
 from daemon.errors import SpoolUnavailable
 from daemon.events import bus
-from daemon.events.timings import Stage, StageTiming, tell
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
+from daemon.events.timings import Stage, StageTiming, publish
 from daemon.ledger import Ledger, outbox
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold
@@ -71,7 +72,7 @@ def send_due(
         due = outbox.next_attempt(connection, hold.id, OutboxState.QUEUED)
     if due is None or due > time.time():
         return SendSummary()
-    rows = ledger.change(lambda connection: outbox.claim(connection, hold.id, time.time(), REPORTS_AT_ONCE))
+    rows = ledger.transact(lambda connection: outbox.claim(connection, hold.id, time.time(), REPORTS_AT_ONCE))
     if not rows:
         return SendSummary()
     counts = dict.fromkeys(StoreOutcomeKind, 0)
@@ -93,7 +94,7 @@ def send_due(
     for outcome, row in zip(_until(archive.store(items), lambda: stopping() or hold.lost()), here, strict=False):
         counts[outcome.kind] += 1
         _record(ledger, hold.id, settings, row.id, row.attempts, outcome)
-        bus.tell(bus.ReportSent(row.kind, outcome.kind))
+        bus.publish(bus.ReportSent(row.kind, outcome.kind))
         on_sent(row, outcome)
         say = log.info if outcome.kind is StoreOutcomeKind.STORED else log.warning
         say(f"report {outcome.kind.value}", sop_instance_uid=outcome.sop_instance_uid, reason=outcome.reason)
@@ -106,7 +107,7 @@ def _until(outcomes: Iterator[StoreOutcome], stopping: Callable[[], bool]) -> It
         began, cpu = time.monotonic(), time.thread_time()
         if (outcome := next(outcomes, None)) is None:
             return
-        tell(StageTiming(Stage.SEND, time.monotonic() - began, time.thread_time() - cpu))
+        publish(StageTiming(Stage.SEND, time.monotonic() - began, time.thread_time() - cpu))
         yield outcome
 
 
@@ -124,7 +125,7 @@ def _record(
         elif outcome.kind is StoreOutcomeKind.FAILED:
             outbox.failed(connection, item_id, status, reason, now, owner)
         else:
-            when = now + next_attempt(attempts, settings.retry_first_s, settings.retry_longest_s)
+            when = now + next_attempt(attempts, settings.retry_first_s, settings.retry_max_s)
             outbox.retry_at(connection, item_id, when, status, reason, owner)
 
-    ledger.change(transition)
+    ledger.transact(transition)

@@ -14,8 +14,8 @@ from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
 from daemon.archive.storage_commitment import StorageCommitment
-from daemon.archive.store_status import StoreOutcome
 from daemon.audit.trail import AuditTrail
+from daemon.events.outcomes import StoreOutcome
 from daemon.ledger import Ledger, outbox
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold

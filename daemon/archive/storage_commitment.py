@@ -33,14 +33,14 @@ NOT_AUTHORIZED = 0x0124
 REPORTS_AT_ONCE = 100
 # The association of the request stays open so long for an archive that answers on it.
 LINGER_S = 5.0
-LONGEST_WAITS = 16  # no wait for an answer is longer than this many archive.commitment_wait_s
+LONGEST_WAITS = 16  # no wait for an answer is longer than this many archive.commitment_timeout_s
 
 log = structlog.get_logger()
 
 
 def longest_wait_s(settings: ArchiveSettings) -> float:
     """No stored report waits longer than this to be asked about."""
-    return max(settings.commitment_wait_s * LONGEST_WAITS, settings.retry_longest_s)
+    return max(settings.commitment_timeout_s * LONGEST_WAITS, settings.retry_max_s)
 
 
 class StorageCommitment:
@@ -61,18 +61,18 @@ class StorageCommitment:
             due = outbox.next_attempt(connection, hold.id, OutboxState.COMMITTING)
         if due is None or due > time.time():
             return 0
-        rows = self._ledger.change(
+        rows = self._ledger.transact(
             lambda connection: outbox.claim_uncommitted(connection, hold.id, time.time(), REPORTS_AT_ONCE)
         )
         if not rows:
             return 0
         if not settings.commitment:
-            self._ledger.change(lambda connection: _not_asked_for(connection, rows))
+            self._ledger.transact(lambda connection: _not_asked_for(connection, rows))
             return 0
         for row in rows:
-            if row.commit_attempts >= settings.commitment_asks:
+            if row.commit_attempts >= settings.commitment_attempts:
                 self._give_up(row, hold.id)
-        rows = [row for row in rows if row.commit_attempts < settings.commitment_asks]
+        rows = [row for row in rows if row.commit_attempts < settings.commitment_attempts]
         if rows:
             self._ask(rows, hold.id)
         return len(rows)
@@ -81,10 +81,10 @@ class StorageCommitment:
         settings = self._archive.settings
         transaction = str(generate_uid(prefix=None))
         ids = [row.id for row in rows]
-        wait_s, now = settings.commitment_wait_s, time.time()
+        wait_s, now = settings.commitment_timeout_s, time.time()
         again = {row.id: now + next_attempt(row.commit_attempts, wait_s, wait_s * LONGEST_WAITS) for row in rows}
         # Before the request: the answer may be faster than its response.
-        self._ledger.change(lambda connection: outbox.asked(connection, owner, transaction, again))
+        self._ledger.transact(lambda connection: outbox.asked(connection, owner, transaction, again))
         answered = self._awaited.setdefault(transaction, threading.Event())
         reason, failure, counts = "the archive was asked to commit it and has not answered yet", None, True
         try:
@@ -97,11 +97,11 @@ class StorageCommitment:
         finally:
             del self._awaited[transaction]
         if counts:
-            self._ledger.change(lambda connection: outbox.ask_ended(connection, owner, ids, reason))
+            self._ledger.transact(lambda connection: outbox.ask_ended(connection, owner, ids, reason))
         else:
-            first_s, longest_s, now = settings.retry_first_s, settings.retry_longest_s, time.time()
+            first_s, longest_s, now = settings.retry_first_s, settings.retry_max_s, time.time()
             later = {row.id: now + next_attempt(row.attempts, first_s, longest_s) for row in rows}
-            self._ledger.change(lambda connection: outbox.not_asked(connection, owner, later, reason))
+            self._ledger.transact(lambda connection: outbox.not_asked(connection, owner, later, reason))
         log.info(
             "asked for storage commitment", transaction_uid=transaction, reports=len(rows), answered=answered.is_set()
         )
@@ -113,7 +113,7 @@ class StorageCommitment:
             f"stored, but not committed: the archive was asked {row.commit_attempts} times ({row.reason}); "
             "look there, then `mammod jobs retry`, or set [archive] commitment = false"
         )
-        self._ledger.change(
+        self._ledger.transact(
             lambda connection: outbox.failed(connection, row.id, row.status, reason, time.time(), owner)
         )
         log.warning("report not committed", sop_instance_uid=row.sop_instance_uid, reason=reason)
@@ -138,7 +138,7 @@ class StorageCommitment:
             log.warning("storage commitment result cannot be read")
             return INVALID_ARGUMENT
         try:
-            known = self._ledger.change(lambda connection: self._record(connection, transaction, committed, refused))
+            known = self._ledger.transact(lambda connection: self._record(connection, transaction, committed, refused))
         except SQLAlchemyError as error:
             log.error("storage commitment result cannot be recorded", error=type(error).__name__)
             return PROCESSING_FAILURE
@@ -164,11 +164,11 @@ class StorageCommitment:
             if row is None:
                 continue
             reason = f"the archive does not commit it (0x{status:04X})"
-            if row.commit_attempts + 1 >= settings.commitment_asks:
+            if row.commit_attempts + 1 >= settings.commitment_attempts:
                 reason += f", sent and asked for {row.commit_attempts + 1} times"
                 outbox.commitment_refused(connection, row.id, None, status, reason, now)
             else:
-                again = now + next_attempt(row.commit_attempts, settings.retry_first_s, settings.retry_longest_s)
+                again = now + next_attempt(row.commit_attempts, settings.retry_first_s, settings.retry_max_s)
                 outbox.commitment_refused(connection, row.id, again, status, f"{reason}; it is sent again", now)
         return bool(rows)
 

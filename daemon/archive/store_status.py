@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from pynetdicom.status import GENERAL_STATUS, STORAGE_SERVICE_CLASS_STATUS
+
+from daemon.events.outcomes import StoreOutcomeKind
 
 _STATUSES = {**GENERAL_STATUS, **STORAGE_SERVICE_CLASS_STATUS}
 
@@ -19,24 +20,6 @@ class OutgoingInstance:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-
-
-class StoreOutcomeKind(Enum):
-    """STORED: the archive holds it. RETRY: later, unchanged. FAILED: the archive will never take it as it is."""
-
-    STORED = "stored"
-    RETRY = "retry"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class StoreOutcome:
-    """How one instance fared; `status` is the archive's C-STORE status or STOW-RS reason, None where it gave none."""
-
-    sop_instance_uid: str
-    kind: StoreOutcomeKind
-    status: int | None
-    reason: str
 
 
 def judge_store_status(status: int) -> tuple[StoreOutcomeKind, str]:

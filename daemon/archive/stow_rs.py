@@ -13,7 +13,8 @@ from uuid import uuid4
 from xml.etree import ElementTree
 
 from daemon.archive.dicomweb import PASSING, WebService
-from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind, judge_store_status
+from daemon.archive.store_status import OutgoingInstance, judge_store_status
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
 
 FAULTS_IN_A_ROW = 2
 MAX_ANSWER = 1 << 20  # bytes; an answer names one instance

@@ -17,12 +17,10 @@ from urllib.parse import urlsplit
 from sqlalchemy import Row
 
 from config.settings import Settings
-from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.audit import messages
 from daemon.audit.messages import Action, Code, Message, NetworkNode, Source
 from daemon.audit.transport import Delivery, destinations
-from daemon.events.arrival import Arrival
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcome, StoreOutcomeKind
 from daemon.storage.received_instance import ReceivedInstance
 
 # One caller's alerts of one kind are told at most once in so many seconds; the next says how many there were.

@@ -95,7 +95,7 @@ def _web(archive: ArchiveSettings, named: str, url: str, purpose: str) -> Iterat
         yield Finding("archive", False, f"{named} is no URL; write such as https://pacs.example.org/dicom-web")
         return
     try:
-        token = read_token(archive.stow_token_file, url, named)
+        token = read_token(archive.dicomweb_token_file, url, named)
         context = (
             Credentials(archive.tls, "archive.tls", Side.CALL_HOST).context() if archive.tls else tls.public_context()
         )
@@ -125,7 +125,9 @@ def _asked(service: WebService, short: str, purpose: str) -> Iterator[Finding]:
         yield Finding("archive", True, f"{named}: {short} answers; {purpose}")
     elif status == 401:
         shown = (
-            "the token of archive.stow_token_file" if service.token else "no token (archive.stow_token_file is not set)"
+            "the token of archive.dicomweb_token_file"
+            if service.token
+            else "no token (archive.dicomweb_token_file is not set)"
         )
         yield Finding(
             "archive", False, f"{named}: {short} lets us not in (HTTP 401); it was shown {shown}: get a new one"

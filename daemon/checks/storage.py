@@ -118,13 +118,13 @@ def _retention(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
         yield Finding(
             "retention",
             True,
-            f"the spool holds {held / 2**30:.1f} GiB; nothing but age limits it ([retention] max_bytes, max_share)",
+            f"the spool holds {held / 2**30:.1f} GiB; nothing but age limits it ([retention] max_bytes, max_disk_fraction)",
         )
         return
     share = held / limit
     text = f"the spool holds {held / 2**30:.1f} of {limit / 2**30:.1f} GiB ({100 * share:.0f} %)"
     if share >= NEAR:
-        text += ": what ended first leaves it before its days are over; to keep it, raise [retention] max_bytes or max_share"
+        text += ": the oldest finished jobs are deleted early; to keep them, raise [retention] max_bytes or max_disk_fraction"
     yield Finding("retention", True, text, warning=share >= NEAR)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.options import (
     ConfigOption,
     SinceOption,

@@ -14,7 +14,7 @@ from rich.table import Table
 from sqlalchemy import Row, select
 
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.options import (
     ConfigOption,
     SinceOption,
@@ -128,7 +128,7 @@ def jobs_retry(
             if rewrite_damaged_reports(ledger, spool, number, time.time()):
                 print(f"job {number}: a report of it is damaged, it is written again")
                 continue
-            before, after = ledger.change(partial(_retried, number))
+            before, after = ledger.transact(partial(_retried, number))
             refused += before == after
             hint = (
                 " (only quarantined and failed jobs can be retried, or one whose report is damaged)"

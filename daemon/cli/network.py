@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.options import ConfigOption, console, host_and_port
 
 

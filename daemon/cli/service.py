@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from config.errors import ConfigurationError, MammodError
-from config.settings import Settings, load_settings
+from config.loading import load_settings
+from config.settings import Settings
 from daemon.cli.options import ConfigOption, JsonOption, UntrainedOption, console, ending_for_good, open_ledger
 
 ARCHIVE_LIMIT_S = 10.0  # for its answer: a person waits

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from daemon.archive.store_status import StoreOutcomeKind
-from daemon.events.arrival import Arrival
-from daemon.events.outcomes import Rejection
+from daemon.events.outcomes import Arrival, Rejection, StoreOutcomeKind
 
 
 @dataclass(frozen=True)
@@ -137,33 +135,38 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """From whoever tells to whoever hears, in the teller's thread. A hearer must not take long, nor raise."""
+    """From whoever tells to whoever hears, in the teller's thread. A subscriber must not take long, nor raise."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._hearers: tuple[Callable[[T], None], ...] = ()
+        self._subscribers: tuple[Callable[[T], None], ...] = ()
 
-    def add(self, hearer: Callable[[T], None]) -> None:
+    def subscribe(self, subscriber: Callable[[T], None]) -> None:
         with self._lock:
-            self._hearers = (*self._hearers, hearer)
+            self._subscribers = (*self._subscribers, subscriber)
 
-    def remove(self, hearer: Callable[[T], None]) -> None:
+    def unsubscribe(self, subscriber: Callable[[T], None]) -> None:
         with self._lock:
-            self._hearers = tuple(other for other in self._hearers if other != hearer)
+            self._subscribers = tuple(other for other in self._subscribers if other != subscriber)
 
     @contextmanager
-    def heard_by(self, hearer: Callable[[T], None]) -> Iterator[None]:
-        """Tell `hearer` too until the block ends."""
-        self.add(hearer)
+    def subscribed(self, subscriber: Callable[[T], None]) -> Iterator[None]:
+        """Tell `subscriber` too until the block ends."""
+        self.subscribe(subscriber)
         try:
             yield
         finally:
-            self.remove(hearer)
+            self.unsubscribe(subscriber)
 
-    def tell(self, what: T) -> None:
-        for hearer in self._hearers:
-            hearer(what)
+    def publish(self, fact: T) -> None:
+        for subscriber in self._subscribers:
+            subscriber(fact)
 
 
 _channel: Channel[Event] = Channel()
-add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell
+subscribe, unsubscribe, subscribed, publish = (
+    _channel.subscribe,
+    _channel.unsubscribe,
+    _channel.subscribed,
+    _channel.publish,
+)

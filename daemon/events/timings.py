@@ -38,7 +38,12 @@ class StageTiming:
 
 
 _channel: Channel[StageTiming] = Channel()
-add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell
+subscribe, unsubscribe, subscribed, publish = (
+    _channel.subscribe,
+    _channel.unsubscribe,
+    _channel.subscribed,
+    _channel.publish,
+)
 
 
 @contextmanager
@@ -48,7 +53,7 @@ def timed(stage: Stage) -> Iterator[None]:
     try:
         yield
     finally:
-        tell(StageTiming(stage, time.monotonic() - began, time.thread_time() - cpu))
+        publish(StageTiming(stage, time.monotonic() - began, time.thread_time() - cpu))
 
 
 @contextmanager
@@ -61,4 +66,4 @@ def counted(stage: Stage) -> Iterator[None]:
 
 def used(stage: Stage, cpu_seconds: float) -> None:
     """CPU that other threads or processes spent on a stage."""
-    tell(StageTiming(stage, None, cpu_seconds))
+    publish(StageTiming(stage, None, cpu_seconds))

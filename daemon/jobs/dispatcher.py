@@ -72,7 +72,7 @@ class Dispatcher:
             job_claims.release(connection, owner, in_flight, time.time())
             return job_claims.claim(connection, owner, free, time.time())
 
-        for job in self._ledger.change(transition):
+        for job in self._ledger.transact(transition):
             self._in_flight[job.id] = self._pool.submit(self._do, job)
 
     def _do(self, job: Row) -> None:
@@ -101,6 +101,6 @@ class Dispatcher:
         if unfinished:
             late = [job_id for job_id, future in self._in_flight.items() if future in unfinished]
             owner = self._hold().id
-            self._ledger.change(lambda connection: job_claims.return_to_ready(connection, owner, late, time.time()))
+            self._ledger.transact(lambda connection: job_claims.return_to_ready(connection, owner, late, time.time()))
             log.warning("jobs do not end in time, they are begun again at the next start", jobs=late)
         return not unfinished

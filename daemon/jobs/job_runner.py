@@ -61,8 +61,8 @@ class JobRunner:
             self._do(job, bound)
         except MissingInstances as error:
             uids = error.uids
-            self._ledger.change(lambda connection: job_claims.needs_more(connection, job, uids, time.time()))
-            bus.tell(JobAttempted(JobOutcome.INCOMPLETE))
+            self._ledger.transact(lambda connection: job_claims.needs_more(connection, job, uids, time.time()))
+            bus.publish(JobAttempted(JobOutcome.INCOMPLETE))
             bound.info("waits for more instances", missing=error.uids)
         except (LesionError, ImageError, ReportError, DeadlyRoi) as error:
             self._quarantine(job, str(error), bound)
@@ -82,8 +82,8 @@ class JobRunner:
             if job.attempts >= MAX_INTERNAL_FAILURES:
                 self._quarantine(job, reason, bound)
             else:
-                bus.tell(JobAttempted(JobOutcome.FAILED))
-                self._ledger.change(
+                bus.publish(JobAttempted(JobOutcome.FAILED))
+                self._ledger.transact(
                     lambda connection: job_claims.try_again(
                         connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts
                     )
@@ -91,8 +91,8 @@ class JobRunner:
 
     def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
         bound.warning("job put off", reason=reason)
-        bus.tell(JobAttempted(JobOutcome.POSTPONED))
-        self._ledger.change(
+        bus.publish(JobAttempted(JobOutcome.POSTPONED))
+        self._ledger.transact(
             lambda connection: job_claims.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
         )
 
@@ -113,7 +113,7 @@ class JobRunner:
             bound.info("left out", what=f"{more} more")
         if not classified.results:
             self._nothing_to_classify(job, inputs, classified)
-            bus.tell(JobAttempted(JobOutcome.NOTHING))
+            bus.publish(JobAttempted(JobOutcome.NOTHING))
             bound.info(NOTHING)
             return
         with timed(Stage.REPORT):
@@ -129,14 +129,14 @@ class JobRunner:
             current = job_claims.sending(connection, job, result, now)
             return outbox.put(connection, job.id, job.source_uid, reports, now) if current else None
 
-        new = self._ledger.change(transition)
+        new = self._ledger.transact(transition)
         if new is not None:
             whole_s = max(0.0, time.time() - (job.complete_at or time.time()))
-            bus.tell(JobAttempted(JobOutcome.CLASSIFIED, len(classified.results), whole_s))
+            bus.publish(JobAttempted(JobOutcome.CLASSIFIED, len(classified.results), whole_s))
             seconds = round(time.monotonic() - begun, 3)
             bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
         else:
-            bus.tell(JobAttempted(JobOutcome.CHANGED))
+            bus.publish(JobAttempted(JobOutcome.CHANGED))
             bound.info("an input changed meanwhile, or another node has the job: this work is dropped")
 
     def _nothing_to_classify(self, job: Row, inputs: Inputs, classified: Classified) -> None:
@@ -160,10 +160,10 @@ class JobRunner:
             elif job_claims.sending(connection, job, _facts(classified), now, reason=NOTHING):
                 outbox.put(connection, job.id, job.source_uid, reports, now)
 
-        self._ledger.change(transition)
+        self._ledger.transact(transition)
 
     def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
-        bus.tell(JobAttempted(JobOutcome.QUARANTINED))
+        bus.publish(JobAttempted(JobOutcome.QUARANTINED))
         reports = []
         if self._settings().reports.on_failure:
             try:
@@ -178,7 +178,7 @@ class JobRunner:
             if job_claims.quarantine(connection, job, reason, now) and reports:
                 outbox.put(connection, job.id, job.source_uid, reports, now)
 
-        self._ledger.change(transition)
+        self._ledger.transact(transition)
 
     def _failure(self, job: Row, reason: str) -> Written:
         """The report that a job failed; the same failure over the same content is the same report."""

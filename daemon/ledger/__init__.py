@@ -1,6 +1,6 @@
 """The ledger: the one place where state lives. Tables in `schema`, transitions in `instances`, `jobs`, `work`, `outbox`, `nodes`.
 
-Every transition is a function that takes the connection of one transaction (`Ledger.change`), so that what belongs
+Every transition is a function that takes the connection of one transaction (`Ledger.transact`), so that what belongs
 together is committed together. How the database is opened: `database`.
 """
 
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 class Ledger:
-    """An open ledger at the newest schema version. `change()` and `write()` are one transaction, `read()` a consistent view.
+    """An open ledger at the newest schema version. `transact()` and `write()` are one transaction, `read()` a consistent view.
 
     `password_file` holds the password of a PostgreSQL server, and is read anew for each connection.
 
@@ -64,9 +64,9 @@ class Ledger:
         self._writing = self._engine.execution_options(write=True, **by_itself)
         self._reading = self._engine.execution_options(**unchanged)
         self._alone = self._engine.execution_options(write=True)
-        self._together = GroupCommit(self.change, UNAVAILABLE)
+        self._group_commit = GroupCommit(self.transact, UNAVAILABLE)
 
-    def change(self, transition: Callable[[Connection], Result]) -> Result:
+    def transact(self, transition: Callable[[Connection], Result]) -> Result:
         """What `transition` returns, done in one transaction.
 
         It is called again, with a new transaction, where another node or thread got in its way: it may change nothing but
@@ -85,14 +85,14 @@ class Ledger:
                 return transition(connection)
         raise AssertionError("unreachable")
 
-    def change_together(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
+    def transact_together(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
         """As `change` for each of them, in one transaction with what other threads bring, where the database has one writer.
 
         What each returned, or the error that it would raise.
         """
         if self._is_sqlite:
-            return self._together.change(transitions)
-        return [outcome(self.change, transition) for transition in transitions]
+            return self._group_commit.transact(transitions)
+        return [outcome(self.transact, transition) for transition in transitions]
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

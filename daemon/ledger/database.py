@@ -1,7 +1,7 @@
 """How the ledger's database is opened: SQLite in a file of one machine, PostgreSQL where several nodes share the ledger.
 
 Every writing transaction sees the ledger as if no other ran beside it: SQLite has one writer, PostgreSQL is told SERIALIZABLE
-(what it cannot put in order it refuses, and `Ledger.change` begins that transaction again).
+(what it cannot put in order it refuses, and `Ledger.transact` begins that transaction again).
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ Transition = Callable[[Connection], Any]
 
 
 def outcome(
-    change: Callable[[Callable[[Connection], Result]], Result], transition: Callable[[Connection], Result]
+    transact: Callable[[Callable[[Connection], Result]], Result], transition: Callable[[Connection], Result]
 ) -> Result | Exception:
     """What a change by this transition returns, or the error that it raises."""
     try:
-        return change(transition)
+        return transact(transition)
     except Exception as error:
         return error
 
@@ -46,19 +46,19 @@ class _Brought:
 
 
 class GroupCommit:
-    """`change` is a transaction by itself. A transaction that fails with one of `unavailable` fails for all that were in it;
+    """`transact` is a transaction by itself. A transaction that fails with one of `unavailable` fails for all that were in it;
     with any other error, each is done again by itself, so that it fails only for whose it is.
     """
 
-    def __init__(self, change: Callable[[Transition], Any], unavailable: tuple[type[Exception], ...]) -> None:
-        self._change = change
+    def __init__(self, transact: Callable[[Transition], Any], unavailable: tuple[type[Exception], ...]) -> None:
+        self._transact = transact
         self._unavailable = unavailable
         self._lock = threading.Lock()
         self._brought: list[_Brought] = []
         self._under_way = False
         self._came_together = 1  # last time
 
-    def change(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
+    def transact(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
         """What each of `transitions` returns, committed, or the error it failed with.
 
         Each may be called again: it may do nothing that may not be done twice.
@@ -91,7 +91,7 @@ class GroupCommit:
         if self._came_together > 1:
             sleep(GATHER_S)
         try:
-            results = self._change(do)
+            results = self._transact(do)
         except Exception as error:
             take()
             if len(several) == 1 or isinstance(error, self._unavailable):
@@ -99,7 +99,7 @@ class GroupCommit:
                     one.outcome = error
             else:
                 for one in several:
-                    one.outcome = outcome(self._change, one.transition)
+                    one.outcome = outcome(self._transact, one.transition)
         else:
             for one, result in zip(several, results, strict=True):
                 one.outcome = result

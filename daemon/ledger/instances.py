@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from daemon.events.arrival import Arrival
+from daemon.events.outcomes import Arrival
 from daemon.ledger.schema import UNFINISHED, InstanceState, instances, jobs, needs
 
 

@@ -38,5 +38,5 @@ def rewrite_damaged_reports(ledger: Ledger, spool: Spool, job_id: int, now: floa
         )
         jobs.promote(connection, [job_id], now)
 
-    ledger.change(begin_again)
+    ledger.transact(begin_again)
     return True

@@ -134,7 +134,7 @@ class PeriodicTasks:
             if mine:
                 retention.delete_orphans(self._ledger, self._spool)
                 retention.delete_expired(self._ledger, self._spool, self._settings().retention)
-                self._ledger.change(lambda connection: jobs.promote(connection, None, time.time()))
+                self._ledger.transact(lambda connection: jobs.promote(connection, None, time.time()))
         self._on_ready()
 
     def _shrink(self) -> None:

@@ -69,7 +69,7 @@ def delete_expired(ledger: Ledger, spool: Spool, settings: Retention) -> int:
         reports += jobs.delete_finished(connection, quarantined, [JobState.QUARANTINED, JobState.FAILED])
         return reports, instances.delete_older_than(connection, finished)
 
-    reports, files = ledger.change(transition)
+    reports, files = ledger.transact(transition)
     removed = delete_files(ledger, spool, [*reports, *files])
     if removed:
         log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
@@ -99,13 +99,13 @@ def _end() -> float:
 
 
 def size_limit(settings: Retention, directory: Path | None) -> int | None:
-    """Bytes that the spool may fill: `max_bytes`, `max_share` of its disk, or the smaller of both; None without a limit.
+    """Bytes that the spool may fill: `max_bytes`, `max_disk_fraction` of its disk, or the smaller of both; None without a limit.
 
     Without a directory the spool is a bucket, of which there is no share.
     """
     limits = [] if settings.max_bytes is None else [int(settings.max_bytes)]
-    if settings.max_share is not None and directory is not None:
-        limits.append(int(settings.max_share * shutil.disk_usage(directory).total))
+    if settings.max_disk_fraction is not None and directory is not None:
+        limits.append(int(settings.max_disk_fraction * shutil.disk_usage(directory).total))
     return min(limits, default=None)
 
 
@@ -120,9 +120,9 @@ def enforce_size_limit(ledger: Ledger, spool: Spool, settings: Retention) -> Del
     removed = DeletedForRoom()
     excess = 0
     while True:
-        excess, step, paths = ledger.change(partial(_shrink_to, limit))
+        excess, step, paths = ledger.transact(partial(_shrink_to, limit))
         if step != DeletedForRoom():
-            bus.tell(step)
+            bus.publish(step)
         delete_files(ledger, spool, paths)
         removed += step
         if not step.jobs + step.instances:

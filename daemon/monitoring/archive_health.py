@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import structlog
 
 from daemon.archive.client import Archive
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError
 from daemon.events.bus import ArchiveAnswered, ArchiveSilent, Event, ReportSent
+from daemon.events.outcomes import StoreOutcomeKind
 
 ASK_AFTER_S = 60.0  # without an answer to anything else
 

@@ -68,7 +68,7 @@ class LedgerProbe:
         began = time.monotonic()
         try:
             nothing = update(jobs).where(jobs.c.id == -1).values(revision=jobs.c.revision)
-            self._ledger.change(lambda connection: connection.execute(nothing))
+            self._ledger.transact(lambda connection: connection.execute(nothing))
         except SQLAlchemyError as error:
             self._problem = (
                 f"the ledger cannot be written ({type(error).__name__}, after {time.monotonic() - began:.1f} s)"

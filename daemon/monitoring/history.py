@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.events.bus import Event, InstanceAccepted, JobAttempted, JobOutcome, ReportSent
+from daemon.events.outcomes import StoreOutcomeKind
 from daemon.events.timings import Stage, StageTiming
 from daemon.ledger.schema import UNFINISHED
 from daemon.ledger.summary import UrgentWork

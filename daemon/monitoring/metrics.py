@@ -22,9 +22,7 @@ from pydicom import uid
 from sqlalchemy.exc import SQLAlchemyError
 
 import config
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.dicom.sop_classes import REPORT_CLASSES, SEGMENTATION_CLASSES
-from daemon.events.arrival import Arrival
 from daemon.events.bus import (
     AssociationAccepted,
     BatchClassified,
@@ -38,7 +36,7 @@ from daemon.events.bus import (
     WorkerKind,
     WorkerRestarted,
 )
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcomeKind
 from daemon.events.timings import Stage, StageTiming
 from daemon.ledger import Ledger, jobs, nodes, outbox
 from daemon.ledger.schema import OutboxState

@@ -79,12 +79,12 @@ class Monitor:
         self._history = History()
         self._probe = health.LedgerProbe(parts.ledger)
         self._spool_bytes: int | None = None
-        bus.add(self._hear)
-        timings.add(self._hear_stage)
+        bus.subscribe(self._hear)
+        timings.subscribe(self._hear_stage)
 
     def close(self) -> None:
-        bus.remove(self._hear)
-        timings.remove(self._hear_stage)
+        bus.unsubscribe(self._hear)
+        timings.unsubscribe(self._hear_stage)
 
     def _hear(self, event: Event) -> None:
         self._metrics.hear(event)

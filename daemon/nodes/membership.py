@@ -94,7 +94,7 @@ class Node:
             return nodes.take_over(connection, gone, time.time(), self.id)
 
         self._joined += 1
-        taken = self._ledger.change(transition)
+        taken = self._ledger.transact(transition)
         self._beaten = time.monotonic()
         return taken
 
@@ -120,7 +120,7 @@ class Node:
             self._thread.join()
         held = self.id
         try:
-            self._ledger.change(lambda connection: nodes.leave(connection, held, time.time()))
+            self._ledger.transact(lambda connection: nodes.leave(connection, held, time.time()))
         except UNAVAILABLE as error:
             log.warning("the node could not leave; others wait for its lease to end", error=type(error).__name__)
         self._spool.sweep_receiving({self._process})
@@ -129,12 +129,12 @@ class Node:
     def duty(self, name: str) -> Iterator[bool]:
         """Whether this node does for the length of the block what one node at a time does for all."""
         held = self.id
-        mine = self._ledger.change(lambda connection: nodes.take_duty(connection, held, name))
+        mine = self._ledger.transact(lambda connection: nodes.take_duty(connection, held, name))
         try:
             yield mine
         finally:
             if mine:
-                self._ledger.change(lambda connection: nodes.end_duty(connection, held, name))
+                self._ledger.transact(lambda connection: nodes.end_duty(connection, held, name))
 
     def _loop(self) -> None:
         while not self._ended.wait(self._facts.lease_s / BEATS_PER_LEASE):
@@ -148,7 +148,7 @@ class Node:
         if now - self._beaten > self._facts.lease_s / 2:
             self._patient_until = now + self._facts.lease_s
         held = self.id
-        if not self._ledger.change(lambda connection: nodes.beat(connection, held)):
+        if not self._ledger.transact(lambda connection: nodes.beat(connection, held)):
             self._join_again()
         self._beaten = time.monotonic()
         if self._beaten < self._patient_until:
@@ -157,7 +157,7 @@ class Node:
             silent = set(nodes.silent(connection)) - {self.id}
         if silent:
             held = self.id
-            taken = self._ledger.change(lambda connection: nodes.take_over(connection, (), time.time(), held))
+            taken = self._ledger.transact(lambda connection: nodes.take_over(connection, (), time.time(), held))
             self.sweep_incoming()
             log.warning("nodes without a sign of life: their work is taken over", **vars(taken))
             self.on_freed()

@@ -121,7 +121,7 @@ class Admission:
             codes, kind, reason = refusal
             self.tell(Rejection(kind, address, asked.calling_ae, asked.called_ae, reason))
             return Refused(codes, reason)
-        bus.tell(bus.AssociationAccepted(asked.calling_ae, address))
+        bus.publish(bus.AssociationAccepted(asked.calling_ae, address))
         if not (peers := self._settings.peers):
             return Admitted()
         entries = entries_for(peers, asked.calling_ae, address)
@@ -163,7 +163,7 @@ class Admission:
         """Count a caller that was not let in."""
         with self._lock:
             self._rejected[rejection.kind] += 1
-        bus.tell(rejection)
+        bus.publish(rejection)
         self._on_rejection(rejection)
 
 

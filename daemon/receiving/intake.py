@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from daemon.dicom.digest import is_sha256, sha256_of
 from daemon.errors import RefusedInstance, SpoolUnavailable
 from daemon.events import bus
-from daemon.events.arrival import Arrival
+from daemon.events.outcomes import Arrival
 from daemon.ledger import UNAVAILABLE, Ledger, instances, jobs, recording_a_file
 from daemon.ledger.instances import StoredInstance
 from daemon.maintenance.retention import delete_files
@@ -70,7 +70,7 @@ class Intake:
             _Recording(self._spool, self._bundle, placed, placed.file) if placed.file else None for placed in several
         ]
         transitions = [recording.transition for recording in recordings if recording]
-        results = iter(self._ledger.change_together(transitions) if transitions else ())
+        results = iter(self._ledger.transact_together(transitions) if transitions else ())
         errors: list[Exception | None] = []
         for placed, recording in zip(several, recordings, strict=True):
             try:
@@ -84,7 +84,7 @@ class Intake:
     def _drop_own(self, placed: SpooledInstance) -> None:
         incoming = placed.incoming
         _log_of(incoming).info("own report came back, dropped")
-        bus.tell(bus.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
+        bus.publish(bus.InstanceAccepted(Arrival.DUPLICATE, incoming.path.stat().st_size))
         self._on_received(incoming, placed.study_uid, Arrival.DUPLICATE)
 
     def _finish(self, recording: _Recording, result: tuple[Arrival, bool] | Exception) -> None:
@@ -100,7 +100,7 @@ class Intake:
         incoming = recording.placed.incoming
         if recording.left:
             delete_files(self._ledger, self._spool, recording.left)
-        bus.tell(bus.InstanceAccepted(arrival, recording.file.size))
+        bus.publish(bus.InstanceAccepted(arrival, recording.file.size))
         self._say(recording, arrival)
         self._on_received(incoming, recording.placed.study_uid, arrival)
         if ready:

@@ -35,8 +35,8 @@ class Listener:
     """Receives instances into the folder `incoming` and hands each complete one to `accept`.
 
     `accept`, `full` and `commitment` are as in `ScpCallbacks`; `full` also keeps associations away. `on_rejection` is told of
-    each caller not let in, `on_end` of the id of each association that has ended. All are called from several threads. `receivers`
-    serve beside this process where connections are not TLS; they accept by themselves.
+    each caller not let in, `on_end` of the id of each association that has ended. All are called from several threads.
+    `receivers` serve beside this process where connections are not TLS; they accept by themselves.
 
     Raises:
         ConfigurationError: a TLS file of the settings cannot be used.

@@ -28,5 +28,5 @@ def denied_classes(entries: Sequence[Peer], supported: Iterable[str]) -> frozens
 
     Verification is "echo"; all else, storage commitment results among it, is "store".
     """
-    may = {permission for peer in entries for permission in peer.may}
+    may = {permission for peer in entries for permission in peer.permissions}
     return frozenset(uid for uid in supported if ("echo" if uid == Verification else "store") not in may)

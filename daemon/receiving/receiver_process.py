@@ -267,7 +267,7 @@ class ReceiverProcess:
                 how = type(error).__name__
             if self._stopping.is_set():
                 break
-            bus.tell(bus.WorkerRestarted(bus.WorkerKind.RECEIVER))
+            bus.publish(bus.WorkerRestarted(bus.WorkerKind.RECEIVER))
             log.error("a receiver ended, it is begun again", receiver=self._name, exit=how)
             if time.monotonic() - begun > LONGEST_PAUSE_S:
                 pause_s = FIRST_PAUSE_S
@@ -325,7 +325,7 @@ class ReceiverProcess:
                 answering.submit(self._answer, message)
             case Told(facts):
                 for fact in facts:
-                    timings.tell(fact) if isinstance(fact, StageTiming) else bus.tell(fact)
+                    timings.publish(fact) if isinstance(fact, StageTiming) else bus.publish(fact)
             case Ended(association_id):
                 self._is_over(association_id)
             case Here():
@@ -481,8 +481,8 @@ def _receive(pipe: Connection, start: Start) -> None:
     start.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     service = _Service(pipe)
     reception = StoreScp(start.listener, start.folder, start.address, _behind(start, service))
-    bus.add(service.tell)
-    timings.add(service.tell)
+    bus.subscribe(service.tell)
+    timings.subscribe(service.tell)
     gc.collect()
     gc.freeze()  # as the service does
     service.send(Here())

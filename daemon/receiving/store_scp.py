@@ -31,7 +31,7 @@ from daemon.dimse.presentation_contexts import choose_transfer_syntax, supported
 from daemon.dimse.upper_layer import MAX_UNANSWERED
 from daemon.errors import RefusedInstance
 from daemon.events import bus
-from daemon.events.timings import Stage, StageTiming, tell
+from daemon.events.timings import Stage, StageTiming, publish
 from daemon.receiving.admission import SPARE, TEMPORARY_CONGESTION, Asked, Decision, Refused
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import NO_ROOM
@@ -202,9 +202,9 @@ class StoreScp:
         finally:
             file.discard()
             caller = association.requestor.primitive.calling_ae_title
-            bus.tell(bus.InstanceAnswered(sop_class_uid, status, caller, association.peer_address))
+            bus.publish(bus.InstanceAnswered(sop_class_uid, status, caller, association.peer_address))
             cpu_seconds = file.cpu_seconds + time.thread_time() - cpu
-            tell(StageTiming(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
+            publish(StageTiming(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
         association.refused += 1
         return status, reason
 

@@ -13,7 +13,8 @@ from rich.console import Console
 from config.settings import TLS, Settings
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
+from daemon.archive.store_status import OutgoingInstance
+from daemon.events.outcomes import StoreOutcomeKind
 
 SENDER_AE_TITLE = "MAMMOD_SEND"
 

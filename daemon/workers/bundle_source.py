@@ -29,8 +29,8 @@ def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | No
         return load_bundle(default, allow_untrained=allow_untrained)
     if not allow_untrained:
         raise ConfigurationError(
-            "model.bundle is not set and no trained bundle is installed; name a bundle, or use --allow-untrained to try the way "
-            "of the data with a network whose numbers mean nothing"
+            "model.bundle is not set and no trained bundle is installed; install one (mammod bundle fetch) and name it in "
+            "[model] bundle, or use --allow-untrained to try mammod with a network whose numbers mean nothing"
         )
     made = made_at or untrained_path(settings)
     if not made.exists():

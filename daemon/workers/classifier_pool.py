@@ -51,7 +51,7 @@ _THREADS = "TF_NUM_INTRAOP_THREADS"  # TensorFlow reads it by itself
 
 
 class ClassifierPool:
-    """Classifies ROIs with a bundle's engine in `workers.count` processes (0: one, or one for each NVIDIA GPU).
+    """Classifies ROIs with a bundle's engine in `workers.classifiers` processes (0: one, or one for each NVIDIA GPU).
 
     In folder `cache` an engine keeps what it converted (see `model.engines.load_engine`). `factory` ("module:function",
     called in the process) makes the engine; tests put their own there. `start_limit_s` and `hang_limit_s` bound the warm-up
@@ -74,7 +74,7 @@ class ClassifierPool:
     ) -> None:
         self._size = bundle.manifest.architecture.input_size
         arguments: tuple[Any, ...] = (str(bundle.path), bundle.digest, engine, workers.max_batch)
-        environments = _environments(workers.count)
+        environments = _environments(workers.classifiers)
         self._remote = workers.backend == "ray"
         if self._remote:
             factory, arguments, environments = _on_ray(factory, arguments, workers)
@@ -286,7 +286,7 @@ class ClassifierPool:
                 for item in batch:
                     item.future.set_exception(error)
         else:
-            bus.tell(bus.BatchClassified(len(batch)))
+            bus.publish(bus.BatchClassified(len(batch)))
             for item, (probability, heat_map) in zip(batch, answers, strict=True):
                 worker.answer(item.future, probability, heat_map)
 
@@ -399,7 +399,7 @@ class _Worker:
         """
         if self.pid is None:
             log.warning("starting the classifier process again")
-            bus.tell(bus.WorkerRestarted(bus.WorkerKind.CLASSIFIER))
+            bus.publish(bus.WorkerRestarted(bus.WorkerKind.CLASSIFIER))
             try:
                 self.start()
             except ConfigurationError as error:  # it was right when the service started
@@ -527,7 +527,7 @@ def _on_ray(
 
     assert workers.ray_address is not None
     place = Place(workers.ray_address, workers.ray_gpus, workers.ray_cpus)
-    return "daemon.workers.ray_engine:open_engine", (place, factory, *arguments), [{}] * (workers.count or 1)
+    return "daemon.workers.ray_engine:open_engine", (place, factory, *arguments), [{}] * (workers.classifiers or 1)
 
 
 def _environments(count: int) -> list[dict[str, str]]:

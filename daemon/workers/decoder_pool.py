@@ -210,7 +210,7 @@ class _Decoder:
 
     def _replace(self) -> None:
         """Put away the process, which is begun anew when the next object comes."""
-        bus.tell(bus.WorkerRestarted(bus.WorkerKind.DECODER))
+        bus.publish(bus.WorkerRestarted(bus.WorkerKind.DECODER))
         self._put_away()
 
     def _put_away(self) -> None:

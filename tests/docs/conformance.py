@@ -163,7 +163,7 @@ def _sending() -> list[str]:
         "",
         "- **C-STORE** of each report: its class in Explicit VR Little Endian, and as a second choice Implicit VR Little Endian. Statuses 0000,",
         "  Bxxx and 0111 count as stored; A7xx and 0213 are tried again, first after "
-        f"{ARCHIVE.retry_first_s:g} s, then after twice as long, up to {ARCHIVE.retry_longest_s:g} s; every other is a failure for good.",
+        f"{ARCHIVE.retry_first_s:g} s, then after twice as long, up to {ARCHIVE.retry_max_s:g} s; every other is a failure for good.",
         f"- **Storage commitment** (`archive.commitment`, default {str(ARCHIVE.commitment).lower()}): N-ACTION after storing; the answer is taken on",
         "  the same or on a new association.",
         f"- **C-FIND**, then **C-GET** or **C-MOVE** (Study Root, `archive.retrieve`, default `{ARCHIVE.retrieve}`) of single instances that a",
@@ -183,7 +183,7 @@ def _web() -> list[str]:
         "",
         "User agent of the Store transaction (PS3.18 10.5) where `archive.stow_url` is set: one request for each report, `multipart/related` with",
         "one part `application/dicom`; the answer is asked for in DICOM JSON and read in JSON or XML. A report counts as stored where the answer",
-        "names it in Referenced SOP Sequence, with or without a warning. A bearer token (`archive.stow_token_file`) goes out by https only. Failed SOP Sequence is judged as a C-STORE status; HTTP 401, 403, 404,",
+        "names it in Referenced SOP Sequence, with or without a warning. A bearer token (`archive.dicomweb_token_file`) goes out by https only. Failed SOP Sequence is judged as a C-STORE status; HTTP 401, 403, 404,",
         "408, 429 and 5xx are tried again; other 4xx are a failure for good.",
         "",
         'User agent of the Search transaction (PS3.18 10.6) and the Retrieve transaction (10.4) where `archive.retrieve = "dicomweb"`, at',

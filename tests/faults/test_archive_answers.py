@@ -181,7 +181,7 @@ def test_each_fault_of_a_stow_archive(fault: str, ledger: Ledger, tmp_path: Path
 
 def _send_once(ledger: Ledger, item: Any, peer: Any, folder: Path) -> None:
     queue(ledger, item, time.time())
-    settings = ArchiveSettings(retry_first_s=FIRST_S, retry_longest_s=900)
+    settings = ArchiveSettings(retry_first_s=FIRST_S, retry_max_s=900)
     send_due(ledger, hold(), peer, settings, folder.joinpath)
 
 

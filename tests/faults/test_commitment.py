@@ -49,7 +49,7 @@ class SendingRig:
         queue(ledger, self.item, time.time())
 
     def to(self, port: int, **settings: Any) -> None:
-        settings = {"commitment": True, "commitment_asks": 3, "retry_first_s": 10, "timeout_s": 5} | settings
+        settings = {"commitment": True, "commitment_attempts": 3, "retry_first_s": 10, "timeout_s": 5} | settings
         self.archive: Archive = archive(port, self.folder, **settings)
         self.commitment = StorageCommitment(self.ledger, self.archive)
 
@@ -160,7 +160,7 @@ def test_the_answer_on_a_new_association_with_role_selection(sending: SendingRig
 
 def test_the_answer_long_after_to_another_process(sending: SendingRig, tmp_path: Path) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
-        sending.to(peer.port, commitment_wait_s=1000)
+        sending.to(peer.port, commitment_timeout_s=1000)
         sending.commitment._archive = _unlingering(sending.archive)
         sending.send()
         sending.ask()
@@ -231,7 +231,7 @@ def _unlingering(archive: Archive) -> Archive:
 
 def test_silence_is_asked_again_with_back_off_and_then_shown(sending: SendingRig) -> None:
     with committing_archive(silent) as peer:
-        sending.to(peer.port, commitment_wait_s=100)
+        sending.to(peer.port, commitment_timeout_s=100)
         sending.commitment._archive = _unlingering(sending.archive)
         sending.send()
         for longest in (100, 200, 400):
@@ -249,7 +249,7 @@ def test_silence_is_asked_again_with_back_off_and_then_shown(sending: SendingRig
 @pytest.mark.parametrize("status", [0x0000, 0x0110])
 def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending: SendingRig) -> None:
     with committing_archive(silent, status=status) as peer:
-        sending.to(peer.port, commitment_wait_s=100)
+        sending.to(peer.port, commitment_timeout_s=100)
         sending.commitment._archive = _unlingering(sending.archive)
         often = outgoing(sending.folder)
         queue(sending.ledger, often, time.time())
@@ -275,7 +275,7 @@ def test_a_promise_that_comes_after_we_gave_up_counts_and_none_of_before_a_retry
     sending: SendingRig, tmp_path: Path
 ) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
-        sending.to(peer.port, commitment_asks=1)
+        sending.to(peer.port, commitment_attempts=1)
         sending.commitment._archive = _unlingering(sending.archive)
 
         def ask_in_vain() -> None:

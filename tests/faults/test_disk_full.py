@@ -197,7 +197,7 @@ def test_jobs_go_on_when_the_ledger_that_was_locked_is_free(tmp_path: Path, monk
     done: list[int] = []
 
     def do(job: Row) -> None:
-        ledger.change(lambda connection: job_claims.done(connection, job, "nothing to classify", None, time.time()))
+        ledger.transact(lambda connection: job_claims.done(connection, job, "nothing to classify", None, time.time()))
         done.append(job.id)
 
     def make_job(uid: str) -> None:

@@ -127,7 +127,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> None:
     told: list[bus.Event] = []
     took: list[timings.StageTiming] = []
-    with bus.heard_by(told.append), timings.heard_by(took.append):
+    with bus.subscribed(told.append), timings.subscribed(took.append):
         association = rig.associate_with_receiver()
         assert store(association, CONTENT, UID).Status == 0x0000
         association.release()
@@ -234,7 +234,7 @@ def test_a_broken_data_set_is_refused_by_the_receiver(rig: Rig) -> None:
 
 
 def test_limits_and_peers_hold_for_all_processes_together(tmp_path: Path) -> None:
-    peers = [{"ae_title": "MODALITY"}, {"ae_title": "MONITOR", "may": ["echo"]}]
+    peers = [{"ae_title": "MODALITY"}, {"ae_title": "MONITOR", "permissions": ["echo"]}]
     with running(tmp_path, peers=peers, max_associations=3) as rig:
         monitor = rig.associate_with_receiver(
             calling="MONITOR", contexts=((MAMMOGRAM, (EXPLICIT,)), (Verification, (EXPLICIT,)))
@@ -280,7 +280,7 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
     store_in_part(association, encode(mammogram(size=512)), UID)
     wait_until(lambda: rig.half_received, "a data set is being received")
     told: list[bus.Event] = []
-    with capture_logs() as logged, bus.heard_by(told.append):
+    with capture_logs() as logged, bus.subscribed(told.append):
         killed = rig.receiver.pid
         assert killed is not None
         os.kill(killed, signal.SIGKILL)

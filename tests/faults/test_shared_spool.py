@@ -333,8 +333,8 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, str]) -> None:
 
 
 def test_a_share_of_a_disk_is_none_of_a_bucket() -> None:
-    assert size_limit(settings.Retention(max_share=0.5), None) is None
-    assert size_limit(settings.Retention(max_share=0.5, max_bytes=1000), None) == 1000  # type: ignore[arg-type]
+    assert size_limit(settings.Retention(max_disk_fraction=0.5), None) is None
+    assert size_limit(settings.Retention(max_disk_fraction=0.5, max_bytes=1000), None) == 1000  # type: ignore[arg-type]
 
 
 def test_without_the_extra_it_says_which_to_install(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

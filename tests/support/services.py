@@ -172,7 +172,7 @@ def service(
         "listener": {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": port, "processes": 2},
         "archive": {
             "ae_title": archive[0], "host": "127.0.0.1", "port": archive[1],
-            "timeout_s": 10, "retry_first_s": 0.2, "retry_longest_s": 1,
+            "timeout_s": 10, "retry_first_s": 0.2, "retry_max_s": 1,
         },
         "spool": {"directory": str(folder / "spool"), "min_free": "1 MB"},
         "model": {"bundle": str(bundle)},

@@ -14,7 +14,8 @@ from sqlalchemy import select, update
 
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.outbox_sender import SendSummary, next_attempt, send_due
-from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind
+from daemon.archive.store_status import OutgoingInstance
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
@@ -24,7 +25,7 @@ from tests.support.ledgers import NODE, hold, join
 from tests.support.peers.programs import free_port, wait_until
 
 STORED, RETRY, FAILED = StoreOutcomeKind.STORED, StoreOutcomeKind.RETRY, StoreOutcomeKind.FAILED
-SETTINGS = ArchiveSettings(retry_first_s=10, retry_longest_s=900)
+SETTINGS = ArchiveSettings(retry_first_s=10, retry_max_s=900)
 
 
 @pytest.mark.parametrize(("attempts", "longest"), [(0, 10), (1, 20), (2, 40), (6, 640), (7, 900), (100_000, 900)])

@@ -19,13 +19,11 @@ from structlog.testing import capture_logs
 
 from config.settings import AuditTrail as AuditSettings
 from config.settings import Settings
-from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.audit import messages, transport
 from daemon.audit.messages import Action, Message, NetworkNode, Source
 from daemon.audit.trail import AuditTrail
 from daemon.audit.transport import Delivery
-from daemon.events.arrival import Arrival
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcome, StoreOutcomeKind
 from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.certificates import Authority
 from tests.support.peers.programs import free_port, program, running, wait_until

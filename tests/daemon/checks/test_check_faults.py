@@ -19,7 +19,8 @@ import pytest
 from typer.testing import CliRunner
 
 from config.errors import ConfigurationError
-from config.settings import Settings, load_settings
+from config.loading import load_settings
+from config.settings import Settings
 from daemon.checks.archive import archive_findings
 from daemon.checks.certificates import certificate_findings
 from daemon.checks.finding import Finding
@@ -177,16 +178,16 @@ def test_dicomweb_is_asked_with_the_token(tmp_path: Path) -> None:
         def check(root: str, token: str | None = "token", **archive: Any) -> list[Finding]:
             web = {"dicomweb_url": root, "tls": ours, "port": orthanc.dicom_port, "ae_title": orthanc.aet, **archive}
             if token:
-                web["stow_token_file"] = tmp_path / token
+                web["dicomweb_token_file"] = tmp_path / token
             found = list(archive_findings(settings(tmp_path, archive={"host": None, **web, "stow_url": root})))
             assert ".token" not in str(found), "a token is shown to nobody"
             return found
 
         assert [finding.level for finding in check(f"{url}/dicom-web")] == ["ok", "ok"]
         for said in [finding.text for finding in check(f"{url}/dicom-web", "wrong")]:
-            assert "HTTP 401" in said and "token of archive.stow_token_file" in said
+            assert "HTTP 401" in said and "token of archive.dicomweb_token_file" in said
         for said in [finding.text for finding in check(f"{url}/dicom-web", None)]:
-            assert "HTTP 401" in said and "stow_token_file is not set" in said
+            assert "HTTP 401" in said and "dicomweb_token_file is not set" in said
         stow, wado = check(f"{url}/elsewhere")
         assert stow.level == "warning" and "HTTP 404" in stow.text
         assert wado.level == "bad" and "no DICOMweb at that path" in wado.text

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from config.errors import ConfigurationError, MammodError
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.app import app
 from daemon.cli.options import time_of
 from daemon.ledger import Ledger, instances, job_claims, jobs, outbox

@@ -232,5 +232,5 @@ def test_the_limit_is_the_smaller_of_bytes_and_share(tmp_path: Path) -> None:
     assert size_limit(Retention(max_bytes="2MB"), tmp_path) == 2_000_000  # type: ignore[arg-type]
     stat = os.statvfs(tmp_path)
     total = stat.f_blocks * stat.f_frsize
-    assert size_limit(Retention(max_share=0.5), tmp_path) == pytest.approx(total / 2, abs=1)
-    assert size_limit(Retention(max_share=1.0, max_bytes="2MB"), tmp_path) == 2_000_000  # type: ignore[arg-type]
+    assert size_limit(Retention(max_disk_fraction=0.5), tmp_path) == pytest.approx(total / 2, abs=1)
+    assert size_limit(Retention(max_disk_fraction=1.0, max_bytes="2MB"), tmp_path) == 2_000_000  # type: ignore[arg-type]

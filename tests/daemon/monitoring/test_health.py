@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from config.settings import Workers
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError, DecoderUnavailable, RefusedInstance
-from daemon.events.arrival import Arrival
 from daemon.events.bus import (
     ArchiveAnswered,
     ArchiveSilent,
@@ -25,7 +23,7 @@ from daemon.events.bus import (
     JobOutcome,
     ReportSent,
 )
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcomeKind
 from daemon.events.timings import Stage, StageTiming
 from daemon.ledger import Ledger
 from daemon.ledger.summary import urgent_work

@@ -81,7 +81,7 @@ def test_no_two_nodes_claim_the_same_job(ledger: Ledger) -> None:
 
     def claim(owner: str) -> list[int]:
         claimed = []
-        while rows := ledger.change(lambda connection: job_claims.claim(connection, owner, 3, 10.0)):
+        while rows := ledger.transact(lambda connection: job_claims.claim(connection, owner, 3, 10.0)):
             claimed += [row.id for row in rows]
             assert {row.owner for row in rows} == {owner}
         return claimed
@@ -156,7 +156,7 @@ def test_image_and_lesion_object_recorded_at_once_are_paired(ledger: Ledger) -> 
                 jobs.promote(connection, jobs.needing(connection, image), 1.0)
 
             both.wait(10)
-            ledger.change(transition)
+            ledger.transact(transition)
 
         def source_comes(image: str = image, source: str = source, both: threading.Barrier = both) -> None:
             def transition(connection):  # type: ignore[no-untyped-def]
@@ -164,7 +164,7 @@ def test_image_and_lesion_object_recorded_at_once_are_paired(ledger: Ledger) -> 
                 jobs.create(connection, instance_id, source, (image,), BUNDLE, 1.0)
 
             both.wait(10)
-            ledger.change(transition)
+            ledger.transact(transition)
 
         with ThreadPoolExecutor(2) as pool:
             for future in [pool.submit(image_comes), pool.submit(source_comes)]:
@@ -185,7 +185,7 @@ def test_the_last_two_reports_of_a_job_end_at_once(ledger: Ledger) -> None:
 
     def ends(item: int) -> None:
         both.wait(10)
-        ledger.change(lambda connection: outbox.stored(connection, item, 0, None, 12.0, A))
+        ledger.transact(lambda connection: outbox.stored(connection, item, 0, None, 12.0, A))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(ends, items))
@@ -194,7 +194,7 @@ def test_the_last_two_reports_of_a_job_end_at_once(ledger: Ledger) -> None:
 
 def test_the_same_instance_at_once_is_recorded_once(ledger: Ledger) -> None:
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: ledger.change(lambda c: instances.record(c, stored(IMAGE))), range(12)))
+        list(pool.map(lambda _: ledger.transact(lambda c: instances.record(c, stored(IMAGE))), range(12)))
     with ledger.read() as connection:
         assert instances.received(connection) == 12
         assert len(instances.current(connection, [IMAGE])) == 1
@@ -286,9 +286,9 @@ def test_a_server_that_was_restarted_is_found_again(postgresql: PostgreSQL, post
     join(ledger, A)
     postgresql.stop()
     with pytest.raises(OperationalError):
-        ledger.change(lambda connection: nodes.beat(connection, A))
+        ledger.transact(lambda connection: nodes.beat(connection, A))
     postgresql.start()
-    assert ledger.change(lambda connection: nodes.beat(connection, A))
+    assert ledger.transact(lambda connection: nodes.beat(connection, A))
     ledger.close()
 
 

@@ -307,7 +307,7 @@ def test_a_peer_may_do_what_its_entry_says(
     incoming: Path, accepted: Accepted, may: list[str], echo: int, stored: int
 ) -> None:
     """Result of each presentation context by PS3.8 table 9-18: 0 acceptance, 1 user-rejection, 3 unknown abstract syntax."""
-    peers = [{"ae_title": "MODALITY", "networks": ["127.0.0.0/8"], "may": may}]
+    peers = [{"ae_title": "MODALITY", "networks": ["127.0.0.0/8"], "permissions": may}]
     with listening(Listener(listener_settings(peers=peers), incoming, accepted)) as listener:
         offers = [("1.2.840.10008.1.1", [IMPLICIT]), (MAMMOGRAM, [EXPLICIT]), ("1.2.3.4", [IMPLICIT])]
         association = request_association(listener.port, offers)

@@ -46,7 +46,7 @@ def start(bundle: Bundle) -> Iterator[Start]:
     def start(
         engine: str = "fake", count: int = 1, max_batch: int = 8, max_wait_ms: float = 50, **limits: Any
     ) -> ClassifierPool:
-        workers = Workers(count=count, max_batch=max_batch, max_wait_ms=max_wait_ms)
+        workers = Workers(classifiers=count, max_batch=max_batch, max_wait_ms=max_wait_ms)
         classifier = ClassifierPool(bundle, workers, factory=f"tests.support.fake_engines:{engine}", **limits)
         running.append(classifier)
         classifier.start()
@@ -194,7 +194,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
     start: Start, engine: str, limit_s: float, message: str, bundle: Bundle
 ) -> None:
     classifier = ClassifierPool(
-        bundle, Workers(count=1), factory=f"tests.support.fake_engines:{engine}", start_limit_s=limit_s
+        bundle, Workers(classifiers=1), factory=f"tests.support.fake_engines:{engine}", start_limit_s=limit_s
     )
     with pytest.raises(ClassifierError, match=message):
         classifier.start()
