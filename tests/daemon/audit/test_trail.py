@@ -17,7 +17,7 @@ from lxml import etree
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from config.settings import AuditTrail as AuditSettings
+from config.settings import Audit as AuditSettings
 from config.settings import Settings
 from daemon.audit import messages, transport
 from daemon.audit.messages import Action, Message, NetworkNode, Source
@@ -149,7 +149,7 @@ def settings_for(file: Path) -> Settings:
     return Settings(audit={"file": file}, archive={"ae_title": "PACS", "host": "10.1.2.3"})
 
 
-def messages(file: Path) -> list[Any]:
+def written(file: Path) -> list[Any]:
     return [parsed(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
@@ -174,7 +174,7 @@ def test_one_message_for_each_study_of_an_association_when_it_ends(tmp_path: Pat
     audit.association_ended("a1")
     audit.association_ended("a1")
     audit.stopped()
-    *transfers, stop = messages(file)
+    *transfers, stop = written(file)
     assert codes(stop, "EventIdentification/EventTypeCode") == ["DCM 110121 Application Stop"]
     told = [
         (
@@ -199,7 +199,7 @@ def test_reports_out_are_told_for_each_study_and_outcome_and_retries_are_not(tmp
     rows += [(Sent(STUDY, SEGMENTATION), StoreOutcomeKind.FAILED), (Sent(OTHER_STUDY, IMAGE), StoreOutcomeKind.RETRY)]
     audit.sent([(row, StoreOutcome("1.2", kind, None, "why")) for row, kind in rows], settings_for(file))
     audit.stopped()
-    stored, failed, _ = messages(file)
+    stored, failed, _ = written(file)
     assert [one.get("NumberOfInstances") for one in stored.iter("SOPClass")] == ["2"]
     assert [one.get("AlternativeUserID") for one in stored.findall("ActiveParticipant")] == [
         "AETITLES=MAMMOD", "AETITLES=PACS",
@@ -230,7 +230,7 @@ def test_a_caller_not_let_in_is_an_alert_and_many_are_one_with_their_number(
     audit.rejected(Rejection(kind, "192.0.2.7", "X", "MAMMOD", "why"))
     monkeypatch.undo()
     audit.stopped()
-    *alerts, _stop = messages(file)
+    *alerts, _stop = written(file)
     if expected is None:
         assert alerts == []
         return

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 # A program with a process that ignores SIGTERM, as ours do; it prints that one's id, and ends as its argument says.
 PROGRAM = """
 import os, signal, sys
-from daemon.system.child_process import Child, begin
+from daemon.system.child_process import ChildProcess, begin
 
 def work(pipe):
     begin("mammod-test")
@@ -24,7 +24,7 @@ def work(pipe):
     pipe.recv()
 
 if __name__ == "__main__":
-    child = Child("test", work)
+    child = ChildProcess("test", work)
     print(child.pipe.recv(), flush=True)
     os.kill(child.pid, signal.SIGTERM)
     if sys.argv[1] == "killed":
