@@ -74,7 +74,8 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
             service = DemoService(folder, (*archive, aet), output / "service.log")
             stored = lambda: service.confirmed_reports(reports)  # noqa: E731
         stack.callback(service.stop)
-        with _step(progress, "Starting the service and warming up its classifier"):
+        first = "" if service.is_converted else " (once: converting the model for this processor)"
+        with _step(progress, f"Starting the service and warming up its classifier{first}"):
             service.start()
         sent_at = _send_all(items, service, progress)
         rows = _wait_for_rows(prepared, stored, service, sent_at, progress)
@@ -200,7 +201,7 @@ def _show(console: Console, output: Path, rows: Sequence[Row], notes: Sequence[s
         )
     for note in notes:
         console.print(Text(note, style="bold yellow"))
-    console.print(Text(f"With pictures: {output / 'index.html'}"))
+    console.print(Text(f"With pictures: {(output / 'index.html').as_uri()}"), soft_wrap=True)
 
 
 def _clear(output: Path) -> None:

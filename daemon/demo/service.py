@@ -36,6 +36,7 @@ class DemoService:
     def __init__(self, folder: Path, archive: tuple[str, int, str], log: Path) -> None:
         self.port = _free_port()
         self.spool = folder / "spool"
+        self.is_converted = _keep_engine(self.spool)
         self.log = log
         self._settings = folder / "mammod.toml"
         self._settings.write_text(_settings(self.port, archive, self.spool), encoding="utf-8")
@@ -130,6 +131,19 @@ class DemoService:
         if self._ledger is None:
             raise MammodError("the service is not running: it was not started, or was stopped")
         return self._ledger
+
+
+def _keep_engine(spool: Path) -> bool:
+    """Keep what the engine converts with the user's caches, for the next demo; whether something is there already."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    kept = (Path(caches) if caches else Path.home() / ".cache") / "mammod" / "engine"
+    try:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spool.mkdir(mode=0o700)
+        (spool / "engine").symlink_to(kept)
+        return any(path.is_dir() for path in kept.iterdir())
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

@@ -258,6 +258,6 @@ def test_the_packages_of_a_service_are_those_that_it_needs(extra: str) -> None:
 
 def test_every_group_is_of_the_lock_and_no_tool_is_in_a_service() -> None:
     groups = packages()
-    assert set(groups) == {"service", "build", *EXTRAS}
+    assert set(groups) == {"service", "build", "setup", "demo", *EXTRAS}
     assert not set().union(*groups.values()) - set(locked())
     assert not groups["service"] & {"pytest", "ruff", "mypy", "moto", "ray", "hatchling"}

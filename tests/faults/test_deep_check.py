@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from sqlalchemy import delete, select, text, update
 
 from config.settings import Settings
 from daemon.checks.run import deep_findings
+from daemon.cli.app import main as mammod
 from daemon.jobs.job_runner import JobRunner
 from daemon.jobs.pipeline import Written
 from daemon.ledger import Ledger, instances, job_claims, jobs, look, outbox, schema
@@ -25,11 +25,11 @@ from daemon.maintenance.consistency_check import check_consistency
 from daemon.storage.spool import Spool
 from tests.support.archive_stubs import outgoing
 from tests.support.cases import Case
+from tests.support.fork_server import run_forked
 from tests.support.kills import check_deep
 from tests.support.ledgers import NODE, join
 from tests.support.peers.archives import StoreSCP
 from tests.support.peers.programs import dcmsend, wait_until
-from tests.support.repository import ROOT
 from tests.support.services import Service
 
 JOB = schema.jobs
@@ -207,8 +207,7 @@ def test_the_command_beside_a_running_service(
 
 
 def _retry(service: Service, job: int, status: int) -> str:
-    command = [sys.executable, "-m", "daemon", "jobs", "retry", "--config", str(service.settings), str(job)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90)
+    done = run_forked(mammod, "jobs", "retry", "--config", service.settings, job, environment=os.environ, limit_s=90)
     assert done.returncode == status, done
     return done.stdout + done.stderr
 

@@ -25,6 +25,7 @@ def test_a_pacs_on_both_sides_gets_one_report_back_and_no_loop(
     new_service: Callable[..., Service], orthanc: Orthanc, case: Case, tmp_path: Path
 ) -> None:
     service = new_service((orthanc.aet, orthanc.dicom_port))
+    service.forked = False  # once as it is started in daily life
     service.start()
     orthanc.add_modality("mammod", service.aet, service.port)
     orthanc.auto_route("mammod")

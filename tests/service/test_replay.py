@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,12 @@ from daemon.cli.app import app
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from model.errors import BundleError
+from tests.support import launch
 from tests.support.cases import make_case
+from tests.support.fork_server import run_forked
 from tests.support.peers.archives import StoreSCP
 from tests.support.peers.programs import dciodvfy, dcmsend, dsr2html
-from tests.support.services import ROOT, Service
+from tests.support.services import Service
 
 pytestmark = pytest.mark.peers
 
@@ -41,14 +42,8 @@ def other_bundle(bundle: Path, path: Path, **changes: Any) -> Path:
 
 
 def mammod(service: Service, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.support.launch", *map(str, arguments), "--config", str(service.settings)],
-        cwd=ROOT,
-        env=os.environ | {"MAMMOD_TEST_ENGINE": "stand-in", "PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    surroundings = dict(os.environ) | {"MAMMOD_TEST_ENGINE": "stand-in"} | environment
+    return run_forked(launch.main, *arguments, "--config", service.settings, environment=surroundings)
 
 
 def table(file: Path) -> list[dict[str, str]]:

@@ -23,6 +23,8 @@ from config.settings import ENVIRONMENT_PREFIX
 from daemon.ledger import Ledger
 from daemon.ledger.jobs import retry
 from daemon.ledger.schema import instances, jobs, outbox
+from tests.support import launch
+from tests.support.fork_server import ForkedProgram, is_installed
 from tests.support.peers.programs import free_port, wait_until
 from tests.support.repository import ROOT
 
@@ -44,7 +46,9 @@ class Service:
     settings: Path
     bundle: Path
     engine: str = "stand-in"
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | ForkedProgram | None = None
+    # Forked from a server that has its modules; False: a program as a user starts it, and its processes its children.
+    forked: bool = field(default_factory=is_installed)
     starts: int = 0
     host: str = "127.0.0.1"
     aet: str = AE_TITLE
@@ -65,16 +69,19 @@ class Service:
         output = self.folder / f"service-{self.starts:02}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
         environment |= {"MAMMOD_TEST_ENGINE": self.engine, "MAMMOD_TEST_CRASH": crash, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "tests.support.launch", *self.serve_arguments()]
+        environment |= self.environment
         with output.open("wb") as file:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment | self.environment,
-            )
+            if self.forked:
+                self.process = ForkedProgram(launch.main, ["mammod", *self.serve_arguments()], environment, file)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.launch", *self.serve_arguments()],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
         if wait:
             self.wait_ready(output)
 

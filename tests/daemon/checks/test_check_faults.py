@@ -35,7 +35,8 @@ from daemon.dicom.sop_classes import OWN_REPORT_CLASSES
 from daemon.ledger import Ledger, instances
 from daemon.reports.registry import KIND_CLASSES, KINDS
 from tests.daemon.ledger.test_transitions import stored
-from tests.support import archive_stubs, dicomweb_stubs
+from tests.support import archive_stubs, dicomweb_stubs, launch
+from tests.support.fork_server import run_forked
 from tests.support.http_stubs import Quiet, http_server
 from tests.support.peers.archives import running_orthanc, running_storescp
 from tests.support.peers.certificates import Authority, Files
@@ -441,18 +442,20 @@ def test_the_command_in_json_with_its_exit_status(tmp_path: Path, untrained: Pat
             f'[archive]\nhost = "127.0.0.1"\nport = {scp.dicom_port}\nae_title = "{scp.aet}"\n'
             f'[spool]\ndirectory = "{tmp_path / "spool"}"\nmin_free = 1\n[model]\nbundle = "{untrained}"\n'
         )
-        runner = CliRunner()
-        good = runner.invoke(app, ["check", "--json", "--allow-untrained", "-c", str(file)])
+        # With the stand-in: the bundle's own engine would be converted first, which tests/daemon/cli/test_app.py does.
+        stand_in = os.environ | {"MAMMOD_TEST_ENGINE": "stand-in"}
+        good = run_forked(launch.main, "check", "--json", "--allow-untrained", "-c", file, environment=stand_in)
         told = json.loads(good.stdout)
-        assert (good.exit_code, told["good"]) == (0, True), told
+        assert (good.returncode, told["good"]) == (0, True), told
         assert {"spool", "ledger", "retention", "bundle", "listener", "archive", "gpu", "clock"} <= {
             finding["subject"] for finding in told["findings"]
         }
-        wrong = runner.invoke(app, ["check", "--json", "-c", str(file)])
-        assert wrong.exit_code == 1
+        wrong = run_forked(launch.main, "check", "--json", "-c", file, environment=stand_in)
+        assert wrong.returncode == 1
         levels = {finding["subject"]: finding["level"] for finding in json.loads(wrong.stdout)["findings"]}
         assert levels["bundle"] == "bad" and levels["archive"] == "ok"
     file.write_text("[archive]\nprot = 1")
+    runner = CliRunner()
     typo = runner.invoke(app, ["check", "--json", "-c", str(file)])
     (finding,) = json.loads(typo.stdout)["findings"]
     assert typo.exit_code == 1 and finding["level"] == "bad" and "did you mean 'port'" in finding["text"]

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from daemon.tools import classify_files
 from model.bundle import FORMAT, MANIFEST, WEIGHTS, Architecture, Manifest
 from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
+from tests.support import launch
 from tests.support import report_objects as b
 from tests.support.cases import BOTTOM, LEFT, RIGHT, TOP, Case, make_case, report_on
+from tests.support.fork_server import run_forked
 from tests.support.peers.programs import dciodvfy
 from tests.support.services import ROOT, write_settings
 
@@ -63,8 +64,7 @@ def settings(tmp_path: Path) -> Path:
 def classify(settings: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
     environment |= {"MAMMOD_TEST_ENGINE": "stand-in", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "tests.support.launch", "classify", "--config", settings, *arguments]
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    answer = run_forked(launch.main, "classify", "--config", settings, *arguments, environment=environment)
     assert "Traceback" not in answer.stderr, answer.stderr
     return answer
 
