@@ -134,7 +134,7 @@ class DemoService:
 
 
 def _keep_engine(spool: Path) -> bool:
-    """Keep what the engine converts with the user's caches, for the next demo; whether something is there already."""
+    """Keep the converted network in the user's caches for the next demo; return whether one is there."""
     caches = os.environ.get("XDG_CACHE_HOME")
     kept = (Path(caches) if caches else Path.home() / ".cache") / "mammod" / "engine"
     try:

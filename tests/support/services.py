@@ -47,7 +47,7 @@ class Service:
     bundle: Path
     engine: str = "stand-in"
     process: subprocess.Popen[bytes] | ForkedProgram | None = None
-    # Forked from a server that has its modules; False: a program as a user starts it, and its processes its children.
+    # Forked from a server that has its modules; False: a program as a user starts it, with child processes.
     forked: bool = field(default_factory=is_installed)
     starts: int = 0
     host: str = "127.0.0.1"

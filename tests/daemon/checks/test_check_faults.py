@@ -442,7 +442,7 @@ def test_the_command_in_json_with_its_exit_status(tmp_path: Path, untrained: Pat
             f'[archive]\nhost = "127.0.0.1"\nport = {scp.dicom_port}\nae_title = "{scp.aet}"\n'
             f'[spool]\ndirectory = "{tmp_path / "spool"}"\nmin_free = 1\n[model]\nbundle = "{untrained}"\n'
         )
-        # With the stand-in: the bundle's own engine would be converted first, which tests/daemon/cli/test_app.py does.
+        # With the stand-in: the bundle's own engine would be converted first (tests/daemon/cli/test_app.py).
         stand_in = os.environ | {"MAMMOD_TEST_ENGINE": "stand-in"}
         good = run_forked(launch.main, "check", "--json", "--allow-untrained", "-c", file, environment=stand_in)
         told = json.loads(good.stdout)
