@@ -39,8 +39,9 @@ soak: programs .venv/.ready ## long runs of faults and hostile input within SOAK
 bench: programs .venv/.ready ## ours beside the programs one would take instead (ARGS="ingest --pairs 5", ARGS=--list); into bench-output/
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lint: .venv/.ready ## ruff (lint and format) and mypy
-	@$(BIN)/ruff check .
+lint: .venv/.ready ## codespell, ruff (lint and format) and mypy
+	@$(BIN)/codespell
+	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

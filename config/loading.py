@@ -1,4 +1,4 @@
-"""Read the settings from the TOML file and the environment, and name each error: key, value, source, what is allowed."""
+"""Read the settings from TOML file and environment; errors name key, value, source and what is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_FILE = Path("/etc/mammod/mammod.toml")
 
 
 def load_settings(path: Path | None = None) -> Settings:
-    """Read `path` (or the default file where it exists) and the environment.
+    """Read `path` (or the default file if it exists) and the environment.
 
     Raises:
         ConfigurationError: one line per wrong key: the key, its value, where it was set and what is allowed.
@@ -38,8 +38,29 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         raise ConfigurationError("\n".join(_line(problem, path) for problem in error.errors())) from error
-    except ValueError as error:  # pydantic-settings: a value of the environment that should be JSON and is not
+    except ValueError as error:  # pydantic-settings: an environment value that should be JSON but is not
         raise ConfigurationError(f"environment: {error}; lists and tables are written as JSON there") from error
+
+
+def require_archive(settings: Settings) -> None:
+    """Check that the settings name an archive for the reports.
+
+    Raises:
+        ConfigurationError: no archive is set, or one of its settings needs another.
+    """
+    if settings.archive.host is None and settings.archive.stow_url is None:
+        raise ConfigurationError(
+            "archive.host is not set: name the archive's host (with archive.port and archive.ae_title), or archive.stow_url"
+        )
+    if settings.archive.retrieve == "dicomweb" and not (settings.archive.dicomweb_url or settings.archive.stow_url):
+        raise ConfigurationError(
+            'archive.retrieve = "dicomweb" needs archive.dicomweb_url (or archive.stow_url): name the DICOMweb service'
+        )
+    if settings.archive.commitment and settings.archive.host is None:
+        raise ConfigurationError(
+            "archive.commitment = true needs archive.host: storage commitment goes over DICOM; set archive.host and "
+            "archive.port, or commitment = false"
+        )
 
 
 def _refuse_unknown_environment() -> None:
@@ -67,7 +88,7 @@ def _line(problem: Any, path: Path | None) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """, did you mean X? for the one of `names` that is most like `name`, nothing where none is."""
+    """Return ", did you mean X?" for the closest of `names`, or nothing if none is close."""
     close = get_close_matches(name.lower(), list(names), 1)
     return f", did you mean {close[0]!r}?" if close else ""
 

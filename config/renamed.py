@@ -1,4 +1,4 @@
-"""Settings that were renamed in 0.2: the old name is taken for one minor version, with a warning."""
+"""Accept the old names of settings renamed in 0.2, for one minor version and with a warning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-# Section, old name -> new name. The table in CHANGELOG.md says the same; 0.3 refuses the old names.
+# (section, old name) -> new name, as in CHANGELOG.md. 0.3 will refuse the old names.
 RENAMED = {
     ("archive", "retry_longest_s"): "retry_max_s",
     ("archive", "stow_token_file"): "dicomweb_token_file",
@@ -30,13 +30,15 @@ def use_new_names(section: str, values: Any) -> Any:
     if not isinstance(values, dict):
         return values
     renamed = dict(values)
-    for (of, old), new in RENAMED.items():
-        if of != section or old not in values:
+    for (renamed_in, old), new in RENAMED.items():
+        if renamed_in != section or old not in values:
             continue
         if new in values:
             raise ValueError(f"{old} is the old name of {new}, and both are set; set {new} alone")
         renamed[new] = renamed.pop(old)
-        if (of, old) not in _warned:
-            _warned.add((of, old))
-            structlog.get_logger().warning("setting renamed", section=of, old=old, new=new, old_name_ends_with="0.3")
+        if (section, old) not in _warned:
+            _warned.add((section, old))
+            structlog.get_logger().warning(
+                "setting renamed", section=section, old=old, new=new, old_name_ends_with="0.3"
+            )
     return renamed

@@ -1,6 +1,6 @@
 """The settings schema: one TOML file, any key overridden by the environment as MAMMOD_<SECTION>__<KEY>.
 
-Every section and key is documented in `config/mammod.toml`, which a test holds equal to the defaults here.
+`config/mammod.toml` documents every section and key; a test compares its values with the defaults here.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ UNIT_CREDENTIALS = Path("/run/credentials/mammod.service")
 
 
 def _credential(value: Any) -> Any:
-    """A path that begins with $CREDENTIALS_DIRECTORY/ is a credential of systemd's (systemd.exec(5), LoadCredential=)."""
+    """Resolve a path that begins with $CREDENTIALS_DIRECTORY/, a credential of systemd (systemd.exec(5))."""
     if isinstance(value, str) and value.startswith(CREDENTIALS):
-        # Outside of the unit, as `mammod check` is: where the running unit has them.
+        # Outside the unit, as for `mammod check`: the folder of the running unit.
         return Path(os.environ.get("CREDENTIALS_DIRECTORY") or UNIT_CREDENTIALS) / value.removeprefix(CREDENTIALS)
     return value
 
@@ -101,7 +101,7 @@ class _Section(BaseModel):
 
 
 class TLS(_Section):
-    """PEM files for DICOM TLS; `ca` names who may have signed the other side's certificate."""
+    """PEM files for DICOM TLS; the peer's certificate must be signed by `ca`."""
 
     certificate: SecretFile
     key: SecretFile
@@ -109,7 +109,7 @@ class TLS(_Section):
 
 
 class Peer(_Section):
-    """Who may call: an AE title with the networks it may come from (none: from anywhere), and what it may do."""
+    """A permitted caller: AE title, networks it may call from (empty: any) and permissions."""
 
     ae_title: AETitle
     networks: tuple[str, ...] = ()
@@ -124,6 +124,8 @@ class Peer(_Section):
 
 
 class Listener(_Section):
+    """The SCP that receives images and lesion objects."""
+
     ae_title: AETitle = "MAMMOD"
     host: str = "0.0.0.0"
     port: Port = 11112
@@ -146,6 +148,8 @@ def _retrieve(value: Any) -> Any:
 
 
 class Archive(_Section):
+    """Where reports are stored and missing images are retrieved."""
+
     ae_title: AETitle = "ARCHIVE"
     host: str | None = None
     port: Port = 104
@@ -164,6 +168,8 @@ class Archive(_Section):
 
 
 class Spool(_Section):
+    """Where received instances and unsent reports are kept: a directory, or a bucket with local copies."""
+
     directory: Path = Path("/var/lib/mammod/spool")
     min_free: ByteSize = ByteSize(2 * 1024**3)
     url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$")] | None = None
@@ -176,22 +182,28 @@ class Spool(_Section):
     def _are_of_the_bucket(self) -> Self:
         alone = [name for name in ("endpoint", "ca", "credentials_file") if getattr(self, name) is not None]
         if alone and self.url is None:
-            raise ValueError(f"{' and '.join(alone)} are of a bucket; set url to s3://bucket/prefix, or leave them out")
+            raise ValueError(f"{' and '.join(alone)} belong to a bucket; set url to s3://bucket/prefix, or remove them")
         return self
 
 
 class Ledger(_Section):
+    """The database of instances, jobs and reports."""
+
     url: str | None = Field(None, repr=False)  # may hold a password
     password_file: Path | None = None
     lease_s: float = Field(30, ge=2, le=3600)
 
 
 class Model(_Section):
+    """The bundle that classifies, and the engine that runs it."""
+
     bundle: Path | None = None
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
 
 
 class Workers(_Section):
+    """Processes that decode and classify."""
+
     classifiers: int = Field(0, ge=0, le=64)
     decoders: int = Field(0, ge=0, le=256)
     decode_timeout_s: float = Field(300, gt=0)
@@ -216,7 +228,9 @@ class Lesions(_Section):
 
 
 class Reports(_Section):
-    # A name stands here once `daemon.reports.registry` can build it.
+    """Which reports are made of a lesion object."""
+
+    # Only kinds that `daemon.reports.registry` can build.
     kinds: tuple[Literal["tid1500", "mammo-cad-sr", "gsps", "sc"], ...] = Field(("tid1500",), min_length=1)
     on_nothing: bool = False
     on_failure: bool = False
@@ -225,17 +239,19 @@ class Reports(_Section):
     @classmethod
     def _are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(kinds)) < len(kinds):
-            raise ValueError("a kind of report is named twice; name each once")
+            raise ValueError("a kind of report is listed twice; list each once")
         return kinds
 
     @model_validator(mode="after")
     def _can_say_it(self) -> Reports:
         if (self.on_nothing or self.on_failure) and "tid1500" not in self.kinds:
-            raise ValueError('on_nothing and on_failure are reports of the kind "tid1500"; name it in kinds too')
+            raise ValueError('on_nothing and on_failure make reports of the kind "tid1500"; add it to kinds')
         return self
 
 
 class Retention(_Section):
+    """When finished work is deleted, by age and by size."""
+
     finished_days: float = Field(30, gt=0)
     quarantined_days: float = Field(90, gt=0)
     max_bytes: ByteSize | None = None
@@ -243,11 +259,15 @@ class Retention(_Section):
 
 
 class Status(_Section):
+    """Where the status page and the metrics are served."""
+
     host: str = "127.0.0.1"
     port: Port = 11180
 
 
 class Audit(_Section):
+    """Destinations of audit messages (PS3.15 A.5)."""
+
     file: Path | None = None
     syslog: Annotated[str, Field(pattern=r"^(udp|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$")] | None = (
         None
@@ -262,7 +282,7 @@ class Audit(_Section):
             where = urlsplit(syslog)
             if where.port == 0:
                 raise ValueError("a port is 1 to 65535")
-            (where.hostname or "").encode("idna")  # as a name is looked up: refuses empty and overlong parts
+            (where.hostname or "").encode("idna")  # as in a name lookup: rejects empty and overlong labels
         return syslog
 
     @model_validator(mode="after")
@@ -273,16 +293,20 @@ class Audit(_Section):
 
 
 class Service(_Section):
+    """Limits of the service process itself."""
+
     shutdown_timeout_s: float = Field(60, gt=0)
 
 
 class Log(_Section):
+    """Level and format of the log."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
 
 
 class Settings(BaseSettings):
-    """All settings, immutable. Make it with `config.loading.load_settings`, which reports errors for people."""
+    """All settings, immutable; created by `config.loading.load_settings`, which words errors for people."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
@@ -311,10 +335,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The environment wins over the file, whose content arrives as init values.
+        """Let the environment override the file, whose content arrives as init values."""
         return env_settings, init_settings
 
     @property
     def ledger_url(self) -> str:
-        """The ledger's SQLAlchemy URL; without one of its own, a SQLite file inside the spool directory."""
+        """Return the ledger's SQLAlchemy URL; by default a SQLite file in the spool directory."""
         return self.ledger.url or f"sqlite:///{self.spool.directory / 'ledger.sqlite'}"

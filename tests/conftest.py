@@ -1,4 +1,4 @@
-"""Loads the fixtures that any test may use: real peers on free loopback ports (see `tests.support.peers.fixtures`)."""
+"""Loads the fixtures that any test may use, such as real peers on free loopback ports."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.support.peers.fixtures",
     "tests.support.peers.postgresql",
     "tests.support.cases",
+    "tests.support.listeners",
     "tests.support.trusted_authority",
     "tests.support.browser.fixtures",
 ]

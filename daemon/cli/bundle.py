@@ -1,4 +1,4 @@
-"""`mammod bundle`: look at model bundles, verify and install them."""
+"""`mammod bundle`: inspect, verify and install model bundles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from daemon.cli.options import ConfigOption
 
 LINE_INTERVAL_S = 30.0
 
-app = typer.Typer(help="Look at model bundles, verify and install them.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, verify and install model bundles.", no_args_is_help=True)
 
 
 @app.command("show")
@@ -23,9 +23,9 @@ def bundle_show(
     path: Annotated[Path | None, typer.Argument(help="The bundle; the service's own if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Print a bundle's card: what it is, what it was trained on, how good it was measured to be, and its limits.
+    """Print a bundle's card: purpose, training data, measured performance and limits.
 
-    Exit status: 0, or 1 where it cannot be used.
+    Exit status: 0, or 1 if the bundle cannot be used.
 
     Examples:
 
@@ -43,9 +43,9 @@ def bundle_verify(
     path: Annotated[Path | None, typer.Argument(help="The bundle; the service's own if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check a bundle: manifest complete, weights unharmed.
+    """Verify a bundle: complete manifest, undamaged weights.
 
-    Exit status: 0 it is whole, 1 it is not.
+    Exit status: 0 the bundle is intact, 1 it is not.
 
     Examples:
 
@@ -66,7 +66,7 @@ def bundle_fetch(
     ] = None,
     to: Annotated[Path, typer.Option(help="Folder in which bundles are installed.")] = Path("/var/lib/mammod/bundles"),
 ) -> None:
-    """Verify a bundle and install it, in a folder named by its digest. The settings are left as they are.
+    """Verify a bundle and install it in a folder named by its digest; the settings are not changed.
 
     Exit status: 0 it is installed, 1 it is not.
 

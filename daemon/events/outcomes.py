@@ -1,4 +1,4 @@
-"""How one step ended: an instance received, a caller rejected, a report stored. The types of the facts that `bus` carries."""
+"""How one step ended: an instance received, a caller rejected, a report stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RejectionKind(StrEnum):
     CALLED_AE_TITLE = "called_ae_title"  # another AE title than ours was called
     NOT_PERMITTED = "not_permitted"  # the peer may call, but not do this
     TLS = "tls"  # no handshake: version, suite, certificate, or no TLS at all
-    BUSY = "busy"  # limits, disk nearly full, stopping: no fault of the caller
+    BUSY = "busy"  # limits, disk nearly full, stopping: not the caller's fault
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Rejection:
 
 
 class StoreOutcomeKind(Enum):
-    """STORED: the archive holds it. RETRY: later, unchanged. FAILED: the archive will never take it as it is."""
+    """STORED: the archive holds it. RETRY: later, unchanged. FAILED: never, as it is."""
 
     STORED = "stored"
     RETRY = "retry"
@@ -45,7 +45,7 @@ class StoreOutcomeKind(Enum):
 
 @dataclass(frozen=True)
 class StoreOutcome:
-    """How storing one instance ended; `status` is the C-STORE status or STOW-RS failure reason, None if there is none."""
+    """How storing one instance ended; `status` is the C-STORE status or STOW-RS failure reason, if any."""
 
     sop_instance_uid: str
     kind: StoreOutcomeKind

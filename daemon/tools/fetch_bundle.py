@@ -23,12 +23,12 @@ Progress = Callable[[int, int | None], None]
 
 
 def fetch_bundle(source: str, destination: Path, digest: str | None, progress: Progress) -> Bundle:
-    """Return the bundle of `source`, verified and installed in `destination / <first 12 digits of its digest>`.
+    """Return the bundle of `source`, verified and installed in `destination` under 12 digits of its digest.
 
-    `source` is a bundle's folder, a ZIP file of one, or the http(s) URL of such a file. `digest` is the bundle's whole
-    digest or at least its first 12 digits; a URL needs it. `progress` is called with the bytes so far and in all (None
-    if the server does not say). A bundle that is installed already is verified and left as it is. The folder appears
-    whole or not at all.
+    `source` is a bundle's folder, a ZIP file of one, or the http(s) URL of such a file. `digest` is the
+    bundle's whole digest or at least its first 12 digits; a URL needs it. `progress` is called with the
+    bytes so far and in all (None if the server does not say). A bundle that is installed already is
+    verified and left as it is. The folder appears whole or not at all.
 
     Raises:
         BundleError: the source cannot be read, is no bundle, is untrained, or has another digest.

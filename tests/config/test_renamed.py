@@ -1,4 +1,6 @@
-"""Old names of settings are taken for one minor version: the value counts, a warning comes once, and both names are refused."""
+"""Old names of settings are taken for one minor version: the value counts, a warning comes once, and both
+names are refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Containerfile, compose file and Kubernetes manifest: what they name is there. `make lint-deploy` asks their own linters."""
+"""Containerfile, compose file and Kubernetes manifest: what they name is there. `make lint-deploy` asks
+their own linters.
+"""
 
 from __future__ import annotations
 

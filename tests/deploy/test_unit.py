@@ -13,7 +13,7 @@ import pytest
 
 from config.loading import load_settings
 from config.settings import Settings
-from daemon.service import LAST_STEPS_S
+from daemon.service import KILL_GRACE_S
 from tests.support.installing import ROOT
 from tests.support.peers.programs import missing
 
@@ -73,7 +73,7 @@ def test_the_unit_keeps_what_it_promises() -> None:
     assert service["LimitCORE"] == "0" and int(service["LimitNOFILE"]) >= 65536 and service["MemoryMax"]
     # What TensorFlow's compiled code cannot live with.
     assert "MemoryDenyWriteExecute" not in service
-    assert int(service["TimeoutStopSec"]) > Settings().service.shutdown_timeout_s + 3 * LAST_STEPS_S
+    assert int(service["TimeoutStopSec"]) > Settings().service.shutdown_timeout_s + 3 * KILL_GRACE_S
 
 
 def test_a_credential_of_the_unit_is_a_file_that_settings_may_name(

@@ -1,7 +1,8 @@
-"""Each way in which an archive can fail a report ends as it should: tried again with back-off, failed with the reason, or done.
+"""Each way in which an archive can fail a report: retried with back-off, failed with the reason, or done.
 
-A row is an archive, the report's and the job's state after one sending, and what the reason says. How each answer is judged
-stands in tests/daemon/archive/test_client.py and test_stow.py; here it is seen to the end, in the ledger.
+A row is an archive, the report's and the job's state after one sending, and what the reason says. How each
+answer is judged stands in tests/daemon/archive/test_client.py and test_stow.py; here it is seen to the end,
+in the ledger.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Storage commitment (PS3.4 annex J): a report is stored when the archive promises to keep it, and not before.
+"""Storage commitment (PS3.4 annex J): a report is stored only when the archive promises to keep it.
 
-The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not at all; at the end
-it is Orthanc, whose storage commitment is its own.
+The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not
+at all; at the end it is Orthanc, whose storage commitment is its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select, update
 
 from config.errors import ConfigurationError
+from config.loading import require_archive
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
@@ -24,7 +25,6 @@ from daemon.archive.store_status import OutgoingInstance
 from daemon.audit.trail import AuditTrail
 from daemon.ledger import Ledger, jobs, outbox, schema
 from daemon.receiving.listener import Listener
-from daemon.service import require_archive
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.daemon.archive.test_outbox_sender import queue
@@ -115,19 +115,19 @@ def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sendi
 def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
     sending: SendingRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive takes the request for commitment and says no more: its association stays open for the answer."""
+    """The archive accepts the request and says no more; its association stays open for the answer."""
     monkeypatch.setattr("daemon.archive.storage_commitment.LINGER_S", 60)
     with committing_archive(silent) as peer:
         sending.to(peer.port, timeout_s=60)
         settings = Settings(archive=sending.archive.settings)
         threads = SenderThreads(
-            sending.ledger,
-            hold,
-            sending.archive,
-            Spool(sending.folder),
-            lambda: settings,
-            sending.commitment,
-            AuditTrail(settings),
+            ledger=sending.ledger,
+            hold=hold,
+            archive=sending.archive,
+            spool=Spool(sending.folder),
+            settings=lambda: settings,
+            commitment=sending.commitment,
+            audit=AuditTrail(settings),
         )
         threads.start()
         wait_until(lambda: peer.requests, "the question about the first report")
@@ -225,7 +225,7 @@ def test_an_archive_that_never_commits_ends_in_a_state_that_operators_see(sendin
 def _unlingering(archive: Archive) -> Archive:
     """Does not keep the association open for an answer."""
     ask = archive.request_commitment
-    archive.request_commitment = lambda *told: ask(*told[:-1], 0)  # type: ignore[method-assign]
+    archive.request_commitment = lambda *told, **limits: ask(*told, **limits | {"linger_s": 0})  # type: ignore[method-assign]
     return archive
 
 
@@ -265,7 +265,7 @@ def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending:
         assert began + 50 <= once.next_attempt_at <= time.time() + 100
         assert began + 200 <= thrice.next_attempt_at <= time.time() + 400
         with sending.ledger.write() as connection:
-            assert outbox.due_now(connection, time.time(), longest_ask_wait_s=1600) == 0, (
+            assert outbox.due_now(connection, time.time(), max_commitment_wait_s=1600) == 0, (
                 "a restart is no reason to ask"
             )
         assert sending.commitment.ask_due(hold()) == 0

@@ -1,4 +1,4 @@
-"""SIGTERM under load: no more is accepted, what is in flight is finished in time or given back whole, the exit status is 0."""
+"""SIGTERM under load: nothing more is accepted, work in flight is finished or returned, exit status 0."""
 
 from __future__ import annotations
 

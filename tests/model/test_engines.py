@@ -23,8 +23,7 @@ from model.engines.stderr_filter import framework_start
 from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
 from model.networks import build_network
 from tests.support.bundles import small_description
-
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
 
 
 def lively(network: Any) -> Any:

@@ -20,7 +20,9 @@ WATCHDOG_S = 2.0
 
 
 class Systemd:
-    """The socket's other end: `messages` are the assignments that came, in order, with the time of their arrival."""
+    """The socket's other end: `messages` are the assignments that came, in order, with the time of their
+    arrival.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address

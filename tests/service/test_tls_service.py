@@ -1,4 +1,6 @@
-"""The whole service with DICOM TLS on every way in and out, DCMTK's TLS programs being the modality and the archive."""
+"""The whole service with DICOM TLS on every way in and out, DCMTK's TLS programs being the modality and the
+archive.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def secure_settings(service: Files, ca: Authority, **archive: Any) -> dict[str, 
 def test_everything_that_goes_in_and_out_goes_by_tls(
     new_service: Callable[..., Service], case: Case, tmp_path: Path
 ) -> None:
-    """The lesion object by storescu +tls, its image by C-FIND and C-MOVE, the report by C-STORE; C-GET; the send command."""
+    """The lesion object by storescu +tls, its image by C-FIND and C-MOVE, the report by C-STORE; C-GET; the
+    send command.
+    """
     ca = Authority(tmp_path / "tls")
     ours, theirs, modality = (ca.issue(name) for name in ("ours", "theirs", "modality"))
     service_port = free_port()

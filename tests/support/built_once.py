@@ -1,4 +1,4 @@
-"""What takes long to build and is the same every time: kept in pytest's cache, named by a digest of what it is built by."""
+"""What takes long to build and is always the same: kept in pytest's cache under a digest of its builders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUILDERS = ("keras", "numpy", "openvino", "tensorflow")  # and every module of `
 
 
 def built_once(config: pytest.Config, name: str, build: Callable[[Path], object]) -> Path:
-    """The folder that `build` made, to be copied or read only; workers and runs beside this one wait for it."""
+    """The folder that `build` made, to be copied or read only; other workers and runs wait for it."""
     digest = hashlib.sha256()
     for module in sorted((ROOT / "model").rglob("*.py")):
         digest.update(module.read_bytes())

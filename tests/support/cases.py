@@ -24,7 +24,7 @@ TOP, BOTTOM, LEFT, RIGHT = 100, 140, 60, 110
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    """A copy of the untrained bundle, which is built once for what builds it (see `tests.support.built_once`)."""
+    """A copy of the untrained bundle, which is built once (see `tests.support.built_once`)."""
     path = tmp_path_factory.mktemp("bundle") / "untrained"
     return Path(shutil.copytree(built_once(pytestconfig, "untrained", untrained_bundle), path))
 

@@ -1,8 +1,9 @@
-"""Processes that have mammod's modules already: forked from one server per test run, which imported them once.
+"""Processes with mammod's modules already imported: forked from one server per test run.
 
-A service is five processes, and each of them imports for two seconds or more. `install` makes `ChildProcess` fork too, in the
-tests' own process and in the services that are started by `start_forked`. What a process is given is as with spawn: the
-environment, umask, folder and output of whoever starts it. `tests.support.launch` started as a program is the real thing.
+A service is five processes, and each of them imports for two seconds or more. `install` makes
+`ChildProcess` fork too, in the tests' own process and in the services that `start_forked` starts. A process
+is given what spawn would give it: the environment, umask, folder and output of whoever starts it.
+`tests.support.launch` started as a program is the real thing.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def run_forked(
 def _as_program(
     program: Callable[[], None], arguments: list[str], environment: dict[str, str], outputs: list[int]
 ) -> None:
-    """Run it with the interpreter's own end: threads are waited for, then what was registered with atexit runs."""
+    """Run it with the interpreter's own end: wait for threads, then run what atexit registered."""
     os.environ.clear()
     os.environ.update(environment)
     sys.argv[:] = arguments

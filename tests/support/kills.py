@@ -1,4 +1,6 @@
-"""A run under SIGKILL: objects are sent as a PACS would, processes are killed at random moments, and all must end well."""
+"""A run under SIGKILL: objects are sent as a PACS would, processes are killed at random moments, and all
+must end well.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The real service in a process of its own, for tests: `mammod serve` on free loopback ports with its own spool."""
+"""The real service in a process of its own, for tests: `mammod serve` on free loopback ports with its own
+spool.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from daemon.ledger.schema import instances, jobs, outbox
 from tests.support import launch
 from tests.support.fork_server import ForkedProgram, is_installed
 from tests.support.peers.programs import free_port, wait_until
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 AE_TITLE = "MAMMOD"
 START_LIMIT_S = 120
 STOP_LIMIT_S = 90
@@ -34,7 +36,9 @@ WORK_LIMIT_S = 90
 
 @dataclass
 class Service:
-    """A service on 127.0.0.1:`port`; `start`, `kill` and `stop` it any number of times over the same spool."""
+    """A service on 127.0.0.1:`port`; `start`, `kill` and `stop` it any number of times over the same
+    spool.
+    """
 
     folder: Path
     port: int
@@ -43,7 +47,7 @@ class Service:
     bundle: Path
     engine: str = "stand-in"
     process: subprocess.Popen[bytes] | ForkedProgram | None = None
-    # Forked from a server that has its modules; False: a program as a user starts it, and its processes its children.
+    # Forked from a server that has its modules; False: a program as a user starts it, with child processes.
     forked: bool = field(default_factory=is_installed)
     starts: int = 0
     host: str = "127.0.0.1"
@@ -105,7 +109,9 @@ class Service:
             self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the failure's message."""
+        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the
+        failure's message.
+        """
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(STOP_LIMIT_S)
@@ -165,7 +171,9 @@ def service(
     engine: str = "stand-in",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Service]:
-    """A service that is not started yet; `archive` is (AE title, port on loopback), `settings` adds to its sections."""
+    """A service that is not started yet; `archive` is (AE title, port on loopback), `settings` adds to its
+    sections.
+    """
     folder.mkdir(parents=True)
     port, status_port = free_port(), free_port()
     sections: dict[str, dict[str, Any]] = {

@@ -104,7 +104,7 @@ authorizations: list[str | None] = []
 def server(
     answers: list[tuple[int, bytes] | None], tls: ssl.SSLContext | None = None
 ) -> Iterator[tuple[str, list[tuple[str, bytes]], list[object]]]:
-    """An HTTP server that gives `answers` in turn (None: none at all); (url, (path, part received), connections)."""
+    """Serve `answers` in turn over HTTP (None: none); yield its URL, (path, part received), connections."""
     parts: list[tuple[str, bytes]] = []
     connections: list[object] = []
     left = iter(answers)

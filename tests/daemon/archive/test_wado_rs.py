@@ -33,7 +33,7 @@ from tests.support.dicomweb_stubs import (
 from tests.support.peers.programs import free_port
 
 RETRIEVED, MISSING, RETRY, FAILED = RetrieveKind
-# --- search ----------------------------------------------------------------------------------------------------------
+# --- search ----------------------------------------------------------------------------------------
 
 WANTED = Wanted(STUDY, None, "1.2.3.4.5")
 FULL = Wanted(STUDY, SERIES, "1.2.3.4.5")
@@ -102,7 +102,7 @@ def test_nobody_there_is_an_archive_error(tmp_path: Path) -> None:
         archive("", tmp_path).find_instances([WANTED])
 
 
-# --- fetch -----------------------------------------------------------------------------------------------------------
+# --- fetch -----------------------------------------------------------------------------------------
 
 
 class Taken:

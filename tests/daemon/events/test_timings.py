@@ -70,7 +70,7 @@ def test_a_decoder_s_cpu_is_told_by_the_service() -> None:
     heard: list[StageTiming] = []
     try:
         with subscribed(heard.append):
-            assert pool._do(burn, BURNT_S) == BURNT_S
+            assert pool._run(burn, BURNT_S) == BURNT_S
     finally:
         pool.stop()
     (told,) = heard

@@ -27,7 +27,7 @@ def commits(ledger: Ledger) -> list[None]:
 
 @contextmanager
 def all_at_once(ledger: Ledger, transitions: list[Callable[[Connection], int]]) -> Iterator[list[object]]:
-    """Every transition is brought by a thread of its own while the ledger is being written to; what became of each."""
+    """Bring each transition in a thread of its own while the ledger is written to; return the outcomes."""
     became: list[object] = [None] * len(transitions)
 
     def bring(index: int) -> None:
@@ -37,7 +37,7 @@ def all_at_once(ledger: Ledger, transitions: list[Callable[[Connection], int]]) 
     with ledger.write():
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(ledger._group_commit._brought) == len(transitions), "all of them wait")
+        wait_until(lambda: len(ledger._group_commit._batches) == len(transitions), "all of them wait")
     for thread in threads:
         thread.join(30)
     yield became

@@ -1,4 +1,6 @@
-"""`fetch_bundle`: from a folder, a ZIP file and a web server on loopback; what is not the bundle asked for installs nothing."""
+"""`fetch_bundle`: from a folder, a ZIP file and a web server on loopback; what is not the bundle asked for
+installs nothing.
+"""
 
 from __future__ import annotations
 
