@@ -20,7 +20,10 @@ pytest_plugins = [
 ]
 
 # A module that names one of these starts a service, a framework, a browser, or another program.
-SLOW = ("new_service", "untrained", "keras", "tensorflow", "openvino", "playwright", "support.browser", "ray_cluster")
+SLOW = (
+    "new_service", "untrained", "keras", "tensorflow", "openvino", "playwright", "support.browser", "ray_cluster",
+    "ClassifierPool", '"-m", "daemon"', "pixelmed", "dciodvfy",
+)  # fmt: skip
 SLOW_FOLDERS = ("benchmarks", "browser", "deploy", "faults", "peers", "service", "training")
 TESTS = Path(__file__).parent
 
