@@ -21,6 +21,7 @@ from model.engines.openvino import PLAN, REFERENCE, Graph, openvino
 from model.engines.precision_split import behind, engine_name, seams, up_to
 from model.engines.tensorflow import TensorFlowEngine, compiled
 from model.errors import EngineRefused
+from model.orientation import averaged
 
 
 def convert(bundle: Bundle, folder: Path) -> None:
@@ -30,7 +31,8 @@ def convert(bundle: Bundle, folder: Path) -> None:
         EngineRefused: not even float32 passes the trial.
         BundleError: the weights do not fit the architecture.
     """
-    size, temperature = bundle.manifest.architecture.input_size, bundle.manifest.temperature
+    manifest = bundle.manifest
+    size = manifest.architecture.input_size
     rois = trial_rois(size)
     exact = TensorFlowEngine(bundle)
     reference = exact.predict(rois)
@@ -39,8 +41,8 @@ def convert(bundle: Bundle, folder: Path) -> None:
     refused = []
     for name, models in _plans(bundle, whole):
         graph = Graph(models)
-        said = np.concatenate([graph(rois[start : start + 8])[0] for start in range(0, len(rois), 8)])
-        found = difference(calibrate(said, temperature), reference)
+        said, _ = averaged(graph, rois, manifest.orientations, 8)
+        found = difference(calibrate(said, manifest.temperature, manifest.bias), reference)
         if found <= LIMIT:
             break
         refused.append(f"{name} {found:.3f}")

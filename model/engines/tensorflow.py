@@ -8,13 +8,14 @@ import numpy as np
 
 from model.bundle import Bundle
 from model.calibration import calibrate
-from model.engines.batches import bucket, parts
+from model.engines.batches import bucket, checked
 from model.engines.equivalence_check import LIMIT, difference, trial_rois
 from model.engines.hardware import cpu_has_bfloat16
 from model.engines.heat_map import grad_cam
 from model.engines.precision_split import behind, engine_name, seams, up_to
 from model.engines.stderr_filter import framework_start
 from model.errors import BundleError
+from model.orientation import averaged
 
 _BFLOAT16_GPU = (8, 0)  # compute capability: Ampere and later
 
@@ -36,7 +37,8 @@ class TensorFlowEngine:
             manifest = bundle.manifest
             self.why = "float32 needs no trial"
             self.digest, self.threshold = bundle.digest, manifest.threshold
-            self._temperature = manifest.temperature
+            self._temperature, self._bias = manifest.temperature, manifest.bias
+            self._orientations = manifest.orientations
             self._size = manifest.architecture.input_size
             self._max_batch = max_batch
             self.name, self.function = _prepared(bundle, precision)
@@ -45,12 +47,15 @@ class TensorFlowEngine:
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
         """See `Engine.predict`."""
-        probabilities = [self._batch(part)[0] for part in parts(rois, self._size, self._max_batch)]
-        return calibrate(np.concatenate([np.zeros(0, np.float32), *probabilities]), self._temperature)
+        probability, _ = self._averaged(rois)
+        return calibrate(probability, self._temperature, self._bias)
 
     def heat_maps(self, rois: np.ndarray) -> np.ndarray:
         """See `Engine.heat_maps`."""
-        return np.concatenate([self._batch(part)[1] for part in parts(rois, self._size, self._max_batch)])
+        return self._averaged(rois)[1]
+
+    def _averaged(self, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return averaged(self._batch, checked(rois, self._size), self._orientations, self._max_batch)
 
     def _batch(self, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((bucket(len(rois), self._max_batch), self._size, self._size, 1), np.float32)
