@@ -17,7 +17,7 @@ from training.samples import Reading
 
 if TYPE_CHECKING:
     from training.evaluate import LesionSet
-    from training.fit import Recipe
+    from training.recipe import Recipe
     from training.roi_cache import Crops
 
 app = typer.Typer(
@@ -318,7 +318,7 @@ def export(
 
 
 def _recipe(name: str) -> Recipe:
-    from training.fit import RECIPES
+    from training.recipe import RECIPES
 
     if name not in RECIPES:
         raise DataError(f"there is no recipe {name!r}; known: {', '.join(RECIPES)}")
@@ -326,8 +326,8 @@ def _recipe(name: str) -> Recipe:
 
 
 def _external(given: list[str] | None) -> list[LesionSet]:
+    from training.batches import part_of
     from training.evaluate import LesionSet
-    from training.fit import part_of
     from training.roi_cache import open_cache
 
     sets = []

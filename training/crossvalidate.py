@@ -18,11 +18,14 @@ import keras
 import numpy as np
 
 from training import html_report, metrics
+from training.batches import part_of
 from training.errors import RunError
 from training.evaluate import Figure, LesionSet, evaluate_run, measure, too_small
-from training.fit import Build, Recipe, Report, check_same_run, fit, part_of
+from training.fit import Build, Report, fit
 from training.paper_grid import Cell, recipe_of
+from training.recipe import Recipe
 from training.roi_cache import Crops
+from training.run_folder import check_same_run
 from training.split import Split, split_samples
 
 RESULT, REPORT = "crossvalidation.json", "report.html"

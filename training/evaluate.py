@@ -16,8 +16,9 @@ import numpy as np
 
 from model.calibration import calibrate
 from training import html_report, metrics
+from training.batches import part_of, predict
 from training.errors import DataError
-from training.fit import Build, load_run, part_of, predict
+from training.fit import Build, load_run
 from training.roi_cache import Crops
 from training.split import Part
 

@@ -13,7 +13,8 @@ from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
 from training.crossvalidate import RESULT
 from training.errors import RunError
-from training.fit import Build, load_run, read_run
+from training.fit import Build, load_run
+from training.run_folder import read_run
 
 _METRICS = {
     "auc": "AUC",
