@@ -16,7 +16,7 @@ from training.errors import DataError
 from training.samples import Reading
 
 if TYPE_CHECKING:
-    from training.evaluate import LesionSet
+    from training.measured import LesionSet
     from training.recipe import Recipe
     from training.roi_cache import Crops
 
@@ -327,7 +327,7 @@ def _recipe(name: str) -> Recipe:
 
 def _external(given: list[str] | None) -> list[LesionSet]:
     from training.batches import part_of
-    from training.evaluate import LesionSet
+    from training.measured import LesionSet
     from training.roi_cache import open_cache
 
     sets = []

@@ -44,7 +44,7 @@ def show_counts(reading: Reading, source: str) -> None:
 
 def figure(measured: dict[str, float]) -> str:
     """A measured value with its interval."""
-    from training.evaluate import Figure
+    from training.measured import Figure
 
     return str(Figure(**measured))
 

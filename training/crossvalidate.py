@@ -20,8 +20,9 @@ import numpy as np
 from training import html_report, metrics
 from training.batches import part_of
 from training.errors import RunError
-from training.evaluate import Figure, LesionSet, evaluate_run, measure, too_small
+from training.evaluate import evaluate_run
 from training.fit import Build, Report, fit
+from training.measured import Figure, LesionSet, measure, too_small
 from training.paper_grid import Cell, recipe_of
 from training.recipe import Recipe
 from training.roi_cache import Crops

@@ -7,6 +7,7 @@ and a run that was killed would not end with the same weights: here rate and end
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -224,9 +225,7 @@ def _make_deterministic(seed: int) -> None:
 
         tf.config.experimental.enable_op_determinism()
     elif keras.backend.backend() == "torch":
-        import torch
-
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        importlib.import_module("torch").use_deterministic_algorithms(True, warn_only=True)
 
 
 def _distribute(devices: int) -> None:

@@ -17,7 +17,8 @@ import keras
 from model.networks import HEADS, NAMES
 from training import html_report
 from training.errors import RunError
-from training.evaluate import curves, evaluate_run
+from training.evaluate import evaluate_run
+from training.evaluation_report import curves
 from training.fit import Build, Report, fit
 from training.recipe import Recipe
 from training.roi_cache import Crops

@@ -13,9 +13,10 @@ from tests.support.crops import small_crops, small_network, small_split
 from training.batches import part_of
 from training.crossvalidate import crossvalidate, show
 from training.errors import DataError, RunError
-from training.evaluate import LesionSet, evaluate_run
+from training.evaluate import evaluate_run
 from training.export import export_run
 from training.fit import build_for, fit
+from training.measured import LesionSet
 from training.paper_grid import Cell
 from training.recipe import Recipe
 from training.roi_cache import Crops

@@ -20,9 +20,10 @@ from training.batches import part_of, predict
 from training.cbis import read_cbis
 from training.cli import app, main
 from training.errors import DataError, RunError
-from training.evaluate import LesionSet, evaluate_run
+from training.evaluate import evaluate_run
 from training.export import export_run
 from training.fit import fit
+from training.measured import LesionSet
 from training.paper_grid import Cell, grid, reproduce
 from training.prepare import COARSE_FILMS, open_frame, prepare
 from training.recipe import Recipe
