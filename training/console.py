@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from training.fit import Report
 
 console = Console(stderr=True)
+LINE_EVERY_S = 60
 
 
 def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
-    """A table of what was left out, if anything was."""
+    """Print a table of what was left out, if anything was."""
     if skipped:
         table = Table("skipped", "reason")
         for row in skipped:
@@ -28,7 +30,7 @@ def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
 
 
 def show_counts(reading: Reading, source: str) -> None:
-    """Lesions by group, kind and label; of CBIS-DDSM beside the paper's counts."""
+    """Print lesions by group, kind and label; of CBIS-DDSM beside the paper's counts."""
     table = Table("lesions", "here")
     for name, count in counts(reading.samples).items():
         table.add_row(name, str(count))
@@ -43,7 +45,7 @@ def show_counts(reading: Reading, source: str) -> None:
 
 
 def figure(measured: dict[str, float]) -> str:
-    """A measured value with its interval."""
+    """Return a measured value with its interval."""
     from training.measured import Figure
 
     return str(Figure(**measured))
@@ -51,7 +53,7 @@ def figure(measured: dict[str, float]) -> str:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Bars on the terminal while the block runs."""
+    """Show bars on the terminal while the block runs."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +66,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
-    """A bar for `what`, moved by what is returned: how many of how many are done."""
+    """Return what moves a bar for `what`: it is told how many of how many are done."""
     tasks: list[Any] = []
 
     def report(done: int, of: int) -> None:
@@ -76,12 +78,16 @@ def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
 
 
 def steps(progress: Progress, prefix: str = "") -> Report:
-    """A bar for each thing that a run reports on."""
+    """Return what shows a run's steps: a bar for each thing, or a line every minute if nobody watches a terminal."""
     tasks: dict[str, Any] = {}
+    said = [time.monotonic()]
 
     def report(what: str, done: int, of: int) -> None:
         if what not in tasks:
             tasks[what] = progress.add_task(prefix + what, total=of)
         progress.update(tasks[what], completed=done)
+        if not console.is_terminal and time.monotonic() - said[0] >= LINE_EVERY_S:
+            said[0] = time.monotonic()
+            console.print(f"{time.strftime('%H:%M:%S')} {prefix}{what}: step {done} of {of}", highlight=False)
 
     return report
