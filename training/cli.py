@@ -26,7 +26,7 @@ from training.cli_options import (
     start_backend,
 )
 from training.cli_series import crossvalidate, reproduce
-from training.console import console, counter, figure, progress_bars, show_counts, show_skipped, steps
+from training.console import console, counter, figure, progress_bars, show_boxes, show_counts, show_skipped, steps
 from training.errors import DataError
 from training.samples import Reading
 
@@ -75,11 +75,13 @@ def prepare(
         str, typer.Option(help="films, coarse-films, paper, or a JSON file with crop and normalisation.")
     ] = "paper",
     kind: Annotated[list[str] | None, typer.Option(help="Only lesions of this kind; may be given again.")] = None,
+    boxes: Annotated[Path | None, typer.Option(help="cbis: a CSV of its boxes to hold the masks against.")] = None,
     wide: Annotated[bool, typer.Option(help="Keep a wide crop of each lesion too, for the recipe stable.")] = False,
     workers: Workers = 1,
 ) -> None:
     """Read a data set, say what was skipped and why, and cut every lesion's ROI once."""
     from training import prepare as cutting
+    from training.box_check import check_boxes
     from training.datasets import read_source
 
     if crops.exists():  # before the reading, which may take long
@@ -100,6 +102,8 @@ def prepare(
             reading, crops, crop, normalisation, workers=workers, wide=wide, report=counter(progress, "cutting")
         )
     show_skipped(made.skipped)
+    if boxes is not None:
+        show_boxes(check_boxes(reading.samples, boxes))
     show_counts(reading, source)
     console.print(f"{len(made)} crops in {crops}, {len(made.skipped)} rows skipped")
 

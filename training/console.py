@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from training.samples import Reading, counts
 
 if TYPE_CHECKING:
+    from training.box_check import BoxCheck
     from training.fit import Report
 
 console = Console(stderr=True)
@@ -26,6 +27,17 @@ def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
         table = Table("skipped", "reason")
         for row in skipped:
             table.add_row(row["where"], row["reason"])
+        console.print(table)
+
+
+def show_boxes(checks: Sequence[BoxCheck]) -> None:
+    """Print how many lesions a list of boxes has, and those that it has not."""
+    table = Table("not where the list of boxes has one", "best overlap")
+    for check in checks:
+        if not check.is_same:
+            table.add_row(check.identity, f"{check.overlap:.2f}")
+    console.print(f"{sum(check.is_same for check in checks)} of {len(checks)} lesions lie where the list has them")
+    if table.row_count:
         console.print(table)
 
 
