@@ -153,8 +153,8 @@ def _reliability(manifest: Manifest) -> dict[str, str]:
     if manifest.prevalence is not None:
         read = at_prevalence(0.8, manifest.prevalence, SCREENING)
         facts["Prevalence"] = (
-            f"probabilities hold where {100 * manifest.prevalence:.0f} % of the lesions are malignant, as in the training "
-            f"set; where {100 * SCREENING:.0f} % are, 80 % reads {100 * read:.1f} %"
+            f"probabilities hold where {100 * manifest.prevalence:.0f} % of the lesions are malignant, as of those that "
+            f"calibrated it; where {100 * SCREENING:.0f} % are, 80 % reads {100 * read:.1f} %"
         )
     if manifest.undecided is not None:
         band = manifest.undecided

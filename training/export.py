@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.bundle import RESEARCH_USE, Architecture, Bundle, Description, Metric, save_bundle
+from model.bundle import RESEARCH_USE, WEIGHTS, Architecture, Bundle, Description, Metric, load_bundle, save_bundle
 from model.crop import CropPolicy
 from model.manifest import Familiar
 from model.normalise import NormalisationPolicy
@@ -111,6 +111,9 @@ def _start(init: str) -> str:
         return "random weights"
     if path.suffix != ".npz":
         return f"ImageNet weights ({path.name})"
+    if path.name == WEIGHTS:
+        before = load_bundle(path.parent, allow_untrained=True).manifest
+        return f"the weights of bundle {before.name} {before.version}"
     earlier = read_run(path.parent)
     size, epochs = earlier["crops"]["policy"]["crop"]["size"], len(earlier["log"])
     return f"{_start(earlier['recipe']['init'])}, then {epochs} epochs with ROIs of {size} x {size} pixels"
