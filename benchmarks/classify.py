@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.case import Bar, Case, Row, Run, interleaved
 from config.settings import Workers
+
+if TYPE_CHECKING:
+    from model.manifest import Manifest
 
 BATCHES = (1, 8, 32)
 ROIS = 64  # of one measurement, but for a batch of 1
@@ -42,11 +45,12 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
     raw = {RAW: Graph([(converted, "bf16")]), RAW32: Graph([(converted, "f32")])}
     onnx = _onnx_session(network, run.folder / "network.onnx")
     rois = trial_rois(bundle.manifest.architecture.input_size)
-    probabilities = {name: (lambda part, graph=graph: graph(part)[0]) for name, graph in raw.items()}
-    probabilities[ONNX] = lambda part: onnx.run(None, {"roi": part[..., None]})[0][:, 0]
-    yield from _differences(exact.predict(rois), probabilities, rois, bundle.manifest.temperature)
+    said = {name: (lambda part, graph=graph: graph(part)[0]) for name, graph in raw.items()}
+    said[ONNX] = lambda part: onnx.run(None, {"roi": part[..., None]})[0][:, 0]
+    yield from _differences(exact.predict(rois), said, rois, bundle.manifest)
     for batch in (1, 8) if run.tiny else BATCHES:
         fed = np.resize(rois, (batch, *rois.shape[1:]))
+        turned = np.repeat(fed, len(bundle.manifest.orientations), axis=0)  # those without an engine do the same work
         rounds = 1 if run.tiny else max(1, (ROIS if batch > 1 else 16) // batch)
         pool = ClassifierPool(bundle, Workers(classifiers=1, max_batch=batch), cache=run.folder / "engine")
         pool.start()
@@ -56,10 +60,10 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
                 POOL: partial(_through_pool, pool, fed, rounds),
                 TENSORFLOW: partial(_repeat, partial(plain.predict, fed), rounds),
                 PREDICT: partial(
-                    _repeat, partial(network.predict, fed[..., None], batch_size=batch, verbose=0), rounds
+                    _repeat, partial(network.predict, turned[..., None], batch_size=batch, verbose=0), rounds
                 ),
-                ONNX: partial(_repeat, partial(onnx.run, None, {"roi": fed[..., None]}), rounds),
-                **{name: partial(_repeat, partial(graph, fed), rounds) for name, graph in raw.items()},
+                ONNX: partial(_repeat, partial(onnx.run, None, {"roi": turned[..., None]}), rounds),
+                **{name: partial(_repeat, partial(graph, turned), rounds) for name, graph in raw.items()},
             }
             for warm in contenders.values():
                 warm()
@@ -91,14 +95,19 @@ def _through_pool(pool: Any, rois: np.ndarray, rounds: int) -> None:
 
 
 def _differences(
-    reference: np.ndarray, engines: dict[str, Callable[[np.ndarray], np.ndarray]], rois: np.ndarray, temperature: float
+    reference: np.ndarray, said: dict[str, Callable[[np.ndarray], np.ndarray]], rois: np.ndarray, manifest: Manifest
 ) -> Iterator[Row]:
     from model.calibration import calibrate
+    from model.orientation import averaged
 
-    for name, predict in engines.items():
-        raw = np.concatenate([predict(rois[start : start + 8]) for start in range(0, len(rois), 8)])
-        off = float(np.abs(calibrate(raw, temperature) - reference).max())
+    for name, ask in said.items():
+        raw, _ = averaged(partial(_without_map, ask), rois, manifest.orientations, 8)
+        off = float(np.abs(calibrate(raw, manifest.temperature, manifest.bias) - reference).max())
         yield Row("largest difference from TensorFlow float32", name, 1, off, "of a probability")
+
+
+def _without_map(ask: Callable[[np.ndarray], np.ndarray], rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return ask(rois), np.zeros((len(rois), 1, 1))
 
 
 def _onnx_session(network: Any, path: Path) -> Any:

@@ -19,7 +19,9 @@ import keras
 import numpy as np
 import typer
 
-from training.fit import Batches, Recipe, build_for, compile_for, part_of
+from training.batches import Batches, part_of
+from training.fit import build_for, compile_for
+from training.recipe import Recipe
 from training.roi_cache import Crops, open_cache
 
 

@@ -19,72 +19,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from model.crop import CropPolicy
 from model.errors import BundleError
+from model.manifest import RESEARCH_USE, Architecture, Description, Manifest, Metric, measured, stated_facts
 from model.normalise import NormalisationPolicy
-from model.roi import ROI_SIZE
 
 if TYPE_CHECKING:
     import keras
 
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "RESEARCH_USE",
+    "WEIGHTS",
+    "Architecture",
+    "Bundle",
+    "Description",
+    "Manifest",
+    "Metric",
+    "card",
+    "load_bundle",
+    "save_bundle",
+    "untrained_bundle",
+]
 FORMAT = 1
 MANIFEST, WEIGHTS = "manifest.json", "weights.npz"
 _MAX_MANIFEST_BYTES = 1_000_000
-RESEARCH_USE = "Research only. Not a medical device; no diagnosis or treatment may rest on it."
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Architecture(_Part):
-    """The arguments of `model.networks.build_network`."""
-
-    network: str
-    head: str = "optimised"
-    input_size: int = Field(default=ROI_SIZE, ge=32, le=2048)
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    se_after: tuple[int, ...] | None = None
-    se_ratio: int = Field(default=8, ge=1)
-
-
-class Metric(_Part):
-    """One measured figure with its 95 % interval, and on what it was measured (`data`, `count` lesions)."""
-
-    name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    data: str
-    count: int = Field(ge=1)
-
-
-class Description(_Part):
-    """All of a manifest but what saving adds. `training` names data, split and recipe of a trained bundle."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,31}$")
-    architecture: Architecture
-    crop: CropPolicy
-    normalisation: NormalisationPolicy
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    temperature: float = Field(default=1.0, gt=0)
-    trained: bool
-    training: dict[str, Any] = Field(default_factory=dict)
-    metrics: tuple[Metric, ...] = ()
-    limits: tuple[str, ...] = ()
-    licence: str
-    intended_use: str = RESEARCH_USE
-
-
-class Manifest(Description):
-    """`manifest.json`. `parameters` counts all variables, those of batch normalisation's averages included."""
-
-    format: int
-    parameters: int
-    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,39 +183,18 @@ def _build_untrained(path: Path, seed: int) -> None:
 
 
 def card(bundle: Bundle) -> str:
-    """The bundle as a person reads it, in plain text."""
+    """Return the bundle as a person reads it, in plain text."""
     manifest = bundle.manifest
-    architecture = manifest.architecture
     lines = [f"{manifest.name} {manifest.version}", ""]
     if not manifest.trained:
         lines += ["UNTRAINED: random weights. Its results mean nothing and must not be used.", ""]
-    facts = {
-        "Intended use": manifest.intended_use,
-        "Licence": manifest.licence,
-        "Network": f"{architecture.network}, {architecture.head} head, {manifest.parameters:,} parameters",
-        "Input": f"{architecture.input_size} x {architecture.input_size} pixels",
-        "Crop": _given(manifest.crop),
-        "Normalisation": _given(manifest.normalisation),
-        "Threshold": f"{manifest.threshold:g} after temperature {manifest.temperature:g}",
-        **{f"Training, {key}": value for key, value in manifest.training.items()},
-        "Digest": bundle.digest,
-        "Weights sha256": manifest.weights_sha256,
-    }
+    facts = {**stated_facts(manifest), "Digest": bundle.digest, "Weights sha256": manifest.weights_sha256}
     lines += [f"{name}: {value}" for name, value in facts.items()]
     lines += ["", "Measured:" if manifest.metrics else "Measured: nothing; no accuracy is claimed."]
-    lines += [f"- {_measured(metric)}" for metric in manifest.metrics]
+    lines += [f"- {measured(metric)}" for metric in manifest.metrics]
     if manifest.limits:
         lines += ["", "Known limits:", *(f"- {limit}" for limit in manifest.limits)]
     return "\n".join(lines) + "\n"
-
-
-def _given(policy: BaseModel) -> str:
-    return ", ".join(f"{name} {value}" for name, value in policy.model_dump(exclude_none=True).items())
-
-
-def _measured(metric: Metric) -> str:
-    interval = "" if metric.low is None else f" (95 % interval {metric.low:.3f} to {metric.high:.3f})"
-    return f"{metric.name} {metric.value:.3f}{interval} on {metric.data}, {metric.count} lesions"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

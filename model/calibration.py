@@ -1,6 +1,8 @@
-"""Temperature scaling of probabilities (Guo et al. 2017), the one calibration a bundle may carry."""
+"""Calibration of probabilities: temperature (Guo et al. 2017) and bias, and what another prevalence makes of them."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -8,7 +10,20 @@ import numpy as np
 _LEAST = 1e-7
 
 
-def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """sigmoid(logit(p) / temperature) for probabilities of any shape; 1.0 changes nothing within float32."""
+def calibrate(probabilities: np.ndarray, temperature: float, bias: float = 0.0) -> np.ndarray:
+    """Return sigmoid(logit(p) / temperature + bias) for probabilities of any shape.
+
+    Temperature 1 and bias 0 change nothing within float32.
+    """
     p = np.clip(np.asarray(probabilities, np.float64), _LEAST, 1 - _LEAST)
-    return (1 / (1 + ((1 - p) / p) ** (1 / temperature))).astype(np.float32)
+    return (1 / (1 + ((1 - p) / p) ** (1 / temperature) * math.exp(-bias))).astype(np.float32)
+
+
+def at_prevalence(probability: float, calibrated_at: float, prevalence: float) -> float:
+    """Return what a probability calibrated at one share of malignant lesions reads at another share.
+
+    Bayes' rule on the odds: the likelihood ratio of the image stays, the prior odds change.
+    """
+    p = min(max(probability, _LEAST), 1 - _LEAST)
+    odds = p / (1 - p) * prevalence / (1 - prevalence) * (1 - calibrated_at) / calibrated_at
+    return odds / (1 + odds)

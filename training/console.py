@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from rich.table import Table
 from training.samples import Reading, counts
 
 if TYPE_CHECKING:
+    from training.box_check import BoxCheck
     from training.fit import Report
 
 console = Console(stderr=True)
+LINE_EVERY_S = 60
 
 
 def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
-    """A table of what was left out, if anything was."""
+    """Print a table of what was left out, if anything was."""
     if skipped:
         table = Table("skipped", "reason")
         for row in skipped:
@@ -27,8 +30,19 @@ def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
         console.print(table)
 
 
+def show_boxes(checks: Sequence[BoxCheck]) -> None:
+    """Print how many lesions a list of boxes has, and those that it has not."""
+    table = Table("not where the list of boxes has one", "best overlap")
+    for check in checks:
+        if not check.is_same:
+            table.add_row(check.identity, f"{check.overlap:.2f}")
+    console.print(f"{sum(check.is_same for check in checks)} of {len(checks)} lesions lie where the list has them")
+    if table.row_count:
+        console.print(table)
+
+
 def show_counts(reading: Reading, source: str) -> None:
-    """Lesions by group, kind and label; of CBIS-DDSM beside the paper's counts."""
+    """Print lesions by group, kind and label; of CBIS-DDSM beside the paper's counts."""
     table = Table("lesions", "here")
     for name, count in counts(reading.samples).items():
         table.add_row(name, str(count))
@@ -43,15 +57,15 @@ def show_counts(reading: Reading, source: str) -> None:
 
 
 def figure(measured: dict[str, float]) -> str:
-    """A measured value with its interval."""
-    from training.evaluate import Figure
+    """Return a measured value with its interval."""
+    from training.measured import Figure
 
     return str(Figure(**measured))
 
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Bars on the terminal while the block runs."""
+    """Show bars on the terminal while the block runs."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,7 +78,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
-    """A bar for `what`, moved by what is returned: how many of how many are done."""
+    """Return what moves a bar for `what`: it is told how many of how many are done."""
     tasks: list[Any] = []
 
     def report(done: int, of: int) -> None:
@@ -76,12 +90,16 @@ def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
 
 
 def steps(progress: Progress, prefix: str = "") -> Report:
-    """A bar for each thing that a run reports on."""
+    """Return what shows a run's steps: a bar for each thing, or a line every minute if nobody watches a terminal."""
     tasks: dict[str, Any] = {}
+    said = [time.monotonic()]
 
     def report(what: str, done: int, of: int) -> None:
         if what not in tasks:
             tasks[what] = progress.add_task(prefix + what, total=of)
         progress.update(tasks[what], completed=done)
+        if not console.is_terminal and time.monotonic() - said[0] >= LINE_EVERY_S:
+            said[0] = time.monotonic()
+            console.print(f"{time.strftime('%H:%M:%S')} {prefix}{what}: step {done} of {of}", highlight=False)
 
     return report

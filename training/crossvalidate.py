@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,20 @@ from typing import Any
 import keras
 import numpy as np
 
-from training import html_report, metrics
+from training import metrics
+from training.batches import part_of
+from training.crossvalidation_report import Pooled, figures, write_report
 from training.errors import RunError
-from training.evaluate import Figure, LesionSet, evaluate_run, measure, too_small
-from training.fit import Build, Recipe, Report, check_same_run, fit, part_of
+from training.evaluate import evaluate_run
+from training.fit import Build, Report, fit
+from training.measured import Figure, LesionSet, measure, too_small
 from training.paper_grid import Cell, recipe_of
+from training.recipe import Recipe
 from training.roi_cache import Crops
+from training.run_folder import check_same_run
 from training.split import Split, split_samples
 
 RESULT, REPORT = "crossvalidation.json", "report.html"
-
-
-@dataclass(frozen=True, eq=False)
-class Pooled:
-    """One cell's calibrated scores: `held_out` (N,) of the cache's lesions, each from the fold that tested it, and for
-    each external set (lesions, folds), NaN where a fold's network had seen the patient.
-    """
-
-    cell: Cell
-    held_out: np.ndarray
-    external: dict[str, np.ndarray]
-    recipe: dict[str, Any]
-    auc_of_folds: tuple[float, ...]
 
 
 def crossvalidate(
@@ -67,7 +59,7 @@ def crossvalidate(
             anything is trained; a run in `out` is of another recipe, data or split; see `fit`.
         DataError: see `split_samples` and `evaluate_run`.
     """
-    splits = [_split(crops, folds, fold, validation, recipe.seed) for fold in range(folds)]
+    splits = [_split(crops, folds, fold, validation, recipe) for fold in range(folds)]
     of_run = {
         (cell, fold): _recipe(recipe, cell, weights, start, fold) for cell in cells for fold in range(folds)
     }  # all of them before the first is trained
@@ -87,14 +79,14 @@ def crossvalidate(
     pooled = [_pool(out, cell, folds, crops, external) for cell in cells]
     result = _result(pooled, crops, folds, validation, external)
     (out / RESULT).write_text(json.dumps(result, indent=1), encoding="utf-8")
-    _write_report(out / REPORT, pooled, result, crops)
+    write_report(out / REPORT, pooled, result, crops)
     return result
 
 
 def show(result: dict[str, Any]) -> list[tuple[str, int, str, str]]:
     """The result's figures in few: what was measured, how many lesions, AUC and accuracy with their intervals."""
     return [
-        (f"{cell['cell']}, {one['name']}", one["lesions"], *_figures(one, "auc", "accuracy_at_half"))
+        (f"{cell['cell']}, {one['name']}", one["lesions"], *figures(one, "auc", "accuracy_at_half"))
         for cell in result["cells"]
         for one in (*cell["sets"], *cell["external"])
     ]
@@ -113,10 +105,19 @@ def _recipe(recipe: Recipe, cell: Cell, weights: str | Path, start: Path | None,
     return replace(recipe, network=cell.network, head=cell.head, init=str(final))
 
 
-def _split(crops: Crops, folds: int, fold: int, validation: float, seed: int) -> Split:
+def _split(crops: Crops, folds: int, fold: int, validation: float, recipe: Recipe) -> Split:
     patients, malignant = crops.patients.tolist(), crops.malignant.tolist()
     groups = [None] * len(crops)  # a test part that the data set keeps is a fold like any other
-    return split_samples(patients, malignant, groups, folds=folds, fold=fold, validation=validation, seed=seed)
+    return split_samples(
+        patients,
+        malignant,
+        groups,
+        folds=folds,
+        fold=fold,
+        validation=validation,
+        seed=recipe.seed,
+        copies=recipe.augmentation == "copies",
+    )
 
 
 def _check_start(folder: Path, crops: Crops, split: Split) -> None:
@@ -251,82 +252,3 @@ def _difference(first: Pooled, second: Pooled, crops: Crops) -> dict[str, Any]:
         "auc": figure(metrics.auc),
         "accuracy_at_half": figure(metrics.accuracy),
     }
-
-
-def _write_report(path: Path, pooled: Sequence[Pooled], result: dict[str, Any], crops: Crops) -> None:
-    rows = result["cells"]
-    about = [
-        ("lesions", f"{result['lesions']}, {result['malignant']} malignant, of {result['patients']} patients"),
-        ("folds", f"{result['folds']} by patient; every lesion is scored by a network that never saw its patient"),
-        ("crops", json.dumps(crops.policy["crop"])),
-    ]
-    measured = [
-        (
-            row["cell"],
-            one["name"],
-            one["lesions"],
-            *_figures(one, "auc", "accuracy_at_half", "sensitivity_at_90_specificity"),
-            f"{one['calibration_error']:.3f}",
-        )
-        for row in rows
-        for one in row["sets"]
-    ]
-    parts = [
-        html_report.table(("", ""), about),
-        *(html_report.note(text) for text in result["remarks"]),
-        html_report.heading("Held-out lesions, with 95 % bootstrap intervals over patients"),
-        html_report.table(
-            ("run", "set", "lesions", "AUC", "accuracy at 0.5", "sensitivity at 90 % specificity", "ECE"), measured
-        ),
-        html_report.chart(
-            "ROC of the pooled held-out scores",
-            "1 - specificity",
-            "sensitivity",
-            [html_report.Line(one.cell.name, _roc(one.held_out, crops.malignant)) for one in pooled],
-            diagonal=True,
-        ),
-        html_report.heading("AUC of each fold"),
-        html_report.table(
-            ("run", *(f"fold {fold}" for fold in range(result["folds"]))),
-            [(row["cell"], *(f"{value:.3f}" for value in row["auc_of_folds"])) for row in rows],
-        ),
-    ]
-    if result["differences"]:
-        parts += [
-            html_report.heading("Differences, on the same patients"),
-            html_report.table(
-                ("", "AUC", "accuracy at 0.5"),
-                [
-                    (f"{one['first']} over {one['second']}", *_figures(one, "auc", "accuracy_at_half"))
-                    for one in result["differences"]
-                ],
-            ),
-        ]
-    if rows[0]["external"]:
-        parts += [
-            html_report.heading("Other data: the mean over the folds' networks"),
-            html_report.table(
-                ("run", "set", "lesions", "malignant", "AUC", "accuracy at 0.5"),
-                [
-                    (
-                        row["cell"],
-                        one["name"],
-                        one["lesions"],
-                        one["malignant"],
-                        *_figures(one, "auc", "accuracy_at_half"),
-                    )
-                    for row in rows
-                    for one in row["external"]
-                ],
-            ),
-        ]
-    html_report.write_page(path, f"Cross-validation of {', '.join(row['cell'] for row in rows)}", parts)
-
-
-def _roc(scores: np.ndarray, malignant: np.ndarray) -> list[tuple[float, float]]:
-    false_positive, true_positive, _ = metrics.roc(scores, malignant)
-    return list(zip(false_positive.tolist(), true_positive.tolist(), strict=True))
-
-
-def _figures(row: dict[str, Any], *keys: str) -> tuple[str, ...]:
-    return tuple(str(Figure(**row[key])) for key in keys)

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model.bundle import RESEARCH_USE, Architecture, Bundle, Description, Metric, save_bundle
+from model.bundle import RESEARCH_USE, WEIGHTS, Architecture, Bundle, Description, Metric, load_bundle, save_bundle
 from model.crop import CropPolicy
+from model.manifest import Familiar
 from model.normalise import NormalisationPolicy
 from training.crossvalidate import RESULT
 from training.errors import RunError
-from training.fit import Build, load_run, read_run
+from training.fit import Build, load_run
+from training.recipe import ORIENTATIONS
+from training.run_folder import read_run
 
 _METRICS = {
     "auc": "AUC",
@@ -37,13 +40,15 @@ def export_run(
     licence: str,
     limits: Sequence[str] = (),
     crossvalidation: Path | None = None,
+    familiar: Familiar | None = None,
     build: Build | None = None,
 ) -> Bundle:
     """Save the run in `folder` as bundle `out` with the figures of its `evaluation` folder.
 
     `data` says in words what it was trained on, `licence` what the weights may be used for, `limits` what a user must
     know; the remarks of the evaluation are added to them. The figures of the same network and head in the folder
-    `crossvalidation` stand before those of the run, and say that they are of that recipe's networks.
+    `crossvalidation` stand before those of the run, and say that they are of that recipe's networks. `familiar` is what the
+    training ROIs' pixels were like.
 
     Raises:
         RunError: the run did not finish, was not evaluated, went on from one that is gone, or the evaluation is of
@@ -70,6 +75,11 @@ def export_run(
         normalisation=NormalisationPolicy(**policy["normalisation"]),
         threshold=result["threshold"],
         temperature=result["temperature"],
+        bias=result["bias"],
+        prevalence=result["prevalence"] if 0 < result["prevalence"] < 1 else None,
+        orientations=ORIENTATIONS[recipe.get("orientations", 1)],
+        undecided=result["undecided"],
+        familiar=familiar,
         trained=True,
         training={"data": data, **_about(result, run)},
         metrics=(*before, *(metric for one in result["sets"] for metric in _metrics(one, one["name"]))),
@@ -101,6 +111,9 @@ def _start(init: str) -> str:
         return "random weights"
     if path.suffix != ".npz":
         return f"ImageNet weights ({path.name})"
+    if path.name == WEIGHTS:
+        before = load_bundle(path.parent, allow_untrained=True).manifest
+        return f"the weights of bundle {before.name} {before.version}"
     earlier = read_run(path.parent)
     size, epochs = earlier["crops"]["policy"]["crop"]["size"], len(earlier["log"])
     return f"{_start(earlier['recipe']['init'])}, then {epochs} epochs with ROIs of {size} x {size} pixels"
@@ -128,18 +141,16 @@ def _crossvalidated(folder: Path, recipe: dict[str, Any], policy: dict[str, Any]
 
 
 def _metrics(one: dict[str, Any], data: str, titles: dict[str, str] = _METRICS) -> list[Metric]:
-    both = 0 < one["malignant"] < one["lesions"]
+    if not 0 < one["malignant"] < one["lesions"]:
+        return []
+    figures = [
+        (title, one[key]["value"], one[key]["low"], one[key]["high"], one["lesions"]) for key, title in titles.items()
+    ]
+    if found := one.get("findings"):
+        figures.append(("AUC of breasts with both views averaged", *found["auc"], found["lesions"]))
     return [
-        Metric(
-            name=title,
-            value=one[key]["value"],
-            low=_number(one[key]["low"]),
-            high=_number(one[key]["high"]),
-            data=data,
-            count=one["lesions"],
-        )
-        for key, title in titles.items()
-        if both
+        Metric(name=name, value=value, low=_number(low), high=_number(high), data=data, count=count)
+        for name, value, low, high, count in figures
     ]
 
 

@@ -17,9 +17,12 @@ import keras
 from model.networks import HEADS, NAMES
 from training import html_report
 from training.errors import RunError
-from training.evaluate import curves, evaluate_run
-from training.fit import Build, Recipe, Report, check_same_run, fit
+from training.evaluate import evaluate_run
+from training.evaluation_report import curves
+from training.fit import Build, Report, fit
+from training.recipe import Recipe
 from training.roi_cache import Crops
+from training.run_folder import check_same_run
 from training.split import Split
 
 # Test accuracy in per cent with the plain and the optimised head (paper, Table 1).

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,18 @@ from model.image import Frame, read_frame
 from model.normalise import NormalisationPolicy, normalise
 from model.roi import Roi
 from training.errors import DataError
-from training.roi_cache import Crops, Entry, write_cache
+from training.roi_cache import Crops, Entry, PartialCache
 from training.samples import Reading, Sample, Skipped
 
 # Film scans of some 0.05 mm, and digital mammograms alike, as far as 299 x 299 films show them (0.78 mm x 0.5 mm, in
 # the median).
 COARSE_FILMS = CropPolicy(kind="lesion", factor=1.6, minimum_mm=35, assumed_spacing_mm=0.05, resolution_mm=0.6)
 PAPER = CropPolicy()  # 299 x 299 image pixels, whatever they measure
-POLICIES = {"coarse-films": COARSE_FILMS, "paper": PAPER}
+# What the squeezed films and a digital mammogram both show: 35 mm on 112 pixels are 0.31 mm a pixel, the films' own pixels
+# 0.17 x 0.29 mm. Four orientations of 112 pixels cost what two of 160 do.
+FILMS = CropPolicy(kind="lesion", factor=1.6, minimum_mm=35, assumed_spacing_mm=0.05, size=112)
+POLICIES = {"films": FILMS, "coarse-films": COARSE_FILMS, "paper": PAPER}
+MARGIN = 1.4  # of a wide crop: the diagonal of a square, so that a turned ROI is still image
 _PICTURE_BITS = {"L": 8, "I;16": 16, "I": 16}
 
 
@@ -57,12 +62,14 @@ def prepare(
     normalisation: NormalisationPolicy,
     *,
     workers: int = 1,
+    wide: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> Crops:
-    """Cut every sample of `reading` and write the cache `folder`, in `workers` processes.
+    """Cut every sample of `reading` and write the cache `folder`, in `workers` processes; one that was killed goes on.
 
-    A sample whose image cannot be read or cut is left out and listed with the rows the reader left out. `report` hears
-    how many of how many samples are done.
+    A sample whose image cannot be read or cut is left out and listed with the rows the reader left out. `wide` keeps a
+    second crop of MARGIN times the side and twice the pixels with each ROI, for augmentation. `report` hears how many of
+    how many samples are done.
 
     Raises:
         DataError: `folder` exists, two samples share an identity, or none could be cut.
@@ -72,22 +79,39 @@ def prepare(
     if len(set(identities)) < len(identities):
         twice = next(name for name in identities if identities.count(name) > 1)
         raise DataError(f"two samples are called {twice!r}; identities must be unique within a cache")
-    skipped = [vars(row) for row in reading.skipped]
     policy = {"crop": crop.model_dump(mode="json"), "normalisation": normalisation.model_dump(mode="json")}
+    outlines = hashlib.sha256(b"".join(sample.outline.tobytes() for sample in samples)).hexdigest()
+    key = json.dumps([policy, wide, outlines, [(str(sample.image), sample.identity) for sample in samples]])
+    policies = (crop, _widened(crop)) if wide else (crop,)
+    partial = PartialCache(
+        folder,
+        crop.size,
+        max(len(samples), 1),
+        hashlib.sha256(key.encode()).hexdigest(),
+        wide=policies[-1].size if wide else None,
+    )
+    done = partial.done
+    left = [sample for sample in samples if sample.identity not in done]
+    for number, found in enumerate(
+        _cut_all(left, policies, normalisation, workers), start=1 + len(samples) - len(left)
+    ):
+        if isinstance(found, Skipped):
+            partial.skip(vars(found))
+        else:
+            partial.add(found[0], *found[1:])
+        if report:
+            report(number, len(samples))
+    skipped = [*(vars(row) for row in reading.skipped), *partial.skipped]
+    return partial.finish(policy, skipped, MARGIN if wide else 1.0)
 
-    def entries() -> Iterator[tuple[Entry, np.ndarray]]:
-        done = 0
-        for cut in _cut_all(samples, crop, normalisation, workers):
-            for found in cut:
-                done += 1
-                if isinstance(found, Skipped):
-                    skipped.append(vars(found))
-                else:
-                    yield found
-                if report:
-                    report(done, len(samples))
 
-    return write_cache(folder, entries(), crop.size, max(len(samples), 1), policy, skipped)
+def _widened(crop: CropPolicy) -> CropPolicy:
+    """Return the policy whose box is MARGIN times as wide, on twice the pixels."""
+    sizes = ("side_px", "side_mm", "factor", "minimum_px", "minimum_mm")
+    wider = {name: value * MARGIN for name in sizes if (value := getattr(crop, name)) is not None}
+    if crop.side_px is not None:
+        wider["side_px"] = round(wider["side_px"])
+    return CropPolicy(**{**crop.model_dump(), **wider, "size": 2 * crop.size})
 
 
 def open_frame(path: Path) -> Frame:
@@ -116,38 +140,41 @@ def open_frame(path: Path) -> Frame:
     return Frame(1, stored, header)
 
 
-Result = tuple[Entry, np.ndarray] | Skipped
+Result = tuple[Entry, np.ndarray] | tuple[Entry, np.ndarray, np.ndarray] | Skipped
+_Task = tuple[list[Sample], tuple[CropPolicy, ...], NormalisationPolicy]
 
 
 def _cut_all(
-    samples: Sequence[Sample], crop: CropPolicy, normalisation: NormalisationPolicy, workers: int
-) -> Iterator[list[Result]]:
-    """What became of each sample, image by image."""
+    samples: Sequence[Sample], crops: tuple[CropPolicy, ...], normalisation: NormalisationPolicy, workers: int
+) -> Iterator[Result]:
+    """Cut image by image, each sample by all of `crops`."""
     images = [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
-    tasks = [(group, crop, normalisation) for group in images]
+    tasks: list[_Task] = [(group, crops, normalisation) for group in images]
     if workers <= 1:
-        yield from map(_cut_image, tasks)
+        yield from chain.from_iterable(map(_cut_image, tasks))
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_cut_image, tasks, chunksize=4)
+        yield from chain.from_iterable(pool.map(_cut_image, tasks, chunksize=4))
 
 
-def _cut_image(task: tuple[list[Sample], CropPolicy, NormalisationPolicy]) -> list[Result]:
-    samples, crop, normalisation = task
+def _cut_image(task: _Task) -> list[Result]:
+    samples, crops, normalisation = task
     try:
         frame = open_frame(samples[0].image)
         image, header = normalise(frame, normalisation), frame.header
     except MammodError as error:
         return [Skipped(sample.identity, str(error)) for sample in samples]
-    return [_cut(sample, image, header, crop) for sample in samples]
+    return [_cut(sample, image, header, crops) for sample in samples]
 
 
-def _cut(sample: Sample, image: np.ndarray, header: Dataset, crop: CropPolicy) -> Result:
+def _cut(sample: Sample, image: np.ndarray, header: Dataset, crops: tuple[CropPolicy, ...]) -> Result:
     try:
-        roi = cut_roi(image, sample.outline, sample.spacing or image_spacing(header), crop)
+        spacing = sample.spacing or image_spacing(header)
+        roi, *wide = (cut_roi(image, sample.outline, spacing, crop) for crop in crops)
     except MammodError as error:
         return Skipped(sample.identity, str(error))
-    return _entry(sample, roi), roi.pixels
+    entry = _entry(sample, roi)
+    return (entry, roi.pixels, wide[0].pixels) if wide else (entry, roi.pixels)
 
 
 def _entry(sample: Sample, roi: Roi) -> Entry:
@@ -162,4 +189,5 @@ def _entry(sample: Sample, roi: Roi) -> Entry:
         padded=roi.padded,
         mm_per_pixel=roi.mm_per_pixel,
         spacing_assumed=roi.spacing_assumed or sample.spacing_assumed,
+        descriptors=sample.descriptors,
     )

@@ -1,7 +1,8 @@
 """The crops cache: every sample's ROI, cut once, as 16-bit grey in one file, with an index beside it.
 
-A cache is a folder of `crops.npy` (N, S, S) uint16, 65535 being 1.0, and `index.json`. It is written under another name
-and renamed when whole, so a folder without its last file or with a cut one is a broken cache and never a small one.
+A cache is a folder of `crops.npy` (N, S, S) uint16, 65535 being 1.0, and `index.json`. `wide.npy` (N, W, W), where there
+is one, shows `margin` times as much of each image, for augmentation to turn and shift in. A cache is written under another
+name and renamed when whole, so a folder without its last file or with a cut one is a broken cache and never a small one.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from training.errors import DataError
 
 FULL_SCALE = 65535
 _FORMAT = 1
+_JOURNAL = "journal.jsonl"  # what is done, while a cache is being written
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Entry:
     padded: float
     mm_per_pixel: float | None
     spacing_assumed: bool
+    descriptors: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,8 @@ class Crops:
     policy: dict[str, Any]
     skipped: tuple[dict[str, str], ...]
     digest: str
+    wide: np.ndarray | None = None
+    margin: float = 1.0
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -57,6 +63,10 @@ class Crops:
     def roi(self, number: int) -> np.ndarray:
         """Crop `number` as float32 (S, S) in 0..1."""
         return self.pixels[number].astype(np.float32) / FULL_SCALE
+
+    def source(self, number: int) -> np.ndarray:
+        """Return what augmentation draws from: the wide crop as float32 (W, W), else the crop itself."""
+        return self.roi(number) if self.wide is None else self.wide[number].astype(np.float32) / FULL_SCALE
 
     @property
     def malignant(self) -> np.ndarray:
@@ -74,6 +84,108 @@ class Crops:
         return [entry.group for entry in self.entries]
 
 
+class PartialCache:
+    """A cache that is being written, in `folder` under another name; one with the same `key` goes on after a kill.
+
+    `key` names what is cut and how. `done` holds the identities that need not be cut again.
+
+    Raises:
+        DataError: `folder` exists already.
+    """
+
+    def __init__(self, folder: Path, size: int, at_most: int, key: str, wide: int | None = None) -> None:
+        if folder.exists():
+            raise DataError(f"{folder} exists already; remove it to prepare the crops again, or name another folder")
+        self._folder, self._partial = folder, folder.with_name(folder.name + ".partial")
+        self.entries: list[Entry] = []
+        self.skipped: list[dict[str, str]] = []
+        self._shapes = {"crops.npy": size} | ({} if wide is None else {"wide.npy": wide})
+        if self._read_journal(key):
+            self._pixels = {name: np.lib.format.open_memmap(self._partial / name, "r+") for name in self._shapes}
+        else:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+            self._pixels = {
+                name: np.lib.format.open_memmap(self._partial / name, "w+", np.uint16, (at_most, side, side))
+                for name, side in self._shapes.items()
+            }
+            self._note({"key": key})
+
+    @property
+    def done(self) -> set[str]:
+        """The identities that were cut or skipped."""
+        return {entry.identity for entry in self.entries} | {row["where"] for row in self.skipped}
+
+    def add(self, entry: Entry, roi: np.ndarray, wide: np.ndarray | None = None) -> None:
+        """Keep a ROI of float (size, size) in 0..1 and, if the cache has them, its wide crop."""
+        for name, crop in (("crops.npy", roi), ("wide.npy", wide)):
+            if name in self._pixels and crop is not None:
+                self._pixels[name][len(self.entries)] = np.rint(np.clip(crop, 0, 1) * FULL_SCALE)
+        self.entries.append(entry)
+        self._note({"entry": vars(entry)})
+
+    def skip(self, row: dict[str, str]) -> None:
+        """Note that a sample could not be cut, and why."""
+        self.skipped.append(row)
+        self._note({"skipped": row})
+
+    def finish(self, policy: dict[str, Any], skipped: list[dict[str, str]], margin: float = 1.0) -> Crops:
+        """Write the index, give the cache its name and open it.
+
+        Raises:
+            DataError: no crop came.
+        """
+        count = len(self.entries)
+        if not count:
+            shutil.rmtree(self._partial)
+            raise DataError(f"no sample gave a crop; {len(skipped)} were skipped" + "".join(map(_reason, skipped[:3])))
+        for name, pixels in self._pixels.items():
+            pixels.flush()
+            if count < len(pixels):  # the file is as long as its header says
+                np.save(self._partial / "shorter.npy", pixels[:count])
+                (self._partial / "shorter.npy").replace(self._partial / name)
+        wide = {"sha256": _sha256(self._partial / "wide.npy"), "margin": margin} if "wide.npy" in self._pixels else None
+        index = {
+            "format": _FORMAT,
+            "sha256": _sha256(self._partial / "crops.npy"),
+            **({"wide": wide} if wide else {}),
+            "policy": policy,
+            "entries": [vars(entry) for entry in self.entries],
+            "skipped": skipped,
+        }
+        (self._partial / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+        (self._partial / _JOURNAL).unlink()
+        self._partial.rename(self._folder)
+        return open_cache(self._folder)
+
+    def _read_journal(self, key: str) -> bool:
+        """Take over what an interrupted run of the same key noted; return whether there is one."""
+        try:
+            lines = (self._partial / _JOURNAL).read_text(encoding="utf-8").splitlines()
+            if json.loads(lines[0])["key"] != key:
+                return False
+            for line in lines[1:]:
+                try:
+                    noted = json.loads(line)
+                except ValueError:  # the line that the kill cut short
+                    break
+                if "entry" in noted:
+                    self.entries.append(_entry(noted["entry"]))
+                else:
+                    self.skipped.append(noted["skipped"])
+        except (OSError, ValueError, KeyError, IndexError):
+            return False
+        # Without what was cut short, so that the next line begins on its own.
+        kept = [*({"entry": vars(entry)} for entry in self.entries), *({"skipped": row} for row in self.skipped)]
+        text = "".join(json.dumps(line) + "\n" for line in ({"key": key}, *kept))
+        (self._partial / _JOURNAL).write_text(text, encoding="utf-8")
+        return True
+
+    def _note(self, line: dict[str, Any]) -> None:
+        with (self._partial / _JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
 def write_cache(
     folder: Path,
     crops: Iterator[tuple[Entry, np.ndarray]],
@@ -87,33 +199,12 @@ def write_cache(
     Raises:
         DataError: `folder` exists already, or no crop came.
     """
-    if folder.exists():
-        raise DataError(f"{folder} exists already; remove it to prepare the crops again, or name another folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-    partial.mkdir(parents=True)
-    pixels = np.lib.format.open_memmap(partial / "crops.npy", "w+", np.uint16, (at_most, size, size))
-    entries: list[Entry] = []
+    partial = PartialCache(
+        folder, size, at_most, key=uuid.uuid4().hex
+    )  # what an interrupted run left is not taken over
     for entry, roi in crops:
-        pixels[len(entries)] = np.rint(np.clip(roi, 0, 1) * FULL_SCALE)
-        entries.append(entry)
-    if not entries:
-        shutil.rmtree(partial)
-        raise DataError(f"no sample gave a crop; {len(skipped)} were skipped" + "".join(map(_reason, skipped[:3])))
-    pixels.flush()
-    if len(entries) < at_most:  # the file is as long as its header says
-        np.save(partial / "shorter.npy", pixels[: len(entries)])
-        (partial / "shorter.npy").replace(partial / "crops.npy")
-    index = {
-        "format": _FORMAT,
-        "sha256": _sha256(partial / "crops.npy"),
-        "policy": policy,
-        "entries": [vars(entry) for entry in entries],
-        "skipped": skipped,
-    }
-    (partial / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    partial.rename(folder)
-    return open_cache(folder)
+        partial.add(entry, roi)
+    return partial.finish(policy, skipped)
 
 
 def open_cache(folder: Path) -> Crops:
@@ -130,13 +221,22 @@ def open_cache(folder: Path) -> Crops:
         if _sha256(folder / "crops.npy") != index["sha256"]:
             raise ValueError("crops.npy is not the file that index.json describes")
         pixels = np.load(folder / "crops.npy", mmap_mode="r")
-        entries = tuple(Entry(**{**entry, "box": tuple(entry["box"])}) for entry in index["entries"])
+        wide, margin = None, 1.0
+        if "wide" in index:
+            if _sha256(folder / "wide.npy") != index["wide"]["sha256"]:
+                raise ValueError("wide.npy is not the file that index.json describes")
+            wide, margin = np.load(folder / "wide.npy", mmap_mode="r"), float(index["wide"]["margin"])
+        entries = tuple(_entry(entry) for entry in index["entries"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} is no whole crops cache ({error}); remove it and run `mammod-train prepare`"
         ) from error
     digest = hashlib.sha256(text).hexdigest()
-    return Crops(folder, pixels, entries, index["policy"], tuple(index["skipped"]), digest)
+    return Crops(folder, pixels, entries, index["policy"], tuple(index["skipped"]), digest, wide, margin)
+
+
+def _entry(noted: dict[str, Any]) -> Entry:
+    return Entry(**{**noted, "box": tuple(noted["box"])})
 
 
 def _reason(row: dict[str, str]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 KINDS = ("mass", "calcification", "other")
+# "assessment" is the BI-RADS category; "pathology" tells BENIGN_WITHOUT_CALLBACK from BENIGN.
+DESCRIPTORS = ("pathology", "side", "view", "density", "assessment", "subtlety", "shape", "margin")
+NO_CALLBACK = "BENIGN_WITHOUT_CALLBACK"
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +22,7 @@ class Sample:
     image pixels, SCOORD convention. `patient` is what a split must keep together. `group` is the data set's own split
     ("train", "test") or None. `kind` is one of KINDS. `spacing` is the millimetres between rows and between columns
     where the data set knows them and the image file does not, `spacing_assumed` that they rest on an assumption.
+    `descriptors` is what the data set says of the lesion, by the names in DESCRIPTORS, in the data set's own words.
     """
 
     identity: str
@@ -31,6 +35,7 @@ class Sample:
     kind: str
     spacing: tuple[float, float] | None = None
     spacing_assumed: bool = False
+    descriptors: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,11 @@ def split_samples(
     fold: int = 0,
     validation: float = 0.2,
     seed: int = 0,
+    copies: bool = False,
 ) -> Split:
     """Split the samples, given by their patients, labels and own groups; the same arguments give the same split.
+
+    With `copies` the training side holds the paper's six copies of each sample, made after the split by patient.
 
     Fold `fold` of `folds` is the test where no sample has a group; `validation` is the share of the other patients.
 
@@ -78,13 +81,15 @@ def split_samples(
     rest = np.flatnonzero(~in_test if how == "paper" else ~in_test & ~shared)
     generator = np.random.default_rng([seed, 1])
     if how == "paper":
-        copies = np.array([(number, copy) for number in rest for copy in range(COPIES)]).reshape(-1, 2)
-        copies = generator.permutation(copies)
-        cut = round(0.8 * len(copies))
-        train, held = Part(*copies[:cut].T), Part(*copies[cut:].T)
+        pairs = np.array([(number, copy) for number in rest for copy in range(COPIES)]).reshape(-1, 2)
+        pairs = generator.permutation(pairs)
+        cut = round(0.8 * len(pairs))
+        train, held = Part(*pairs[:cut].T), Part(*pairs[cut:].T)
     else:
         held_fold = patient_folds(patient[rest], label[rest], max(round(1 / validation), 2), seed + 1) == 0
         train, held = _plain(rest[~held_fold]), _plain(rest[held_fold])
+        if copies:
+            train = Part(np.repeat(train.samples, COPIES), np.tile(np.arange(COPIES), len(train)))
     test = _plain(np.flatnonzero(in_test))
     for name, part in (("training", train), ("validation", held), ("test", test)):
         if not len(part) and (name, how) != ("test", "all"):

@@ -85,6 +85,6 @@ def load_engine(
             return engine
     from model.engines.tensorflow import tensorflow_engine
 
-    engine = tensorflow_engine(bundle, max_batch)
+    engine = tensorflow_engine(bundle, max_batch, cache)
     engine.why = f"{no_openvino if name == 'auto' else 'as set'}; {engine.why}"
     return engine

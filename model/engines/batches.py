@@ -10,8 +10,8 @@ def bucket(count: int, largest: int) -> int:
     return min(1 << (count - 1).bit_length(), largest)
 
 
-def parts(rois: np.ndarray, size: int, largest: int) -> list[np.ndarray]:
-    """ROIs (N, size, size) as float32 in pieces of at most `largest`.
+def checked(rois: np.ndarray, size: int) -> np.ndarray:
+    """Return ROIs (N, size, size) as float32.
 
     Raises:
         ValueError: ROIs of another shape.
@@ -19,4 +19,4 @@ def parts(rois: np.ndarray, size: int, largest: int) -> list[np.ndarray]:
     rois = np.asarray(rois, np.float32)
     if rois.ndim != 3 or rois.shape[1:] != (size, size):
         raise ValueError(f"ROIs of shape {rois.shape}; (N, {size}, {size}) was expected")
-    return [rois[start : start + largest] for start in range(0, len(rois), largest)]
+    return rois

@@ -24,6 +24,7 @@ from model.engines.openvino import PLAN, REFERENCE, Graph, has_tensorflow, openv
 from model.engines.precision_split import behind, engine_name, seams, up_to
 from model.engines.tensorflow import TensorFlowEngine, compiled
 from model.errors import EngineRefused
+from model.orientation import averaged
 
 if TYPE_CHECKING:
     import keras
@@ -79,9 +80,9 @@ def traced(network: keras.Model) -> Any:
 
 
 def _probabilities(bundle: Bundle, models: Sequence[tuple[Any, str]], rois: np.ndarray) -> np.ndarray:
-    graph = Graph(models)
-    said = np.concatenate([graph(rois[start : start + 8])[0] for start in range(0, len(rois), 8)])
-    return calibrate(said, bundle.manifest.temperature)
+    manifest = bundle.manifest
+    raw, _ = averaged(Graph(models), rois, manifest.orientations, 8)
+    return calibrate(raw, manifest.temperature, manifest.bias)
 
 
 def _plans(bundle: Bundle, whole: Any) -> Any:

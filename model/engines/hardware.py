@@ -22,6 +22,15 @@ def gpus() -> list[str]:
     return named[: next((place for place, name in enumerate(named) if name in ("", "-1")), len(named))]
 
 
+def cpu_model() -> str:
+    """Return what the CPU calls itself, or nothing if it does not say."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "")
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 by itself: without, it is slower than float32."""
     try:

@@ -26,10 +26,11 @@ import numpy as np
 
 from model.bundle import Bundle
 from model.calibration import calibrate
-from model.engines.batches import parts
+from model.engines.batches import checked
 from model.engines.equivalence_check import LIMIT, difference, trial_rois
 from model.engines.hardware import cpu_has_bfloat16
 from model.errors import EngineRefused
+from model.orientation import averaged
 
 FORMAT = 2  # of what is kept; part of the key
 REFERENCE, PLAN = "reference.npy", "plan.json"
@@ -49,7 +50,8 @@ class OpenVINOEngine:
     def __init__(self, bundle: Bundle, max_batch: int = 8, threads: int = 0, cache: Path | None = None) -> None:
         manifest = bundle.manifest
         self.digest, self.threshold = bundle.digest, manifest.threshold
-        self._temperature = manifest.temperature
+        self._temperature, self._bias = manifest.temperature, manifest.bias
+        self._orientations = manifest.orientations
         self._size, self._max_batch = manifest.architecture.input_size, max_batch
         with _converted(bundle, cache) as folder:
             plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
@@ -69,12 +71,15 @@ class OpenVINOEngine:
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
         """See `Engine.predict`."""
-        said = [self._graph(part)[0] for part in parts(rois, self._size, self._max_batch)]
-        return calibrate(np.concatenate([np.zeros(0, np.float32), *said]), self._temperature)
+        probability, _ = self._averaged(rois)
+        return calibrate(probability, self._temperature, self._bias)
 
     def heat_maps(self, rois: np.ndarray) -> np.ndarray:
         """See `Engine.heat_maps`."""
-        return np.concatenate([self._graph(part)[1] for part in parts(rois, self._size, self._max_batch)])
+        return self._averaged(rois)[1]
+
+    def _averaged(self, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return averaged(self._graph, checked(rois, self._size), self._orientations, self._max_batch)
 
 
 class Graph:

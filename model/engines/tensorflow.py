@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model.bundle import Bundle
 from model.calibration import calibrate
-from model.engines.batches import bucket, parts
+from model.engines.batches import bucket, checked
 from model.engines.equivalence_check import LIMIT, difference, trial_rois
-from model.engines.hardware import cpu_has_bfloat16
+from model.engines.hardware import cpu_has_bfloat16, gpus
 from model.engines.heat_map import grad_cam
+from model.engines.onednn import choose_onednn
 from model.engines.precision_split import behind, engine_name, seams, up_to
 from model.engines.stderr_filter import framework_start
 from model.errors import BundleError
+from model.orientation import averaged
 
 _BFLOAT16_GPU = (8, 0)  # compute capability: Ampere and later
 
@@ -36,8 +39,9 @@ class TensorFlowEngine:
             manifest = bundle.manifest
             self.why = "float32 needs no trial"
             self.digest, self.threshold = bundle.digest, manifest.threshold
-            self._temperature = manifest.temperature
-            self._size = manifest.architecture.input_size
+            self._temperature, self._bias = manifest.temperature, manifest.bias
+            self._orientations = manifest.orientations
+            self.size = self._size = manifest.architecture.input_size
             self._max_batch = max_batch
             self.name, self.function = _prepared(bundle, precision)
             for count in sorted({bucket(count, max_batch) for count in range(1, max_batch + 1)}):
@@ -45,12 +49,15 @@ class TensorFlowEngine:
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
         """See `Engine.predict`."""
-        probabilities = [self._batch(part)[0] for part in parts(rois, self._size, self._max_batch)]
-        return calibrate(np.concatenate([np.zeros(0, np.float32), *probabilities]), self._temperature)
+        probability, _ = self._averaged(rois)
+        return calibrate(probability, self._temperature, self._bias)
 
     def heat_maps(self, rois: np.ndarray) -> np.ndarray:
         """See `Engine.heat_maps`."""
-        return np.concatenate([self._batch(part)[1] for part in parts(rois, self._size, self._max_batch)])
+        return self._averaged(rois)[1]
+
+    def _averaged(self, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return averaged(self._batch, checked(rois, self._size), self._orientations, self._max_batch)
 
     def _batch(self, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((bucket(len(rois), self._max_batch), self._size, self._size, 1), np.float32)
@@ -59,8 +66,19 @@ class TensorFlowEngine:
         return probability.numpy()[: len(rois), 0], heat_map.numpy()[: len(rois)]
 
 
-def tensorflow_engine(bundle: Bundle, max_batch: int) -> TensorFlowEngine:
-    """The TensorFlow engine in the fastest precision that this machine has and this bundle bears."""
+def tensorflow_engine(bundle: Bundle, max_batch: int, cache: Path | None = None) -> TensorFlowEngine:
+    """Return the TensorFlow engine in the fastest precision that this machine has and this bundle bears.
+
+    With a folder `cache` to keep the trial in, oneDNN is chosen by a trial too, see `model.engines.onednn`.
+    """
+    onednn = choose_onednn(cache, bundle.path) if cache is not None and not gpus() else ""
+    engine = _fastest(bundle, max_batch)
+    if onednn:
+        engine.why = f"{engine.why}; {onednn}"
+    return engine
+
+
+def _fastest(bundle: Bundle, max_batch: int) -> TensorFlowEngine:
     exact = TensorFlowEngine(bundle, max_batch)
     if _gpu_has_bfloat16():
         precisions = ["bfloat16"]

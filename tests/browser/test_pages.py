@@ -24,8 +24,9 @@ from tests.support.demo_cases import store_report
 from training import html_report
 from training.crossvalidate import crossvalidate
 from training.evaluate import evaluate_run
-from training.fit import Recipe, fit
+from training.fit import fit
 from training.paper_grid import WEIGHTS, Cell, grid, reproduce
+from training.recipe import Recipe
 from training.roi_cache import Crops
 
 pytestmark = pytest.mark.peers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.fit import Recipe
+from training.recipe import Recipe
 from training.roi_cache import Crops, Entry, write_cache
 from training.split import Split, split_samples
 
@@ -43,8 +43,8 @@ def small_crops(folder: Path, count: int = 48, *, grey: float | None = None) -> 
     return write_cache(folder, made(), SIZE, count, POLICY, [])
 
 
-def small_split(crops: Crops, how: str = "patient") -> Split:
-    return split_samples(crops.patients.tolist(), crops.malignant.tolist(), crops.groups, how=how)
+def small_split(crops: Crops, how: str = "patient", *, copies: bool = False) -> Split:
+    return split_samples(crops.patients.tolist(), crops.malignant.tolist(), crops.groups, how=how, copies=copies)
 
 
 def small_network(recipe: Recipe, size: int):  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.augment import Augmentation, augment, paper_copy
+from training.augment import STABLE, Augmentation, augment, coarsen, paper_copy
 
 STILL = Augmentation(flips=False, rotation=0, shift=0, contrast=0, brightness=0)
 
@@ -46,3 +46,52 @@ def test_the_papers_copies() -> None:
     assert len({copy.tobytes() for copy in copies}) == 6
     with pytest.raises(ValueError, match="copy 6"):
         paper_copy(roi, 6, np.random.default_rng(1))
+
+
+def middle(size: int = 64) -> np.ndarray:
+    y, x = (np.mgrid[0:size, 0:size] + 0.5) / size - 0.5
+    return np.asarray(0.2 + 0.6 * np.exp(-(x**2 + y**2) / 0.02), np.float32)
+
+
+def test_a_wide_crop_gives_a_roi_of_its_own_size_and_scale() -> None:
+    """Of 1.4 times the side on twice the pixels, the ROI is the middle at 1.43 pixels each."""
+    wide = middle(64)
+    roi = augment(wide, np.random.default_rng(0), STILL, size=32, margin=1.4)
+    assert roi.shape == (32, 32) and roi.dtype == np.float32
+    y, x = (np.mgrid[0:32, 0:32] + 0.5) / 32 / 1.4 - 0.5 / 1.4
+    np.testing.assert_allclose(roi, 0.2 + 0.6 * np.exp(-(x**2 + y**2) / 0.02), atol=0.02)
+
+
+def changed(**what: float) -> np.ndarray:
+    still = {"flips": False, "rotation": 0.0, "shift": 0.0, "contrast": 0.0, "brightness": 0.0}
+    return augment(middle(), np.random.default_rng(3), Augmentation(**{**still, **what}))  # type: ignore[arg-type]
+
+
+def test_each_change_of_the_stable_augmentation_does_what_it_says() -> None:
+    roi = middle()
+    edges = np.abs(np.diff(roi)).max()
+    assert np.abs(np.diff(changed(blur=3.0, blur_share=1.0))).max() < edges
+    assert np.abs(np.diff(changed(coarseness=8.0, resolution_share=1.0))).max() != edges
+    grain = changed(grain=0.05, grain_share=1.0) - roi
+    assert 0.002 < grain.std() < 0.05 and abs(grain.mean()) < 0.005
+    curve = changed(gamma=2.0, gamma_share=1.0)
+    exponent = np.log(curve) / np.log(roi)
+    np.testing.assert_allclose(exponent, exponent[0, 0], rtol=1e-3)
+    assert 0.5 <= exponent[0, 0] <= 2 and abs(exponent[0, 0] - 1) > 0.01
+    assert 0 < np.abs(changed(jpeg_share=1.0) - roi).max() < 0.2
+    # A wider field of view leaves a smaller lesion.
+    assert (changed(zoom=1.6) > 0.5).sum() != (roi > 0.5).sum()
+
+
+def test_coarsening_averages_and_enlarges() -> None:
+    roi = np.zeros((8, 8), np.float32)
+    roi[:4, :4] = 1
+    small = coarsen(roi, 2)
+    assert small.shape == (8, 8) and small[0, 0] == pytest.approx(1) and small[7, 7] == pytest.approx(0)
+    assert 0 < small[3, 4] < 1
+
+
+def test_the_stable_augmentation_stays_in_range() -> None:
+    for seed in range(20):
+        one = augment(middle(), np.random.default_rng(seed), STABLE, size=40, margin=1.4)
+        assert one.shape == (40, 40) and one.dtype == np.float32 and one.min() >= 0 and one.max() <= 1

@@ -10,12 +10,15 @@ import pytest
 
 from model.networks import build_network
 from tests.support.crops import small_crops, small_network, small_split
+from training.batches import part_of
 from training.crossvalidate import crossvalidate, show
 from training.errors import DataError, RunError
-from training.evaluate import LesionSet, evaluate_run
+from training.evaluate import evaluate_run
 from training.export import export_run
-from training.fit import Recipe, build_for, fit, part_of
+from training.fit import build_for, fit
+from training.measured import LesionSet
 from training.paper_grid import Cell
+from training.recipe import Recipe
 from training.roi_cache import Crops
 from training.split import split_samples
 

@@ -12,22 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.bundles import small_bundle
 from tests.support.crops import small_crops, small_network, small_split
 from tests.support.repository import ROOT
+from training.batches import Batches, measure_batch_norm, part_of, predict, predict_rois
 from training.errors import RunError
-from training.fit import (
-    PAPER,
-    Batches,
-    Epoch,
-    Recipe,
-    _finished,
-    _learning_rate,
-    fit,
-    load_run,
-    measure_batch_norm,
-    part_of,
-    predict,
-)
+from training.fit import build_for, fit, load_run
+from training.recipe import PAPER, Recipe, is_finished, learning_rate
 from training.roi_cache import Crops
 
 RECIPE = Recipe(init="none", epochs=3, batch=8, optimizer="sgd", warm_up=0, learning_rate=0.05, bn_batches=2)
@@ -68,6 +59,73 @@ def test_a_run_cut_short_in_any_epoch_ends_as_if_it_had_not_been(
             if name != "about":
                 np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-7)
     assert (tmp_path / "run" / "log.csv").read_text() == (whole / "log.csv").read_text()
+
+
+def test_averaged_weights_go_on_after_a_kill_too_and_are_not_the_last_ones(crops: Crops, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, ema=0.9, augmentation="stable", bn_batches=0, epochs=2)
+
+    def report(what: str, done: int, of: int) -> None:
+        if (what, done) == ("epoch 2", 2):
+            raise Killed
+
+    split = small_split(crops)
+    fit(recipe, crops, split, tmp_path / "whole", build=small_network)
+    with pytest.raises(Killed):
+        fit(recipe, crops, split, tmp_path / "cut", build=small_network, report=report)
+    fit(recipe, crops, split, tmp_path / "cut", build=small_network)
+    with np.load(tmp_path / "whole" / "final.npz") as whole, np.load(tmp_path / "cut" / "final.npz") as cut:
+        averaged = {name: whole[name] for name in whole.files if name != "about"}
+        for name, value in averaged.items():
+            np.testing.assert_array_equal(cut[name], value)  # bit by bit: the same seed gives the same run
+    with np.load(tmp_path / "whole" / "state.npz") as state:
+        assert any((state[name] != value).any() for name, value in averaged.items())
+
+
+def test_the_papers_copies_are_made_after_a_split_by_patient(crops: Crops, tmp_path: Path) -> None:
+    split = small_split(crops, copies=True)
+    plain = small_split(crops)
+    assert len(split.train) == 6 * len(plain.train) and set(split.train.samples) == set(plain.train.samples)
+    assert (split.validation.copies == -1).all() and (split.test.copies == -1).all()
+    assert not set(crops.patients[split.train.samples]) & set(crops.patients[split.validation.samples])
+    assert {tuple(pair) for pair in zip(split.train.samples, split.train.copies, strict=True)} == {
+        (number, copy) for number in plain.train.samples for copy in range(6)
+    }
+    recipe = replace(PAPER, init="none", epochs=1, batch=8)
+    steps: list[int] = []
+    fit(recipe, crops, split, tmp_path / "run", build=small_network, report=lambda what, done, of: steps.append(of))
+    assert steps[0] == 6 * len(plain.train) // 8  # the paper's number of updates
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["split"]["train"]["copies"] == split.train.copies.tolist()
+
+
+def test_a_recipe_and_a_split_that_do_not_fit_are_refused(crops: Crops, tmp_path: Path) -> None:
+    for recipe, split in (
+        (replace(PAPER, init="none"), small_split(crops)),
+        (RECIPE, small_split(crops, copies=True)),
+        (RECIPE, small_split(crops, "paper")),
+    ):
+        with pytest.raises(RunError, match="copies go with 'copies' alone"):
+            fit(recipe, crops, split, tmp_path / "run", build=small_network)
+    assert not (tmp_path / "run").exists()
+
+
+def test_predictions_average_the_orientations(crops: Crops, whole: Path) -> None:
+    model, _ = load_run(whole, small_network)
+    part = part_of(crops, [5, 3, 20])
+    rois = np.stack([crops.roi(number) for number in part.samples])
+    ways = [predict_rois(model, np.rot90(rois, turns, axes=(1, 2)), batch=4) for turns in range(4)]
+    logit = np.mean([np.log(way / (1 - way)) for way in ways], axis=0)
+    np.testing.assert_allclose(predict(model, crops, part, 4, orientations=4), 1 / (1 + np.exp(-logit)), rtol=1e-4)
+
+
+def test_a_run_may_begin_from_a_bundle(tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path / "bundle")
+    recipe = replace(RECIPE, network="mobilenet_v2", head="plain", init=str(tmp_path / "bundle" / "weights.npz"))
+    expected = bundle.network()
+    for mine, theirs in zip(build_for(recipe, 96).weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(theirs))
+    with pytest.raises(RunError, match="holds no weights of mobilenet_v2"):
+        build_for(replace(recipe, head="optimised"), 96)
 
 
 def test_a_half_written_checkpoint_is_never_read(crops: Crops, tmp_path: Path) -> None:
@@ -119,7 +177,7 @@ def test_a_loss_that_is_no_number_stops_with_one_line(crops: Crops, tmp_path: Pa
 
 
 def test_unknown_schedule_and_augmentation_are_refused(crops: Crops, tmp_path: Path) -> None:
-    for change in ({"schedule": "stairs"}, {"augmentation": "wild"}, {"optimizer": "none"}):
+    for change in ({"schedule": "stairs"}, {"augmentation": "wild"}, {"optimizer": "none"}, {"orientations": 3}):
         with pytest.raises(RunError, match="there is no"):
             fit(replace(RECIPE, **change), crops, small_split(crops), tmp_path / "run", build=small_network)
 
@@ -153,25 +211,25 @@ def test_batches_hold_every_sample_once_and_repeat_for_the_same_epoch(crops: Cro
     assert sorted(roi.sum() for roi in seen) == pytest.approx(sorted(roi.sum() for roi in stored))
 
 
-def epochs(*losses: float) -> list[Epoch]:
-    return [Epoch(number, 0.0, 0.0, loss, 0.0, 0.0) for number, loss in enumerate(losses, 1)]
+def epochs(*losses: float) -> list[float]:
+    return list(losses)
 
 
 def test_the_papers_schedule() -> None:
     paper = Recipe(schedule="plateau", learning_rate=1.0, epochs=50)
     worse = [1.0] + [1.1] * 7
-    assert _learning_rate(paper, epochs(*worse[:-1])) == 1.0
-    assert _learning_rate(paper, epochs(*worse)) == pytest.approx(0.2)
-    assert _learning_rate(paper, epochs(*worse, *[1.1] * 7)) == pytest.approx(0.04)
-    assert _learning_rate(paper, epochs(*worse, 0.9, *[1.1] * 6)) == pytest.approx(0.2)
-    assert not _finished(paper, epochs(1.0, *[1.0] * 12))
-    assert _finished(paper, epochs(1.0, *[1.0] * 13))
-    assert not _finished(paper, epochs(1.0, *[1.1] * 12, 0.9))
+    assert learning_rate(paper, epochs(*worse[:-1])) == 1.0
+    assert learning_rate(paper, epochs(*worse)) == pytest.approx(0.2)
+    assert learning_rate(paper, epochs(*worse, *[1.1] * 7)) == pytest.approx(0.04)
+    assert learning_rate(paper, epochs(*worse, 0.9, *[1.1] * 6)) == pytest.approx(0.2)
+    assert not is_finished(paper, epochs(1.0, *[1.0] * 12))
+    assert is_finished(paper, epochs(1.0, *[1.0] * 13))
+    assert not is_finished(paper, epochs(1.0, *[1.1] * 12, 0.9))
 
 
 def test_the_rate_rises_in_equal_steps_before_the_cosine() -> None:
     recipe = Recipe(epochs=6, learning_rate=3.0, warm_up=2)
-    rates = [_learning_rate(recipe, epochs(*[1.0] * done)) for done in range(6)]
+    rates = [learning_rate(recipe, epochs(*[1.0] * done)) for done in range(6)]
     assert rates[:3] == pytest.approx([1.0, 2.0, 3.0])
     assert rates[4] == pytest.approx(1.5)  # half-way through the four epochs of the cosine
 
@@ -184,9 +242,9 @@ def test_the_papers_recipe_is_the_papers() -> None:
 
 def test_the_cosine_schedule_halves_half_way() -> None:
     recipe = Recipe(epochs=10, learning_rate=1.0, warm_up=0)
-    rates = [_learning_rate(recipe, epochs(*[1.0] * done)) for done in range(10)]
+    rates = [learning_rate(recipe, epochs(*[1.0] * done)) for done in range(10)]
     assert rates[0] == 1 and rates[5] == pytest.approx(0.5) and rates == sorted(rates, reverse=True)
-    assert _finished(recipe, epochs(*[1.0] * 10)) and not _finished(recipe, epochs(*[1.0] * 9))
+    assert is_finished(recipe, epochs(*[1.0] * 10)) and not is_finished(recipe, epochs(*[1.0] * 9))
 
 
 def test_tensorboards_log_is_read_by_tensorflow(whole: Path) -> None:
@@ -212,7 +270,8 @@ from pathlib import Path
 import keras
 
 from tests.support.crops import small_crops, small_network, small_split
-from training.fit import Recipe, fit
+from training.fit import fit
+from training.recipe import Recipe
 
 folder = Path(sys.argv[1])
 crops = small_crops(folder / "crops")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training import metrics
-from training.evaluate import Figure
+from training.measured import Figure
 
 scored = st.lists(st.tuples(st.integers(0, 10), st.booleans()), min_size=2, max_size=40)
 
@@ -75,3 +75,23 @@ def test_of_a_handful_of_patients_there_is_no_interval() -> None:
     assert np.isfinite(metrics.interval(metrics.auc, scores, truth, np.arange(20) % 10)).all()
     few = str(Figure(0.5, *of_nine))
     assert few == "0.500 (too few for an interval)"
+
+
+def test_the_roc_curve_of_many_lesions_is_that_of_counting() -> None:
+    generator = np.random.default_rng(4)
+    truth, score = generator.random(300) < 0.4, generator.integers(0, 40, 300) / 40
+    false_positive, true_positive, thresholds = metrics.roc(score, truth)
+    assert thresholds[0] == np.inf and (np.diff(thresholds) < 0).all()
+    for place, threshold in enumerate(thresholds):
+        assert true_positive[place] == np.mean(score[truth] >= threshold)
+        assert false_positive[place] == np.mean(score[~truth] >= threshold)
+    many = generator.random(200_000)  # a table of all thresholds by all lesions would need 40 GB
+    assert len(metrics.roc(many, many > 0.5)[0]) == 200_001
+
+
+def test_temperature_and_bias_are_found_again() -> None:
+    generator = np.random.default_rng(3)
+    logit = generator.normal(0, 2, 20_000)
+    truth = generator.random(20_000) < 1 / (1 + np.exp(-(logit / 2 - 0.7)))
+    temperature, bias = metrics.fit_temperature_and_bias(1 / (1 + np.exp(-logit)), truth)
+    assert temperature == pytest.approx(2, rel=0.1) and bias == pytest.approx(-0.7, abs=0.06)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import pydicom
 import pytest
 from PIL import Image
 
+from training import cbis
 from training.cbis import read_cbis, set_beside_paper
 from training.csv_dataset import read_table
 from training.csv_reader import read_rows
-from training.ddsm299 import read_ddsm299
 from training.errors import DataError
 from training.mias import read_mias
-from training.samples import counts
+from training.samples import DESCRIPTORS, counts
+from training.squeezed import read_squeezed
 from training.synthetic import write_synthetic
 
 
@@ -61,7 +63,7 @@ def test_ddsm299_squeezes_boxes_like_the_films_and_undoes_the_aspect_by_spacing(
     picture(tmp_path / "films" / row["film"])
     others = [{**row, "pathology": "UNKNOWN"}, {**row, "film": "gone.png"}, {**row, "type": "calc"}]
     write_csv(tmp_path / "rois.csv", [row, *others])
-    reading = read_ddsm299(tmp_path)
+    reading = read_squeezed(tmp_path)
     first, second = reading.samples
     # 2990 columns on 299: a tenth; 5980 rows on 299: a twentieth.
     np.testing.assert_allclose(first.outline[[0, 2]], [(29.9, 29.9), (59.8, 59.8)])
@@ -72,6 +74,34 @@ def test_ddsm299_squeezes_boxes_like_the_films_and_undoes_the_aspect_by_spacing(
         "rois.csv row 4 (gone.png)",
     ]
     assert "UNKNOWN" in reading.skipped[0].reason
+
+
+def test_squeezed_films_of_any_size_keep_their_own_split_and_what_the_tables_say(tmp_path: Path) -> None:
+    row = {"film": "00001_LEFT_CC.jpg", "official_split": "test", "patient": "P_00001", "laterality": "LEFT", "view": "CC",
+           "pathology": "BENIGN", "x": 400, "y": 300, "width": 200, "height": 100,
+           "film_rows": 4000, "film_columns": 2000}  # fmt: skip
+    picture(tmp_path / "test" / row["film"], (800, 800))
+    picture(tmp_path / "train" / "00002_LEFT_CC.jpg", (400, 400))
+    other = {**row, "film": "00002_LEFT_CC.jpg", "official_split": "train", "patient": "P_00002"}
+    write_csv(tmp_path / "rois.csv", [row, other, {**other, "x": 900}])
+    described = {"patient_id": "P_00001", "left or right breast": "LEFT", "image view": "CC", "breast_density": "3",
+                 "abnormality type": "mass", "mass shape": "OVAL", "mass margins": "SPICULATED", "assessment": "2",
+                 "pathology": "BENIGN_WITHOUT_CALLBACK", "subtlety": "5"}  # fmt: skip
+    twice = {**described, "patient_id": "P_00002", "pathology": "BENIGN"}
+    write_csv(tmp_path / "mass_case_description_test_set.csv", [described])
+    write_csv(tmp_path / "mass_case_description_train_set.csv", [twice, {**twice, "mass shape": "ROUND"}])
+    first, second, third = read_squeezed(tmp_path).samples
+    # 2000 columns on 800: 0.4; 4000 rows on 800: 0.2.
+    np.testing.assert_allclose(first.outline[[0, 2]], [(160, 60), (240, 80)])
+    assert first.spacing == pytest.approx((0.25, 0.125)) and second.spacing == pytest.approx((0.5, 0.25))
+    assert (first.group, second.group, first.kind, first.dataset) == ("test", "train", "mass", tmp_path.name)
+    assert (second.identity, third.identity) == ("00002_LEFT_CC#1", "00002_LEFT_CC#2")
+    assert first.descriptors == {
+        "pathology": "BENIGN_WITHOUT_CALLBACK", "side": "LEFT", "view": "CC", "density": "3", "assessment": "2",
+        "subtlety": "5", "shape": "OVAL", "margin": "SPICULATED",
+    }  # fmt: skip
+    # Two lesions on one film: only what holds for both is known of each.
+    assert "shape" not in second.descriptors and third.descriptors["margin"] == "SPICULATED"
 
 
 def test_mias_gives_circles_and_pairs_as_patients(tmp_path: Path) -> None:
@@ -132,6 +162,50 @@ def test_cbis_scales_a_mask_of_half_the_size(tree: Path) -> None:
     rows, columns = np.nonzero(mask)
     expected = [(2 * columns.min(), 2 * rows.min()), (2 * columns.max() + 2, 2 * rows.max() + 2)]
     np.testing.assert_allclose(halved.outline[[0, 2]], expected)
+
+
+def test_cbis_reads_the_jpeg_edition_as_it_reads_tcias_tree(tree: Path, tmp_path: Path) -> None:
+    for path in tree.rglob("*.dcm"):
+        header = pydicom.dcmread(path)
+        pixels = header.pixel_array / (65535 if header.BitsStored == 16 else 255)
+        file = tmp_path / "jpeg" / path.parent.name / f"{path.stem}.jpg"  # the folder is the series
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(file, quality=90)
+    expected = {sample.identity: sample for sample in read_cbis(tree, tree).samples}
+    found = read_cbis(tmp_path, tree)
+    assert {sample.identity for sample in found.samples} == set(expected)
+    for sample in found.samples:
+        assert sample.image.suffix == ".jpg"
+        np.testing.assert_allclose(sample.outline, expected[sample.identity].outline, atol=2)
+
+
+def test_cbis_keeps_what_it_found_in_the_masks(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "outlines.jsonl"
+    first = read_cbis(tree, tree, outlines=kept)
+    kept.write_text(kept.read_text()[:-20])  # a kill cut the last line short
+    decoded = []
+    honest = cbis._mask
+    monkeypatch.setattr(cbis, "_mask", lambda files: decoded.append(files) or honest(files))
+    second = read_cbis(tree, tree, outlines=kept)
+    # The one that was cut short, and the one that has no mask.
+    assert len(decoded) == 2 and second.skipped == first.skipped
+    for one, again in zip(first.samples, second.samples, strict=True):
+        np.testing.assert_array_equal(one.outline, again.outline)
+    decoded.clear()
+    image = first.samples[0].image
+    os.utime(image, (1, 1))
+    read_cbis(tree, tree, outlines=kept)
+    assert len(decoded) > 1
+
+
+def test_cbis_keeps_benign_without_callback_and_the_descriptors_apart(tree: Path) -> None:
+    samples = read_cbis(tree, tree).samples
+    labels = {sample.descriptors["pathology"] for sample in samples}
+    assert labels == {"BENIGN", "BENIGN_WITHOUT_CALLBACK", "MALIGNANT"}
+    assert all(sample.malignant == (sample.descriptors["pathology"] == "MALIGNANT") for sample in samples)
+    mass = next(sample for sample in samples if sample.kind == "mass" and sample.malignant)
+    assert mass.descriptors["margin"] == "SPICULATED" and mass.descriptors["density"] == "3"
+    assert set().union(*(sample.descriptors for sample in samples)) <= set(DESCRIPTORS)
 
 
 def test_cbis_skips_what_cannot_be_used_and_says_why(tree: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import training_throughput
 from tests.support.crops import small_crops, small_network
-from training.fit import Recipe
+from training.recipe import Recipe
 
 
 def test_both_ways_are_measured_on_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,17 @@ from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
 from model.roi_extraction import Cut, cut_rois
 from tests.support.crops import small_crops, small_network, small_split
+from training.batches import part_of, predict
 from training.cbis import read_cbis
 from training.cli import app, main
 from training.errors import DataError, RunError
-from training.evaluate import LesionSet, evaluate_run
+from training.evaluate import evaluate_run
 from training.export import export_run
-from training.fit import Recipe, fit, part_of, predict
+from training.fit import fit
+from training.measured import LesionSet
 from training.paper_grid import Cell, grid, reproduce
 from training.prepare import COARSE_FILMS, open_frame, prepare
+from training.recipe import Recipe
 from training.roi_cache import open_cache
 from training.samples import Reading, Sample, rectangle
 from training.synthetic import write_synthetic

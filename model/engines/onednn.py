@@ -1,0 +1,147 @@
+"""Whether TensorFlow's oneDNN kernels are faster on this CPU and say the same, by a trial.
+
+TensorFlow leaves oneDNN off on a CPU without AVX512_VNNI, where a training step of Xception-C then takes two to three times
+as long. It reads the setting when it is loaded, so each side is tried in a process of its own, and the choice has to be
+made before.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.engines.equivalence_check import LIMIT, difference, trial_rois
+from model.engines.hardware import cpu_model
+
+VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
+KEPT = "onednn.json"
+TRIAL_LIMIT_S = 240
+_SIDE, _BATCH, _ROUNDS = 64, 8, 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One side's seconds of a step or an answer, and its probabilities (N,)."""
+
+    seconds: float
+    answers: tuple[float, ...]
+
+
+Try = Callable[[bool, Path | None], Trial | None]  # oneDNN on?, the bundle to ask -> None if the trial failed
+
+
+def choose_onednn(cache: Path | None, bundle: Path | None = None, *, attempt: Try | None = None) -> str:
+    """Set TF_ENABLE_ONEDNN_OPTS to what is faster here, and return what was chosen and why.
+
+    Without `bundle` a training step is tried, with it the bundle's answers, which must not differ by more than the limit of
+    every engine's trial. The choice is kept in folder `cache`. Nothing is tried if the variable is set, or if TensorFlow is
+    loaded already.
+    """
+    if VARIABLE in os.environ:
+        return f"oneDNN as set ({VARIABLE}={os.environ[VARIABLE]})"
+    if "tensorflow" in sys.modules:
+        return "oneDNN as TensorFlow chose it when it was loaded"
+    key = f"{cpu_model()}, TensorFlow {importlib.metadata.version('tensorflow')}, {bundle or 'training'}"
+    kept = _read(cache)
+    if key not in kept:
+        kept[key] = _decide(attempt or _attempt, bundle)
+        _write(cache, kept)
+    value, why = kept[key]
+    if value:
+        os.environ[VARIABLE] = value
+    return why
+
+
+def _decide(attempt: Try, bundle: Path | None) -> tuple[str, str]:
+    """Return the variable's value, empty to leave it, and the reason."""
+    off, on = attempt(False, bundle), attempt(True, bundle)
+    if off is None or on is None:
+        return "", "oneDNN as TensorFlow chooses it: its trial failed"
+    found = difference(np.array(on.answers), np.array(off.answers))
+    times = f"{on.seconds:.2f} s with it, {off.seconds:.2f} s without"
+    if bundle is not None and found > LIMIT:
+        return "0", f"oneDNN is off: it differs by up to {found:.3f} ({LIMIT:g} is allowed)"
+    if on.seconds < off.seconds:
+        return "1", f"oneDNN is on: {times}, answers differ by at most {found:.4f}"
+    return "0", f"oneDNN is off: {times}"
+
+
+def _attempt(on: bool, bundle: Path | None) -> Trial | None:
+    command = [sys.executable, "-m", "model.engines.onednn", *([str(bundle)] if bundle else [])]
+    environment = {**os.environ, VARIABLE: str(int(on)), "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    environment["PYTHONPATH"] = os.pathsep.join([path for path in sys.path if path])
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TRIAL_LIMIT_S, check=True
+        )
+        said = json.loads(done.stdout.splitlines()[-1])
+        return Trial(said["seconds"], tuple(said["answers"]))
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _read(cache: Path | None) -> dict[str, tuple[str, str]]:
+    try:
+        return dict(json.loads((cache / KEPT).read_text(encoding="utf-8"))) if cache else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(cache: Path | None, kept: dict[str, tuple[str, str]]) -> None:
+    if cache is None:
+        return
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = cache / f"{KEPT}.{os.getpid()}"
+        partial.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        partial.replace(cache / KEPT)
+    except OSError:  # it is tried again next time
+        return
+
+
+def _training_step() -> Trial:
+    """Time a training step of three separable convolutions, what most of Xception consists of."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(0)
+    stack = [layers.SeparableConv2D(192, 3, padding="same", activation="relu") for _ in range(3)]
+    head = [layers.GlobalAveragePooling2D(), layers.Dense(1, activation="sigmoid")]
+    model = keras.Sequential([keras.Input((_SIDE, _SIDE, 1)), layers.Conv2D(64, 3), *stack, *head])
+    model.compile("sgd", "binary_crossentropy", jit_compile=False)
+    rois, labels = trial_rois(_SIDE)[:_BATCH, ..., None], np.arange(_BATCH)[:, None] % 2
+    seconds = _fastest(lambda: model.train_on_batch(rois, labels))
+    return Trial(seconds, tuple(np.asarray(model(rois))[:, 0].tolist()))
+
+
+def _answers(bundle: Path) -> Trial:
+    from model.bundle import load_bundle
+    from model.engines.tensorflow import TensorFlowEngine
+
+    engine = TensorFlowEngine(load_bundle(bundle, allow_untrained=True), _BATCH)
+    rois = trial_rois(engine.size)[:_BATCH]
+    return Trial(_fastest(lambda: engine.predict(rois)), tuple(engine.predict(rois).tolist()))
+
+
+def _fastest(do: Callable[[], object]) -> float:
+    do()
+    times = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        do()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+if __name__ == "__main__":
+    tried = _answers(Path(sys.argv[1])) if len(sys.argv) > 1 else _training_step()
+    print(json.dumps({"seconds": tried.seconds, "answers": tried.answers}))
