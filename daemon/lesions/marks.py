@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
+from config.settings import Lesions
 from daemon.errors import LesionError
 from daemon.lesions.geometry import (
     MAX_POINTS,
@@ -93,11 +94,11 @@ def read_mark(
     source_uid: str,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
-    not_lesions: Collection[str],
+    settings: Lesions,
     collected: Collected,
 ) -> None:
     """Add the lesions of one mark to `collected`, or the reason why there are none."""
-    listed = is_not_a_lesion(mark.codes, not_lesions)
+    listed = is_not_a_lesion(mark.codes, settings.not_lesions)
     if mark.left_out:
         collected.leave_out(mark.where, mark.left_out)
     elif listed:
@@ -108,7 +109,7 @@ def read_mark(
         lesions = (
             _from_shapes(mark, source_uid, images, collected)
             if mark.shapes
-            else _from_segments(mark, images, segmentations, not_lesions, collected)
+            else _from_segments(mark, images, segmentations, settings, collected)
         )
         for number, lesion in enumerate(lesions, start=1):
             collected.add(_told(lesion, mark, source_uid, number if len(lesions) > 1 else None))
@@ -180,7 +181,7 @@ def _from_segments(
     mark: Mark,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
-    not_lesions: Collection[str],
+    settings: Lesions,
     collected: Collected,
 ) -> list[Lesion]:
     own = Collected(collected.max_lesions)
@@ -189,7 +190,7 @@ def _from_segments(
         try:
             if segmentation is None:
                 raise LesionError(f"segmentation {reference.sop_instance_uid} is not here")
-            read_segments(segmentation, images, not_lesions, own, only=reference.segments, on_frames=reference.frames)
+            read_segments(segmentation, images, settings, own, only=reference.segments, on_frames=reference.frames)
         except TooManyLesions:
             raise
         except LesionError as error:

@@ -5,12 +5,13 @@ A new kind of lesion object is a module here that makes `Mark`s (reports) or add
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
+from config.settings import Lesions
 from daemon.dicom.sop_classes import REPORT_CLASSES
 from daemon.errors import LesionError
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
@@ -18,8 +19,9 @@ from daemon.lesions.generic_sr import generic_marks
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.marks import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
-from daemon.lesions.references import MAX_LESIONS, Collected
-from daemon.lesions.seg import is_segmentation, read_segments, source_images
+from daemon.lesions.references import Collected
+from daemon.lesions.seg import is_segmentation, read_segments
+from daemon.lesions.seg_frames import source_images
 from daemon.lesions.sr_tree import ContentTree
 
 MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
@@ -56,8 +58,7 @@ def read_lesions(
     source: Dataset,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
-    not_lesions: Collection[str],
-    max_lesions: int = MAX_LESIONS,
+    settings: Lesions,
 ) -> LesionReading:
     """Read the lesions of a SEG or SR.
 
@@ -65,8 +66,7 @@ def read_lesions(
         source: the lesion object; a SEG with its Pixel Data.
         images: headers of the images it names, by SOP Instance UID; Rows, Columns and Number of Frames are used.
         segmentations: the SEG objects, with Pixel Data, that a report names, by SOP Instance UID.
-        not_lesions: "SCHEME:value" codes of segments and findings that are anatomy, not lesions.
-        max_lesions: an object with more lesions is refused.
+        settings: what counts as a lesion, and how many one object may mark.
 
     Returns:
         The lesions in the object's order, with what was left out and why. One unreadable mark among readable ones is
@@ -75,13 +75,13 @@ def read_lesions(
     Raises:
         LesionError: there is no lesion because what is marked cannot be read, with every reason; there are too many.
     """
-    collected = Collected(max_lesions)
+    collected = Collected(settings.max_per_object)
     uid = str(source.SOPInstanceUID)
     with _malformed_is_a_lesion_error():
         if is_segmentation(source):
-            read_segments(source, images, not_lesions, collected)
+            read_segments(source, images, settings, collected)
         for mark in _marks(source):
-            read_mark(mark, uid, images, segmentations, not_lesions, collected)
+            read_mark(mark, uid, images, segmentations, settings, collected)
     if not (collected.lesions or collected.left_out):
         raise LesionError("it marks no region")
     if collected.failures and not collected.lesions:

@@ -15,7 +15,6 @@ from daemon.errors import LesionError
 from daemon.lesions.lesion import Code, LeftOut, Lesion
 from model.image import MAX_PIXELS
 
-MAX_LESIONS = 250  # of one lesion object
 _OLD_SNOMED = ("SNM3", "99SDM")  # designators of SNOMED-RT before SRT (PS3.16 8.2)
 
 
@@ -147,7 +146,7 @@ def size(image: Dataset) -> tuple[int, int]:
 class Collected:
     """The reading of one lesion object while it grows, up to `max_lesions`."""
 
-    max_lesions: int = MAX_LESIONS
+    max_lesions: int
     lesions: list[Lesion] = field(default_factory=list)
     left_out: dict[LeftOut, None] = field(default_factory=dict)  # in order, each once
     failures: dict[LeftOut, None] = field(default_factory=dict)

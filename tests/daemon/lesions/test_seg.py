@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from config.settings import NOT_LESION_CODES
+from config.settings import NOT_LESION_CODES, Lesions
 from daemon.errors import LesionError
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import References, lesion_references, read_lesions
@@ -51,7 +51,12 @@ def sent(dataset: Dataset) -> Dataset:
 
 
 def read(segmentation: Dataset, *images: Dataset, not_lesions: Collection[str] = NOT_LESION_CODES) -> LesionReading:
-    return read_lesions(segmentation, {str(image.SOPInstanceUID): image for image in images}, {}, not_lesions)
+    return read_lesions(
+        segmentation,
+        {str(image.SOPInstanceUID): image for image in images},
+        {},
+        Lesions(not_lesions=tuple(not_lesions)),
+    )
 
 
 @pytest.fixture(scope="module")
