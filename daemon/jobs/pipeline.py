@@ -199,6 +199,7 @@ class Pipeline:
             self._algorithm,
             classified.reading.left_out,
             classified.views,
+            classified.reading.notes,
         )
 
     def write(
@@ -282,6 +283,7 @@ def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[
     read = {
         "lesions": [_lesion_facts(lesion) for lesion in reading.lesions],
         "left_out": [asdict(left_out) for left_out in reading.left_out],
+        **({"notes": list(reading.notes)} if reading.notes else {}),  # absent as before, so that UIDs stay
         "rois": [hashlib.sha256(roi.pixels.tobytes()).hexdigest() for roi in rois],
         "identity": {
             uid: [str(header.get(keyword, "")) for keyword in IDENTITY_KEYWORDS] for uid, header in images.items()

@@ -19,10 +19,12 @@ from daemon.lesions.generic_sr import generic_marks
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.marks import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
+from daemon.lesions.patients import check_patient, other_studies
 from daemon.lesions.references import Collected
 from daemon.lesions.seg import is_segmentation, read_segments
 from daemon.lesions.seg_frames import source_images
 from daemon.lesions.sr_tree import ContentTree
+from daemon.lesions.stacks import one_lesion_per_tracking_uid
 
 MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
 _REASONS_SHOWN = 5
@@ -78,16 +80,20 @@ def read_lesions(
     collected = Collected(settings.max_per_object)
     uid = str(source.SOPInstanceUID)
     with _malformed_is_a_lesion_error():
+        check_patient(source, images.values())
         if is_segmentation(source):
             read_segments(source, images, settings, collected)
         for mark in _marks(source):
             read_mark(mark, uid, images, segmentations, settings, collected)
-    if not (collected.lesions or collected.left_out):
+        lesions = one_lesion_per_tracking_uid(collected, images)
+    if not (lesions or collected.left_out):
         raise LesionError("it marks no region")
-    if collected.failures and not collected.lesions:
+    if collected.failures and not lesions:
         reasons = dict.fromkeys(f"{failure.what}: {failure.reason}" for failure in collected.failures)
         raise LesionError("; ".join(list(reasons)[:_REASONS_SHOWN]))
-    return LesionReading(uid, tuple(collected.lesions), tuple(collected.left_out))
+    used = {lesion.image_uid: images[lesion.image_uid] for lesion in lesions}
+    notes = (*other_studies(source, used), *dict.fromkeys(collected.notes))
+    return LesionReading(uid, tuple(lesions), tuple(collected.left_out), notes)
 
 
 @contextmanager

@@ -10,12 +10,15 @@ from pydicom.dataset import Dataset
 from config.settings import Lesions
 from daemon.dicom.sop_classes import SEGMENTATION_CLASSES
 from daemon.errors import LesionError
+from daemon.lesions.anatomy import Naming, why_no_lesion
 from daemon.lesions.geometry import outline_of_mask, region_of_outline
 from daemon.lesions.lesion import Code, Lesion
+from daemon.lesions.mammograms import why_no_mammogram
+from daemon.lesions.plausibility import why_implausible
 from daemon.lesions.references import (
     Collected,
+    NotClassified,
     code_of,
-    is_not_a_lesion,
     items,
     numbered,
     numbers,
@@ -23,7 +26,8 @@ from daemon.lesions.references import (
     uid_of,
 )
 from daemon.lesions.seg_frames import decode_frame, image_and_frame, segmentation_frames
-from daemon.lesions.seg_parts import SPECK_FRACTION, SPECK_PIXELS, SegmentPart, parts_of_mask, parts_of_one_lesion
+from daemon.lesions.seg_parts import SPECK_FRACTION, SPECK_PIXELS, SegmentPart, parts_of_lesions, parts_of_mask
+from daemon.lesions.stacks import slice_of
 
 MAX_PARTS_OF_ALL = 5000  # of all segments on all frames
 MAX_SEGMENTS = 1000
@@ -75,6 +79,8 @@ def read_segments(
             )
         try:
             place = image_and_frame(dataset, frame, images)
+            if reason := why_no_mammogram(images[place[0]], settings.image_classes):
+                raise NotClassified(f"image {place[0]}: {reason}")
             pixels = decode_frame(dataset, frame.index)
         except LesionError as error:
             failed.update(present)
@@ -84,33 +90,23 @@ def read_segments(
         masks = _masks(pixels, present) if is_labelmap else {present[0]: pixels >= threshold}
         for segment, mask in masks.items():
             try:
-                parts[segment] += parts_of_mask(mask, *place)
+                parts[segment] += parts_of_mask(mask, *place, *slice_of(images[place[0]], place[1]))
             except LesionError as error:
                 failed.add(segment)
                 collected.fail(f"segment {segment}", error)
         if is_labelmap:
             _leave_out_unknown_labels(pixels, {background, *described}, collected)
-    _add_all(dataset, wanted, parts, failed, collected)
+    for segment, item in wanted.items():
+        if parts[segment]:
+            _add_lesions(dataset, segment, item, parts[segment], images, settings, collected)
+        elif segment not in failed:
+            collected.leave_out(f"segment {segment}", "no pixel is marked")
 
 
 def _masks(pixels: np.ndarray, segments: Collection[int]) -> dict[int, np.ndarray]:
     """Return the mask of each of `segments` that a frame (rows, columns) of a label map holds, in order."""
     present = sorted(set(np.unique(pixels).tolist()).intersection(segments))
     return {segment: pixels == segment for segment in present}
-
-
-def _add_all(
-    dataset: Dataset,
-    wanted: Mapping[int, Dataset],
-    parts: Mapping[int, list[SegmentPart]],
-    failed: Collection[int],
-    collected: Collected,
-) -> None:
-    for segment, item in wanted.items():
-        if parts[segment]:
-            _add_lesions(dataset, segment, item, parts[segment], collected)
-        elif segment not in failed:
-            collected.leave_out(f"segment {segment}", "no pixel is marked")
 
 
 def _kind(dataset: Dataset) -> tuple[bool, float]:
@@ -150,17 +146,18 @@ def _wanted_segments(
     for number, item in described.items():
         if only and number not in only:
             continue
-        code = is_not_a_lesion(_codes(item), settings.not_lesions)
-        if code:
-            collected.leave_out(f"segment {number}", f"its code {code.scheme}:{code.value} is listed as not a lesion")
+        if reason := why_no_lesion(_naming(item), settings):
+            collected.leave_out(f"segment {number}", reason)
         else:
             wanted[number] = item
     return wanted
 
 
-def _codes(segment: Dataset) -> tuple[Code, ...]:
-    keywords = ("SegmentedPropertyTypeCodeSequence", "SegmentedPropertyCategoryCodeSequence")
-    return tuple(code for keyword in keywords if (code := code_of(segment, keyword)))
+def _naming(segment: Dataset) -> Naming:
+    kind = code_of(segment, "SegmentedPropertyTypeCodeSequence")
+    category = code_of(segment, "SegmentedPropertyCategoryCodeSequence")
+    label = str(segment.get("SegmentLabel") or "")
+    return Naming((kind,) if kind else (), (label,) if label else (), (category,) if category else ())
 
 
 def _leave_out_unknown_labels(pixels: np.ndarray, known: Collection[int], collected: Collected) -> None:
@@ -169,7 +166,15 @@ def _leave_out_unknown_labels(pixels: np.ndarray, known: Collection[int], collec
             collected.leave_out(f"label {value}", "the Segment Sequence does not describe it")
 
 
-def _add_lesions(dataset: Dataset, segment: int, item: Dataset, parts: list[SegmentPart], collected: Collected) -> None:
+def _add_lesions(
+    dataset: Dataset,
+    segment: int,
+    item: Dataset,
+    parts: list[SegmentPart],
+    images: Mapping[str, Dataset],
+    settings: Lesions,
+    collected: Collected,
+) -> None:
     largest = max(part.pixels for part in parts)
     specks = [part for part in parts if part.pixels < SPECK_PIXELS and part.pixels < SPECK_FRACTION * largest]
     for speck in specks:
@@ -177,7 +182,8 @@ def _add_lesions(dataset: Dataset, segment: int, item: Dataset, parts: list[Segm
             f"segment {segment}, {speck.pixels} pixels at row {speck.row}, column {speck.column}",
             f"a stray speck beside a part of {largest} pixels",
         )
-    lesions = parts_of_one_lesion([part for part in parts if part not in specks])
+    is_one_lesion = uid_of(item, "TrackingUID") is not None
+    lesions = parts_of_lesions([part for part in parts if part not in specks], is_tracked=is_one_lesion)
     for number, lesion in enumerate(lesions, start=1):
         shown = max(lesion, key=lambda part: part.pixels)
         if len(lesion) > 1:
@@ -185,14 +191,18 @@ def _add_lesions(dataset: Dataset, segment: int, item: Dataset, parts: list[Segm
                 f"segment {segment}, {len(lesion) - 1} more frames of one lesion",
                 f"it is shown on frame {shown.frame}, where it is largest",
             )
-        collected.add(_lesion(dataset, item, shown, number if len(lesions) > 1 else None))
+        found = _lesion(dataset, item, shown, number if len(lesions) > 1 else None)
+        if reason := why_implausible(found.region, found.outline, images[found.image_uid], settings):
+            collected.leave_out(f"segment {segment}", reason)
+        else:
+            collected.add(found)
 
 
 def _lesion(dataset: Dataset, segment: Dataset, part: SegmentPart, number: int | None) -> Lesion:
     """`number` counts the lesions of one segment: its Tracking UID cannot name each of them."""
     outline = outline_of_mask(part.mask) + np.array([part.column, part.row])
     name = str(segment.get("TrackingID") or segment.get("SegmentLabel") or "") or None
-    codes = _codes(segment)
+    naming = _naming(segment)
     finding = code_of(segment, "SegmentedPropertyTypeCodeSequence")
     return Lesion(
         source_uid=str(dataset.SOPInstanceUID),
@@ -205,7 +215,7 @@ def _lesion(dataset: Dataset, segment: Dataset, part: SegmentPart, number: int |
         finding=None if same(finding, *_TISSUE) else finding,
         finding_site=code_of(segment, "AnatomicRegionSequence"),
         laterality=_laterality(segment),
-        labels=codes,
+        labels=naming.types + naming.categories,
     )
 
 

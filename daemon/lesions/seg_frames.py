@@ -91,6 +91,10 @@ def image_and_frame(dataset: Dataset, frame: SegmentationFrame, images: Mapping[
     if frame.several:
         raise LesionError(f"frame {frame.index + 1} names several source images; expected the one it was drawn on")
     image, number = image_frame(frame.source, images)
+    if _differ(dataset.get("FrameOfReferenceUID"), image.get("FrameOfReferenceUID")):
+        raise LesionError(
+            f"frame {frame.index + 1} lies in another frame of reference than image {frame.source.sop_instance_uid}"
+        )
     own, expected = size(dataset), size(image)
     if own != expected:
         raise LesionError(
@@ -98,6 +102,10 @@ def image_and_frame(dataset: Dataset, frame: SegmentationFrame, images: Mapping[
             f"{expected[1]} columns; expected the same pixel grid"
         )
     return frame.source.sop_instance_uid, number
+
+
+def _differ(own: str | None, other: str | None) -> bool:
+    return bool(own and other and own != other)
 
 
 def decode_frame(dataset: Dataset, index: int) -> np.ndarray:

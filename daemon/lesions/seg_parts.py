@@ -20,7 +20,10 @@ _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 @dataclass(frozen=True, eq=False)
 class SegmentPart:
-    """One connected component: where its bounding box begins and the mask in it."""
+    """One connected component: where its bounding box begins and the mask in it.
+
+    `stack` and `number` tell the slice it lies on, see `daemon.lesions.stacks.slice_of`.
+    """
 
     image_uid: str
     frame: int
@@ -28,6 +31,8 @@ class SegmentPart:
     column: int
     mask: np.ndarray
     pixels: int
+    stack: tuple[str, ...]
+    number: int
 
     def touches(self, other: SegmentPart) -> bool:
         """Whether the two cover a common pixel."""
@@ -43,25 +48,42 @@ class SegmentPart:
         return bool((mine & others).any())
 
 
-def parts_of_mask(mask: np.ndarray, image_uid: str, frame: int) -> list[SegmentPart]:
+def parts_of_mask(
+    mask: np.ndarray, image_uid: str, frame: int, stack: tuple[str, ...], number: int
+) -> list[SegmentPart]:
+    """Return the 8-connected components of a mask (rows, columns) on a frame of an image.
+
+    Raises:
+        LesionError: there are more than `MAX_PARTS`.
+    """
     labels, count = ndimage.label(mask, _EIGHT_CONNECTED)
     if count > MAX_PARTS:
         raise LesionError(f"{count} separate parts on one frame, more than {MAX_PARTS}: noise, not marked lesions")
     parts = []
     for label, where in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[where] == label
-        parts.append(SegmentPart(image_uid, frame, where[0].start, where[1].start, part, int(part.sum())))
+        begin = (where[0].start, where[1].start)
+        parts.append(SegmentPart(image_uid, frame, *begin, part, int(part.sum()), stack, number))
     return parts
 
 
-def parts_of_one_lesion(parts: list[SegmentPart]) -> list[list[SegmentPart]]:
-    """Group parts that overlap from one frame of an image to the next; in order of each group's first part."""
+def parts_of_lesions(parts: list[SegmentPart], *, is_tracked: bool) -> list[list[SegmentPart]]:
+    """Group the parts of each lesion: those that overlap from one slice of a stack to the next; in order.
+
+    `is_tracked`: the segment's Tracking UID says that it is one lesion, so that it is one also on slices apart, if it
+    has no more than one part on each slice of a stack.
+    """
     group_of = {id(part): [part] for part in parts}
-    on_frame: dict[tuple[str, int], list[SegmentPart]] = {}
+    on_slice: dict[tuple[tuple[str, ...], int], list[SegmentPart]] = {}
     for part in parts:
-        on_frame.setdefault((part.image_uid, part.frame), []).append(part)
-    for (image_uid, frame), here in on_frame.items():
-        for part, other in product(here, on_frame.get((image_uid, frame + 1), ())):
+        on_slice.setdefault((part.stack, part.number), []).append(part)
+    if is_tracked and all(len(here) == 1 for here in on_slice.values()):
+        in_stack: dict[tuple[str, ...], list[SegmentPart]] = {}
+        for part in parts:
+            in_stack.setdefault(part.stack, []).append(part)
+        return list(in_stack.values())
+    for (stack, number), here in on_slice.items():
+        for part, other in product(here, on_slice.get((stack, number + 1), ())):
             mine, others = group_of[id(part)], group_of[id(other)]
             if mine is not others and part.touches(other):
                 mine += others

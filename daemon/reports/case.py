@@ -71,6 +71,7 @@ class Case:
     every image that a lesion lies on, best as just read from a file: attributes that were not decoded yet are copied
     byte for byte. `results` are in the order of the report. `left_out` is what the lesion object holds and was not
     classified. `views` are by image and frame, every frame with a lesion, for kinds that show pixels (`WITH_PICTURES`).
+    `notes` are sentences on how the lesion object was read.
     """
 
     source: Dataset
@@ -79,6 +80,7 @@ class Case:
     algorithm: Algorithm
     left_out: Sequence[LeftOut] = ()
     views: Mapping[tuple[str, int], View] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 Predecessor = tuple[str, str, str, str]
@@ -140,7 +142,7 @@ def in_full(number: float) -> str:
     return f"{whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 
-def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list[str]:
+def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut], notes: Sequence[str] = ()) -> list[str]:
     """What a reader must know of the whole report, most important first."""
     statements = [RESEARCH_USE]
     if not algorithm.trained:
@@ -153,6 +155,7 @@ def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list
     statements.append(_calibration(algorithm))
     if algorithm.measured:
         statements.append(f"Measured: {'; '.join(map(_figure, algorithm.measured))}.")
+    statements.extend(notes)
     statements.extend(f"Not classified: {item.what}: {item.reason.rstrip('.')}." for item in left_out)
     return statements
 
@@ -193,6 +196,8 @@ def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
         statements.append(
             f"The image does not give its pixel spacing:{assumed or ' a value'} was ASSUMED to cut out the lesion."
         )
+    if result.lesion.region.graphic_type == "POINT":
+        statements.append("Only a point was marked: the size of the lesion is not known.")
     statements.append(
         f"Region given to the model: columns {box.left:.1f} to {box.right:.1f}, "
         f"rows {box.top:.1f} to {box.bottom:.1f}, of which {100 * roi.padded:.0f} % lies outside the image."

@@ -73,7 +73,7 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
         _group(result, known_as, shown[result.lesion.image_uid], case.algorithm, text)
         for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
     ]
-    statements = report_statements(case.algorithm, case.left_out)
+    statements = report_statements(case.algorithm, case.left_out, case.notes)
     root = measurement_report(case, home, shown, groups, statements, text)
     evidence = (home, *shown.values(), case.source)
     return [sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]

@@ -22,6 +22,8 @@ def test_every_code_is_the_concept_it_is_meant_to_be() -> None:
         *(DCM.BreastGeometry, DCM.ImageQuality, DCM.NonLesion, DCM.Background),
     ]
     known = {f"{concept.scheme_designator}:{concept.value}" for concept in concepts}
+    # The category of SNOMED's own hierarchy that dcmqi and highdicom write, and NCI's code of fibroglandular tissue.
+    known |= {"SCT:123037004", "NCIT:C114467"}
     assert known | BREAST_SEGMENTATION_TYPES == set(NOT_LESION_CODES)
 
 
