@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,7 +62,12 @@ class Metric(_Part):
 
 
 class Description(_Part):
-    """All of a manifest but what saving adds. `training` names data, split and recipe of a trained bundle."""
+    """All of a manifest but what saving adds. `training` names data, split and recipe of a trained bundle.
+
+    `kinds`, `image_types` and `views` limit what the bundle may be used for; empty ones set no limit. Kinds are "mass",
+    "calcification", "distortion", "asymmetry", "skin"; image types "digital", "film", "tomosynthesis", "synthetic"; views
+    as in View Position ("CC", "MLO").
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,31}$")
@@ -77,6 +82,9 @@ class Description(_Part):
     limits: tuple[str, ...] = ()
     licence: str
     intended_use: str = RESEARCH_USE
+    kinds: tuple[Literal["mass", "calcification", "distortion", "asymmetry", "skin"], ...] = ()
+    image_types: tuple[Literal["digital", "film", "tomosynthesis", "synthetic"], ...] = ()
+    views: tuple[str, ...] = ()
 
 
 class Manifest(Description):
@@ -229,6 +237,15 @@ def card(bundle: Bundle) -> str:
         lines += ["UNTRAINED: random weights. Its results mean nothing and must not be used.", ""]
     facts = {
         "Intended use": manifest.intended_use,
+        **{
+            f"Made for {what}": ", ".join(named)
+            for what, named in (
+                ("kinds", manifest.kinds),
+                ("image types", manifest.image_types),
+                ("views", manifest.views),
+            )
+            if named
+        },
         "Licence": manifest.licence,
         "Network": f"{architecture.network}, {architecture.head} head, {manifest.parameters:,} parameters",
         "Input": f"{architecture.input_size} x {architecture.input_size} pixels",

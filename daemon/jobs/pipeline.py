@@ -18,6 +18,7 @@ from pydicom import Dataset, dcmread
 from config import settings
 from daemon.errors import DecoderKilled, LesionError, ReportError
 from daemon.events.timings import Stage, timed
+from daemon.jobs.intended_use import within_intended_use
 from daemon.lesions.lesion import LeftOut, Lesion, LesionReading
 from daemon.lesions.reader import lesion_references
 from daemon.reports import no_result
@@ -163,6 +164,8 @@ class Pipeline:
         """
         with timed(Stage.DECODE):
             reading = self._decoders.read(inputs.source_path, inputs.image_paths, inputs.segmentation_paths, lesions)
+            is_left_out = lesions.outside_intended_use == "leave_out"
+            reading = within_intended_use(reading, inputs.images, self._algorithm, is_left_out=is_left_out)
             rois = self._cut(inputs.image_paths, reading.lesions)
         with timed(Stage.CLASSIFY):
             futures = [self._classifier.submit(roi.pixels, heat_map=pictures) for roi in rois]

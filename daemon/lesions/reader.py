@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from config.settings import Lesions
-from daemon.dicom.sop_classes import REPORT_CLASSES
+from daemon.dicom.sop_classes import PRESENTATION_STATE_CLASSES, REPORT_CLASSES
 from daemon.errors import LesionError
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
 from daemon.lesions.generic_sr import generic_marks
@@ -20,6 +20,7 @@ from daemon.lesions.lesion import LesionReading
 from daemon.lesions.marks import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
 from daemon.lesions.patients import check_patient, other_studies
+from daemon.lesions.presentation_state import presentation_marks
 from daemon.lesions.references import Collected
 from daemon.lesions.seg import is_segmentation, read_segments
 from daemon.lesions.seg_frames import source_images
@@ -120,10 +121,14 @@ def _references(marks: list[Mark]) -> References | None:
 
 
 def _marks(dataset: Dataset) -> list[Mark]:
-    if not str(dataset.get("SOPClassUID") or "").startswith(REPORT_CLASSES):
+    sop_class = str(dataset.get("SOPClassUID") or "")
+    if sop_class in PRESENTATION_STATE_CLASSES:
+        marks = presentation_marks(dataset)
+    elif sop_class.startswith(REPORT_CLASSES):
+        tree = ContentTree(dataset)
+        marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)
+    else:
         return []
-    tree = ContentTree(dataset)
-    marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)
     if (shapes := sum(len(mark.shapes) for mark in marks)) > MAX_SHAPES:
         raise LesionError(f"the report draws {shapes} regions; at most {MAX_SHAPES} are read")
     return marks

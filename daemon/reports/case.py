@@ -42,6 +42,7 @@ class Algorithm:
     `device_uid` comes from the bundle's digest (`daemon.dicom.uids.device_uid`); `threshold` is the probability (0..1) from
     which a lesion is called malignant; `intended_use` is the manifest's own sentence. `temperature` is what the network's
     logit is divided by (1: probabilities as the network gives them); `measured` is what is known of its performance.
+    `kinds`, `image_types` and `views` are those that the bundle may be used for (`model.bundle.Description`).
     """
 
     name: str
@@ -52,6 +53,9 @@ class Algorithm:
     intended_use: str
     temperature: float = 1.0
     measured: tuple[Measured, ...] = ()
+    kinds: tuple[str, ...] = ()
+    image_types: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
