@@ -108,7 +108,9 @@ def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inp
     source = dcmread(source_path, stop_before_pixels=True)
     references = lesion_references(source)
     if references is None:
-        raise LesionError("the object marks no lesion; expected a SEG, or an SR with a region on an image")
+        raise LesionError(
+            "the object marks no lesion; expected a SEG, an SR with a region on an image, or a GSPS with a closed shape"
+        )
     segmentation_paths = _here(references.segmentation_uids, path_of)
     image_uids = [*references.image_uids]
     for path in segmentation_paths.values():

@@ -26,6 +26,7 @@ from daemon.lesions.references import (
     uid_of,
 )
 from daemon.lesions.seg_frames import decode_frame, image_and_frame, segmentation_frames
+from daemon.lesions.seg_grid import grid_of, on_grid
 from daemon.lesions.seg_parts import SPECK_FRACTION, SPECK_PIXELS, SegmentPart, parts_of_lesions, parts_of_mask
 from daemon.lesions.stacks import slice_of
 
@@ -81,7 +82,8 @@ def read_segments(
             place = image_and_frame(dataset, frame, images)
             if reason := why_no_mammogram(images[place[0]], settings.image_classes):
                 raise NotClassified(f"image {place[0]}: {reason}")
-            pixels = decode_frame(dataset, frame.index)
+            grid = grid_of(dataset, frame.index, images[place[0]], place[1], settings, collected)
+            pixels = on_grid(decode_frame(dataset, frame.index), grid, background if is_labelmap else 0)
         except LesionError as error:
             failed.update(present)
             for segment in present:

@@ -95,12 +95,6 @@ def image_and_frame(dataset: Dataset, frame: SegmentationFrame, images: Mapping[
         raise LesionError(
             f"frame {frame.index + 1} lies in another frame of reference than image {frame.source.sop_instance_uid}"
         )
-    own, expected = size(dataset), size(image)
-    if own != expected:
-        raise LesionError(
-            f"the segmentation has {own[0]} rows x {own[1]} columns and its source image {expected[0]} rows x "
-            f"{expected[1]} columns; expected the same pixel grid"
-        )
     return frame.source.sop_instance_uid, number
 
 
@@ -121,8 +115,13 @@ def decode_frame(dataset: Dataset, index: int) -> np.ndarray:
         raise
     except Exception as error:  # decoders raise whatever they like at damaged data
         raise LesionError(
-            f"frame {index + 1} of the segmentation cannot be decoded ({type(error).__name__})"
+            f"frame {index + 1} of the segmentation cannot be decoded: its pixel data ({_encoding(dataset)}) are damaged or "
+            "of an encoding that is not read; send it again, uncompressed"
         ) from error
+
+
+def _encoding(dataset: Dataset) -> str:
+    return str(getattr(dataset.file_meta.get("TransferSyntaxUID"), "name", "of unknown transfer syntax"))
 
 
 def _unpack(dataset: Dataset, index: int) -> np.ndarray:

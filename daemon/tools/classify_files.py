@@ -25,6 +25,7 @@ from daemon.errors import LesionError, ReportError
 from daemon.jobs.job_runner import read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
 from daemon.lesions.reader import lesion_references
+from daemon.lesions.unread import is_normal_without_lesions, why_no_lesion_object
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.reports.case import Result
 from daemon.reports.rendering import pictures
@@ -41,13 +42,16 @@ class Files:
     """What was given: every instance's file by its SOP Instance UID, and the lesion objects among them.
 
     `refused` are files that the user named and that cannot be read, with the reason; `skipped` counts what in a folder
-    is no DICOM file, or a report of ours.
+    is no DICOM file, or a report of ours. `notes` are sentences on files that are not used or not read; `without_findings`
+    counts CAD reports that found nothing, a normal result.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
     refused: dict[Path, str] = field(default_factory=dict)
     skipped: int = 0
+    notes: list[str] = field(default_factory=list)
+    without_findings: int = 0
 
 
 @dataclass
@@ -82,11 +86,15 @@ def classify_files(
     files = sort_files(_progress(console, "reading", list(_all_files(given))))
     for path, reason in files.refused.items():
         console.print(f"{path}: {reason}", style="red", soft_wrap=True, highlight=False)
+    for note in files.notes:
+        console.print(note, soft_wrap=True, highlight=False)
     if files.skipped:
         console.print(f"{files.skipped} files left out: no DICOM objects, or reports of mammod", highlight=False)
+    if not files.sources and files.without_findings and not files.refused:
+        return 0
     if not files.sources:
         console.print(
-            f"None of these {len(files.paths)} objects marks a lesion; give the SEG, or the SR with regions on images, too",
+            f"None of these {len(files.paths)} objects marks a lesion; give the SEG, SR or GSPS too",
             style="red",
             soft_wrap=True,
             highlight=False,
@@ -122,8 +130,8 @@ def sort_files(files: Iterable[tuple[Path, bool]]) -> Files:
     for path, named in files:
         try:
             header = dcmread(path, stop_before_pixels=True)
-            uid = str(header.SOPInstanceUID)
-        except (InvalidDicomError, AttributeError):
+            uid = str(header.get("SOPInstanceUID") or "")
+        except InvalidDicomError:
             _leave_out(found, path, named, "this is no DICOM object; DICOM Part 10 files are expected")
             continue
         except OSError as error:
@@ -132,13 +140,22 @@ def sort_files(files: Iterable[tuple[Path, bool]]) -> Files:
         except Exception as error:  # pydicom raises many kinds on damaged files
             _leave_out(found, path, True, f"this DICOM file is damaged ({type(error).__name__}); copy it again")
             continue
+        if not uid:
+            _leave_out(found, path, named, "this DICOM file has no SOP Instance UID, so nothing can refer to it")
+            continue
         if is_own_report(header):
             _leave_out(found, path, named, "this is a report of mammod, it marks nothing new")
             continue
+        if (earlier := found.paths.get(uid)) is not None:
+            found.notes.append(f"{path}: it has the SOP Instance UID of {earlier}; {path} is used, the other is not")
+            found.sources.pop(uid, None)
         found.paths[uid] = path
         try:
             if lesion_references(header) is not None:
                 found.sources[uid] = path
+            elif said := why_no_lesion_object(header):
+                found.notes.append(f"{path}: {said}")
+                found.without_findings += is_normal_without_lesions(header)
         except LesionError:
             found.sources[uid] = path  # its reason is told when its turn comes
     return found
