@@ -28,9 +28,10 @@ def why_implausible(
             f"the closed {region.graphic_type} has an area of {drawn:.3g} pixels; at least {min_area_px:g} are "
             "expected (lesions.min_area_px)"
         )
-    if is_closed(region) and 1 - inside / drawn > settings.max_outside_fraction:
+    outside = 1 - inside / drawn if drawn else 0.0
+    if is_closed(region) and outside > settings.max_outside_fraction:
         return (
-            f"{100 * (1 - inside / drawn):.0f} % of the {region.graphic_type} lies outside the image "
+            f"{100 * outside:.0f} % of the {region.graphic_type} lies outside the image "
             "(lesions.max_outside_fraction)"
         )
     if inside > settings.max_image_fraction * rows * columns:
