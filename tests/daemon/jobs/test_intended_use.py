@@ -79,7 +79,7 @@ def test_image_types_and_views_are_told_apart() -> None:
 def test_special_views_are_named(modifier: Code, said: str) -> None:
     image = mammogram(80, 60)
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = modifier
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = modifier[:3]
     image.ViewCodeSequence[0].ViewModifierCodeSequence = [item]
     found = within_intended_use(reading(image, MASS), {str(image.SOPInstanceUID): image}, algorithm(), is_left_out=True)
     assert said in found.notes[0] and len(found.lesions) == 1
