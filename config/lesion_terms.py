@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# A mark with one of these type codes is a lesion whatever its label and its category say (PS3.16 CID 6014, 6015, 6016).
+# A mark with one of these type codes is a lesion, whatever its label and category say (PS3.16 CID 6014 to 6016).
 LESION_CODES = (
     "SCT:4147007",  # mass
     "SCT:129788004",  # mammographic breast mass

@@ -1,4 +1,4 @@
-"""What a bundle was made for: kinds of lesion, image types and views that its manifest names, if it names any."""
+"""What a bundle was made for: the kinds of lesion, image types and views that its manifest names, if any."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def within_intended_use(
 ) -> LesionReading:
     """Return the reading with lesions outside the intended use left out, or else named in its notes.
 
-    Specimen, implant-displaced and magnification views of the lesions that stay are named in the notes. `images` are
-    headers by SOP Instance UID.
+    Specimen, implant-displaced and magnification views of the lesions that stay are named in the notes.
+    `images` are headers by SOP Instance UID.
     """
     kept: list[Lesion] = []
     left_out, notes = list(reading.left_out), list(reading.notes)

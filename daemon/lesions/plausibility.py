@@ -31,8 +31,7 @@ def why_implausible(
     outside = 1 - inside / drawn if drawn else 0.0
     if is_closed(region) and outside > settings.max_outside_fraction:
         return (
-            f"{100 * outside:.0f} % of the {region.graphic_type} lies outside the image "
-            "(lesions.max_outside_fraction)"
+            f"{100 * outside:.0f} % of the {region.graphic_type} lies outside the image (lesions.max_outside_fraction)"
         )
     if inside > settings.max_image_fraction * rows * columns:
         return (

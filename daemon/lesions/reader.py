@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from config.settings import Lesions
-from daemon.dicom.sop_classes import PRESENTATION_STATE_CLASSES, REPORT_CLASSES
+from daemon.dicom.sop_classes import PRESENTATION_STATE_CLASSES, SR_CLASS_PREFIX
 from daemon.errors import LesionError
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
 from daemon.lesions.generic_sr import generic_marks
@@ -124,7 +124,7 @@ def _marks(dataset: Dataset) -> list[Mark]:
     sop_class = str(dataset.get("SOPClassUID") or "")
     if sop_class in PRESENTATION_STATE_CLASSES:
         marks = presentation_marks(dataset)
-    elif sop_class.startswith(REPORT_CLASSES):
+    elif sop_class.startswith(SR_CLASS_PREFIX):
         tree = ContentTree(dataset)
         marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)
     else:

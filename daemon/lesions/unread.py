@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydicom.dataset import Dataset
 from pydicom.uid import MammographyCADSRStorage
 
-from daemon.dicom.sop_classes import PRESENTATION_STATE_CLASSES, REPORT_CLASSES, SEGMENTATION_CLASSES
+from daemon.dicom.sop_classes import PRESENTATION_STATE_CLASSES, SEGMENTATION_CLASSES, SR_CLASS_PREFIX
 
 _PREFIX = "1.2.840.10008.5.1.4.1.1."
 _UNREAD = {
@@ -30,7 +30,7 @@ def why_no_lesion_object(dataset: Dataset) -> str | None:
         return f"this is {said}; {_READABLE}"
     if sop_class == MammographyCADSRStorage:
         return "this is a Mammography CAD SR without findings: there is nothing to classify"
-    if sop_class.startswith(REPORT_CLASSES):
+    if sop_class.startswith(SR_CLASS_PREFIX):
         return "this is a structured report that marks no lesion's place on an image"
     if sop_class in PRESENTATION_STATE_CLASSES:
         return "this is a presentation state (GSPS) that draws no closed shape and no point"

@@ -33,7 +33,7 @@ def test_its_card_tells_what_was_measured_and_its_limits(shipped: Bundle) -> Non
         word in text for word in ("Masses only", "never measured on a digital mammogram", "Not a medical device")
     )
     # What the document says is what the card says.
-    document = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "how-to" / "train.md").read_text()
     assert f"{first.value:.3f} ({first.low:.3f} to {first.high:.3f})" in document
 
 

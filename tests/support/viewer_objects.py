@@ -1,4 +1,4 @@
-"""Measurement groups as viewers write them (Cornerstone's adapters 5.14, dwv 0.36), by hand from their sources."""
+"""Measurement groups as viewers write them (Cornerstone's adapters 5.14, dwv 0.36), by hand."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support.crops import small_crops, small_network, small_split
+from tests.support.repository import ROOT
 from training.errors import RunError
 from training.fit import (
     PAPER,
@@ -29,7 +30,6 @@ from training.fit import (
 )
 from training.roi_cache import Crops
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(init="none", epochs=3, batch=8, optimizer="sgd", warm_up=0, learning_rate=0.05, bn_batches=2)
 
 

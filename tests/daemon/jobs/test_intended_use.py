@@ -9,7 +9,8 @@ from pydicom.sr.coding import Code
 from daemon.jobs.intended_use import image_type_of, view_of, within_intended_use
 from daemon.lesions.lesion import Code as LesionCode
 from daemon.lesions.lesion import LesionReading
-from daemon.reports.case import Algorithm, lesion_statements
+from daemon.reports.case import Algorithm
+from daemon.reports.statements import lesion_statements
 from tests.support import report_objects as objects
 from tests.support.lesion_objects import mammogram
 
