@@ -22,48 +22,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config.lesion_terms import LESION_CODES, LESION_WORDS, NOT_LESION_WORDS
+from config.lesion_terms import LESION_CODES, LESION_WORDS, NOT_LESION_CODES, NOT_LESION_WORDS
 from config.renamed import use_new_names
 
 ENVIRONMENT_PREFIX = "MAMMOD_"
-
-# Segments and findings with these codes are anatomy, devices or image quality, not lesions (PS3.16 CID 6014, 7150,
-# 7163, 7193). "Tissue" (SCT:85756007) is not among them: OHIF and 3D Slicer write it where nobody chose a code.
-NOT_LESION_CODES = (
-    "SCT:91723000",  # anatomical structure (category)
-    "SCT:123037004",  # body structure, which Slicer, dcmqi and highdicom write for it
-    "SCT:260787004",  # physical object (category)
-    "SCT:76752008",  # breast
-    "SCT:181131000",  # entire breast
-    "SCT:1342375003",  # breast fibroglandular tissue
-    "NCIT:C114467",  # breast fibroglandular tissue
-    "SCT:279009002",  # glandular structure of breast
-    "SCT:89749009",  # fatty tissue of breast
-    "SCT:314375000",  # connective tissue of breast
-    "SCT:58549005",  # interlobular mammary connective tissue
-    "SCT:55603005",  # fat
-    "SCT:39937001",  # skin
-    "SCT:82038008",  # skin of breast
-    "SCT:24142002",  # nipple
-    "SCT:68192009",  # areolar tissue of breast
-    "SCT:60005003",  # pectoralis major muscle
-    "SCT:18686000",  # pectoralis minor muscle
-    "SCT:91727004",  # muscle
-    "SCT:39607008",  # lung
-    "SCT:40388003",  # implant
-    "SCT:2282003",  # breast implant
-    "SCT:53350007",  # prosthesis
-    "SCT:77720000",  # clip
-    "SCT:262301009",  # opaque marker
-    "SCT:129715009",  # breast composition
-    "DCM:111007",  # breast outline including pectoral muscle tissue
-    "DCM:111045",  # pectoral muscle outline
-    "DCM:111099",  # selected region
-    "DCM:111100",  # breast geometry
-    "DCM:111101",  # image quality
-    "DCM:111102",  # non-lesion
-    "DCM:125040",  # background
-)
 
 
 def _ae_title(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydicom.sr.codedict import codes
 
-from config.settings import NOT_LESION_CODES
+from config.lesion_terms import NOT_LESION_CODES
 
 SCT, DCM = codes.SCT, codes.DCM
 # CID 7163 Breast Segmentation Types (2024), newer than pydicom's dictionary

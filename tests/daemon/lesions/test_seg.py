@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from config.settings import NOT_LESION_CODES, Lesions
+from config.lesion_terms import NOT_LESION_CODES
+from config.settings import Lesions
 from daemon.errors import LesionError
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import References, lesion_references, read_lesions

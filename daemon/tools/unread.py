@@ -21,7 +21,7 @@ _READABLE = "expected a SEG, an SR with a region on an image, or a presentation 
 
 
 def why_no_lesion_object(dataset: Dataset) -> str | None:
-    """Return what an object is that gives no lesion, None if it is an image without overlays, or nothing known.
+    """Return what an object without lesions is, None if it is an image without overlays, or nothing known.
 
     To be asked if `daemon.lesions.reader.lesion_references` gives None.
     """
