@@ -1,4 +1,4 @@
-"""Files given to a command: each instance by its SOP Instance UID, the lesion objects, and what is not used."""
+"""Files given to a command: each instance by its SOP Instance UID, lesion objects, and what is not used."""
 
 from __future__ import annotations
 
