@@ -254,9 +254,7 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
 
     def decode() -> None:
         image = dcmread(image_path)
-        made["reading"] = reading = read_lesions(
-            dcmread(lesion_path), {str(header.SOPInstanceUID): header}, {}, chosen.not_lesions, chosen.max_per_object
-        )
+        made["reading"] = reading = read_lesions(dcmread(lesion_path), {str(header.SOPInstanceUID): header}, {}, chosen)
         cuts = [Cut(lesion.frame, lesion.outline) for lesion in reading.lesions]
         made["rois"] = cut_rois(image, cuts, bundle.manifest.crop, bundle.manifest.normalisation)
 

@@ -22,45 +22,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from config.lesion_terms import LESION_CODES, LESION_WORDS, NOT_LESION_CODES, NOT_LESION_WORDS
 from config.renamed import use_new_names
 
 ENVIRONMENT_PREFIX = "MAMMOD_"
-
-# Segments and findings with these codes are anatomy, devices or image quality, not lesions (PS3.16 CID 6014, 7150,
-# 7163, 7193). "Tissue" (SCT:85756007) is not among them: OHIF and 3D Slicer write it where nobody chose a code.
-NOT_LESION_CODES = (
-    "SCT:91723000",  # anatomical structure (category)
-    "SCT:260787004",  # physical object (category)
-    "SCT:76752008",  # breast
-    "SCT:181131000",  # entire breast
-    "SCT:1342375003",  # breast fibroglandular tissue
-    "SCT:279009002",  # glandular structure of breast
-    "SCT:89749009",  # fatty tissue of breast
-    "SCT:314375000",  # connective tissue of breast
-    "SCT:58549005",  # interlobular mammary connective tissue
-    "SCT:55603005",  # fat
-    "SCT:39937001",  # skin
-    "SCT:82038008",  # skin of breast
-    "SCT:24142002",  # nipple
-    "SCT:68192009",  # areolar tissue of breast
-    "SCT:60005003",  # pectoralis major muscle
-    "SCT:18686000",  # pectoralis minor muscle
-    "SCT:91727004",  # muscle
-    "SCT:39607008",  # lung
-    "SCT:40388003",  # implant
-    "SCT:2282003",  # breast implant
-    "SCT:53350007",  # prosthesis
-    "SCT:77720000",  # clip
-    "SCT:262301009",  # opaque marker
-    "SCT:129715009",  # breast composition
-    "DCM:111007",  # breast outline including pectoral muscle tissue
-    "DCM:111045",  # pectoral muscle outline
-    "DCM:111099",  # selected region
-    "DCM:111100",  # breast geometry
-    "DCM:111101",  # image quality
-    "DCM:111102",  # non-lesion
-    "DCM:125040",  # background
-)
 
 
 def _ae_title(value: Any) -> Any:
@@ -222,8 +187,23 @@ class Workers(_Section):
         return self
 
 
+ListedCode = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,16}:[^:\s]{1,64}$")]
+Word = Annotated[str, Field(min_length=2, max_length=64)]
+
+
 class Lesions(_Section):
-    not_lesions: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,16}:[^:\s]{1,64}$")], ...] = NOT_LESION_CODES
+    not_lesions: tuple[ListedCode, ...] = NOT_LESION_CODES
+    lesion_codes: tuple[ListedCode, ...] = LESION_CODES
+    not_lesion_words: tuple[Word, ...] = NOT_LESION_WORDS
+    lesion_words: tuple[Word, ...] = LESION_WORDS
+    lymph_nodes: bool = False
+    image_classes: tuple[Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")], ...] = ()
+    max_image_fraction: float = Field(0.3, gt=0, le=1)
+    max_extent_mm: float = Field(150, gt=0)
+    max_outside_fraction: float = Field(0.5, ge=0, le=1)
+    min_area_px: float = Field(1, ge=0)
+    outside_intended_use: Literal["leave_out", "mark"] = "leave_out"
+    scale_segmentations: bool = False
     max_per_object: int = Field(250, ge=1, le=10_000)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -88,8 +88,9 @@ class Description(_Part):
     """All of a manifest but what saving adds. `training` names data, split and recipe of a trained bundle.
 
     A probability is the mean logit over `orientations` (see `model.orientation`), divided by `temperature`, plus `bias`.
-    `prevalence` is the share of malignant lesions that it holds at. Keys with defaults may be missing, as they are in
-    bundles of earlier versions.
+    `prevalence` is the share of malignant lesions that it holds at. `kinds`, `image_types` and `views` (of View
+    Position, such as "CC") limit what the bundle may be used for; empty ones set no limit. Keys with defaults may be
+    missing, as they are in bundles of earlier versions.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -110,6 +111,9 @@ class Description(_Part):
     limits: tuple[str, ...] = ()
     licence: str
     intended_use: str = RESEARCH_USE
+    kinds: tuple[Literal["mass", "calcification", "distortion", "asymmetry", "skin"], ...] = ()
+    image_types: tuple[Literal["digital", "film", "tomosynthesis", "synthetic"], ...] = ()
+    views: tuple[str, ...] = ()
 
 
 class Manifest(Description):
@@ -125,6 +129,7 @@ def stated_facts(manifest: Manifest) -> dict[str, str]:
     architecture = manifest.architecture
     return {
         "Intended use": manifest.intended_use,
+        **_limits_of_use(manifest),
         "Licence": manifest.licence,
         "Network": f"{architecture.network}, {architecture.head} head, {manifest.parameters:,} parameters",
         "Input": f"{architecture.input_size} x {architecture.input_size} pixels",
@@ -134,6 +139,11 @@ def stated_facts(manifest: Manifest) -> dict[str, str]:
         **_reliability(manifest),
         **{f"Training, {key}": str(value) for key, value in manifest.training.items()},
     }
+
+
+def _limits_of_use(manifest: Manifest) -> dict[str, str]:
+    limits = {"kinds": manifest.kinds, "image types": manifest.image_types, "views": manifest.views}
+    return {f"Made for {what}": ", ".join(named) for what, named in limits.items() if named}
 
 
 def measured(metric: Metric) -> str:

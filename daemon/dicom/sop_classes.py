@@ -6,9 +6,11 @@ import functools
 
 from pydicom.uid import (
     UID,
+    BlendingSoftcopyPresentationStateStorage,
     BreastProjectionXRayImageStorageForPresentation,
     BreastProjectionXRayImageStorageForProcessing,
     BreastTomosynthesisImageStorage,
+    ColorSoftcopyPresentationStateStorage,
     Comprehensive3DSRStorage,
     ComprehensiveSRStorage,
     ComputedRadiographyImageStorage,
@@ -22,6 +24,7 @@ from pydicom.uid import (
     MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
     MultiFrameTrueColorSecondaryCaptureImageStorage,
+    PseudoColorSoftcopyPresentationStateStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
     UID_dictionary,
@@ -34,6 +37,12 @@ STORAGE_COMMITMENT = UID("1.2.840.10008.1.20.1")
 # Lesion objects: the outlines of lesions are read from these.
 LABEL_MAP_SEGMENTATION = UID("1.2.840.10008.5.1.4.1.1.66.7")  # newer than pydicom 3.0
 SEGMENTATION_CLASSES = (SegmentationStorage, LABEL_MAP_SEGMENTATION)
+PRESENTATION_STATE_CLASSES = (
+    GrayscaleSoftcopyPresentationStateStorage,
+    ColorSoftcopyPresentationStateStorage,
+    PseudoColorSoftcopyPresentationStateStorage,
+    BlendingSoftcopyPresentationStateStorage,
+)
 SR_CLASS_PREFIX = "1.2.840.10008.5.1.4.1.1.88."  # every structured report class begins so (PS3.4 B.5)
 
 # Images that a lesion object may refer to: those that are missing are retrieved from the archive.
@@ -78,7 +87,8 @@ _NEWER_THAN_PYDICOM = (
 
 def may_be_lesion_object(sop_class_uid: str) -> bool:
     """Return whether lesions can be read from an instance of this class (see `daemon.lesions.reader`)."""
-    return sop_class_uid in SEGMENTATION_CLASSES or sop_class_uid.startswith(SR_CLASS_PREFIX)
+    named = (*SEGMENTATION_CLASSES, *PRESENTATION_STATE_CLASSES)
+    return sop_class_uid in named or sop_class_uid.startswith(SR_CLASS_PREFIX)
 
 
 @functools.cache

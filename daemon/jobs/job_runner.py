@@ -147,7 +147,7 @@ class JobRunner:
             written = self._pipeline.write_without_result(
                 inputs,
                 classified.digest,
-                "what is marked is no lesion",
+                "no lesion on a mammogram is marked",
                 self._earlier(job.source_uid),
                 failed=False,
                 left_out=classified.reading.left_out,
@@ -258,6 +258,7 @@ def _facts(classified: Classified) -> dict[str, Any]:
     return {
         "digest": classified.digest,
         "left_out": len(classified.reading.left_out),
+        "reasons": [f"{item.what}: {item.reason}" for item in classified.reading.left_out[:MAX_LEFT_OUT_LINES]],
         "lesions": [
             {
                 "image_uid": result.lesion.image_uid,

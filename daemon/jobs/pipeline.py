@@ -18,6 +18,7 @@ from pydicom import Dataset, dcmread
 from config import settings
 from daemon.errors import DecoderKilled, LesionError, ReportError
 from daemon.events.timings import Stage, timed
+from daemon.jobs.intended_use import within_intended_use
 from daemon.lesions.lesion import LeftOut, Lesion, LesionReading
 from daemon.lesions.reader import lesion_references
 from daemon.reports import no_result
@@ -110,7 +111,9 @@ def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inp
     source = dcmread(source_path, stop_before_pixels=True)
     references = lesion_references(source)
     if references is None:
-        raise LesionError("the object marks no lesion; expected a SEG, or an SR with a region on an image")
+        raise LesionError(
+            "the object marks no lesion; expected a SEG, an SR with a region on an image, or a GSPS with a closed shape"
+        )
     segmentation_paths = _here(references.segmentation_uids, path_of)
     image_uids = [*references.image_uids]
     for path in segmentation_paths.values():
@@ -167,6 +170,8 @@ class Pipeline:
         """
         with timed(Stage.DECODE):
             reading = self._decoders.read(inputs.source_path, inputs.image_paths, inputs.segmentation_paths, lesions)
+            is_left_out = lesions.outside_intended_use == "leave_out"
+            reading = within_intended_use(reading, inputs.images, self._algorithm, is_left_out=is_left_out)
             rois = self._cut(inputs.image_paths, reading.lesions)
         with timed(Stage.CLASSIFY):
             futures = [self._classifier.submit(roi.pixels, heat_map=pictures) for roi in rois]
@@ -203,6 +208,7 @@ class Pipeline:
             self._algorithm,
             classified.reading.left_out,
             classified.views,
+            classified.reading.notes,
         )
 
     def write(
@@ -291,6 +297,7 @@ def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[
     read = {
         "lesions": [_lesion_facts(lesion) for lesion in reading.lesions],
         "left_out": [asdict(left_out) for left_out in reading.left_out],
+        **({"notes": list(reading.notes)} if reading.notes else {}),  # absent as before, so that UIDs stay
         "rois": [hashlib.sha256(roi.pixels.tobytes()).hexdigest() for roi in rois],
         "identity": {
             uid: [str(header.get(keyword, "")) for keyword in IDENTITY_KEYWORDS] for uid, header in images.items()

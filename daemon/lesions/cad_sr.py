@@ -80,12 +80,10 @@ def _mark(tree: ContentTree, finding: ContentItem) -> Mark | None:
     if not shapes:
         return None
     value = finding.value
-    labels = (value,) if value else ()
     return Mark(
         where=f"single image finding at {finding.where}",
-        description=replace(described(finding), finding=value, labels=labels),
+        description=replace(described(finding), finding=value, types=(value,) if value else (), categories=()),
         shapes=tuple(shapes),
-        codes=labels,
         one_place=True,
     )
 

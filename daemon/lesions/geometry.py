@@ -77,7 +77,12 @@ def check_inside(region: Region, rows: int, columns: int) -> None:
 
 
 def outline_of_region(region: Region, rows: int, columns: int) -> np.ndarray:
-    """A region's outline (N, 2) float64, clipped to the image of `rows` x `columns`; closed shapes are not repeated.
+    """Return a region's `polygon_of_region` (N, 2) float64, clipped to the image of `rows` x `columns`."""
+    return np.clip(polygon_of_region(region), 0.0, [columns, rows])
+
+
+def polygon_of_region(region: Region) -> np.ndarray:
+    """Return a region's corners (N, 2) float64, also off the image; closed shapes do not repeat their first.
 
     CIRCLE and ELLIPSE become polygons that start at their first axis end; MULTIPOINT becomes its convex hull.
     """
@@ -93,7 +98,7 @@ def outline_of_region(region: Region, rows: int, columns: int) -> np.ndarray:
         outline = points[:-1]
     else:
         outline = points
-    return np.clip(outline, 0.0, [columns, rows])
+    return outline
 
 
 def region_of_outline(outline: np.ndarray) -> Region:

@@ -61,8 +61,12 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class LesionReading:
-    """All that was read from one lesion object: lesions in the source's order, and what was left out with reasons."""
+    """All that was read from one lesion object: lesions in the source's order, and what was left out with reasons.
+
+    `notes` are sentences that a report on it repeats.
+    """
 
     source_uid: str
     lesions: tuple[Lesion, ...]
     left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
+from config.settings import Lesions
 from daemon.errors import LesionError
+from daemon.lesions.anatomy import why_no_lesion
 from daemon.lesions.geometry import (
     MAX_POINTS,
     check_inside,
     convex_hull,
     is_closed,
     outline_of_region,
+    polygon_of_region,
     region_of,
     region_of_outline,
     thinned,
 )
 from daemon.lesions.lesion import Code, Lesion, Region
+from daemon.lesions.mammograms import why_no_mammogram
+from daemon.lesions.plausibility import why_implausible
 from daemon.lesions.references import (
     Collected,
     ImageReference,
+    NotClassified,
     TooManyLesions,
     image_frame,
-    is_not_a_lesion,
     numbered,
     size,
 )
 from daemon.lesions.seg import read_segments
 from daemon.lesions.sr_tree import ContentItem, ContentTree, Description
+from daemon.lesions.stacks import on_best_slices
+from daemon.lesions.viewer_tools import is_arrow, why_no_lesion_tool
 
 BYTES_EACH = 4  # Graphic Data is FL
 
@@ -50,7 +57,7 @@ class Mark:
     """One marked place of a report.
 
     `shapes` come before `segments` (references to a SEG), which are used only where there is no shape. `one_place`: all
-    shapes of one image are parts of one lesion. `codes` are held against the list of what is not a lesion.
+    shapes of one image are parts of one lesion. `region_names` are what its regions are called, `below` its content items.
     `left_out` is why the report itself says that this is not to be shown; `unusable` is why it cannot be read.
     """
 
@@ -59,10 +66,17 @@ class Mark:
     shapes: tuple[Shape, ...] = ()
     segments: tuple[ImageReference, ...] = ()
     source_images: tuple[ImageReference, ...] = ()
-    codes: tuple[Code, ...] = ()
+    region_names: tuple[Code, ...] = ()
+    below: tuple[ContentItem, ...] = ()
     one_place: bool = False
     left_out: str | None = None
     unusable: str | None = None
+
+    @property
+    def is_line(self) -> bool:
+        """Whether all that is drawn is one straight line, as a ruler's, and no arrow."""
+        lines = {shape.graphic_data for shape in self.shapes if shape.graphic_type == "POLYLINE"}
+        return len(lines) == 1 == len({shape.graphic_data for shape in self.shapes}) and len(next(iter(lines))) == 4
 
     @property
     def image_uids(self) -> list[str]:
@@ -93,25 +107,31 @@ def read_mark(
     source_uid: str,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
-    not_lesions: Collection[str],
+    settings: Lesions,
     collected: Collected,
 ) -> None:
     """Add the lesions of one mark to `collected`, or the reason why there are none."""
-    listed = is_not_a_lesion(mark.codes, not_lesions)
-    if mark.left_out:
-        collected.leave_out(mark.where, mark.left_out)
-    elif listed:
-        collected.leave_out(mark.where, f"its code {listed.scheme}:{listed.value} is listed as not a lesion")
+    reason = mark.left_out or _why_no_lesion(mark, settings)
+    if reason:
+        collected.leave_out(mark.where, reason)
     elif mark.unusable:
         collected.fail(mark.where, LesionError(mark.unusable))
     else:
         lesions = (
-            _from_shapes(mark, source_uid, images, collected)
+            _from_shapes(mark, source_uid, images, settings, collected)
             if mark.shapes
-            else _from_segments(mark, images, segmentations, not_lesions, collected)
+            else _from_segments(mark, images, segmentations, settings, collected)
         )
+        lesions = on_best_slices(lesions, images, mark.where, collected)
         for number, lesion in enumerate(lesions, start=1):
             collected.add(_told(lesion, mark, source_uid, number if len(lesions) > 1 else None))
+
+
+def _why_no_lesion(mark: Mark, settings: Lesions) -> str | None:
+    said = mark.description
+    naming = replace(said.naming, types=said.types + mark.region_names)
+    is_line = mark.is_line and not is_arrow(said.tracking_id)
+    return why_no_lesion(naming, settings) or why_no_lesion_tool(said, mark.below, is_line, settings)
 
 
 def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Lesion:
@@ -132,15 +152,22 @@ def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Le
     )
 
 
-def _from_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], collected: Collected) -> list[Lesion]:
+def _from_shapes(
+    mark: Mark, source_uid: str, images: Mapping[str, Dataset], settings: Lesions, collected: Collected
+) -> list[Lesion]:
     places: dict[tuple[str, int], dict[tuple[str, bytes], Region]] = {}  # what is drawn twice counts once
     for shape in mark.shapes:
         try:
-            region = region_of(shape.graphic_type, shape.graphic_data)
+            region = _tip_or_region(shape, mark)
             if shape.reference is None:
                 raise LesionError("the region names no image, or several, to lie on")
             image, frame = image_frame(shape.reference, images)
+            if reason := why_no_mammogram(image, settings.image_classes):
+                raise NotClassified(f"image {shape.reference.sop_instance_uid}: {reason}")
             check_inside(region, *size(image))
+            polygon, least = polygon_of_region(region), settings.min_area_px
+            if reason := why_implausible(region, polygon, image, settings, min_area_px=least):
+                raise NotClassified(reason)
         except LesionError as error:
             collected.fail(mark.where, error)
             continue
@@ -153,6 +180,12 @@ def _from_shapes(mark: Mark, source_uid: str, images: Mapping[str, Dataset], col
         for (image_uid, frame), regions in places.items()
         for region, outline in _drawn(list(regions.values()), size(images[image_uid]), mark.one_place)
     ]
+
+
+def _tip_or_region(shape: Shape, mark: Mark) -> Region:
+    """Return what a shape draws; of an arrow its tip, which is written first."""
+    region = region_of(shape.graphic_type, shape.graphic_data)
+    return Region("POINT", region.points[:1]) if is_arrow(mark.description.tracking_id) else region
 
 
 def _drawn(regions: list[Region], image_size: tuple[int, int], one_place: bool) -> list[tuple[Region, np.ndarray]]:
@@ -180,7 +213,7 @@ def _from_segments(
     mark: Mark,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
-    not_lesions: Collection[str],
+    settings: Lesions,
     collected: Collected,
 ) -> list[Lesion]:
     own = Collected(collected.max_lesions)
@@ -189,7 +222,7 @@ def _from_segments(
         try:
             if segmentation is None:
                 raise LesionError(f"segmentation {reference.sop_instance_uid} is not here")
-            read_segments(segmentation, images, not_lesions, own, only=reference.segments, on_frames=reference.frames)
+            read_segments(segmentation, images, settings, own, only=reference.segments, on_frames=reference.frames)
         except TooManyLesions:
             raise
         except LesionError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from daemon.lesions.lesion import Code
 from daemon.lesions.marks import Mark, shape_of
 from daemon.lesions.sr_tree import ContentItem, ContentTree, described
+from daemon.lesions.viewer_tools import draws_the_mark
 
 _MEASUREMENT_GROUP = ("125007", "DCM")
 THREE_DIMENSIONAL = (
@@ -26,12 +27,12 @@ def measurement_marks(tree: ContentTree) -> list[Mark]:
 
 def _mark(tree: ContentTree, group: ContentItem) -> Mark | None:
     below = list(_of_this_group(group))
-    scoords = [node for node in below if node.value_type == "SCOORD"]
+    scoords = [node for node in below if node.value_type == "SCOORD" and draws_the_mark(node)]
     references = [reference for node in below for reference in tree.references_under(node)]
     segments = tuple(dict.fromkeys(reference for reference in references if reference.to_segmentation))
     if scoords or segments:
         unusable = None
-    elif any(node.value_type == "SCOORD3D" for node in below):
+    elif any(node.value_type == "SCOORD3D" and draws_the_mark(node) for node in below):
         unusable = THREE_DIMENSIONAL
     else:
         return None
@@ -42,7 +43,8 @@ def _mark(tree: ContentTree, group: ContentItem) -> Mark | None:
         shapes=tuple(shape_of(tree, scoord) for scoord in scoords),
         segments=segments,
         source_images=tuple(reference for reference in references if not reference.to_segmentation),
-        codes=description.labels + region_names(scoords),
+        region_names=region_names(scoords),
+        below=tuple(below),
         unusable=unusable,
     )
 

@@ -5,22 +5,27 @@ A new kind of lesion object is a module here that makes `Mark`s (reports) or add
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from daemon.dicom.sop_classes import SR_CLASS_PREFIX
+from config.settings import Lesions
+from daemon.dicom.sop_classes import PRESENTATION_STATE_CLASSES, SR_CLASS_PREFIX
 from daemon.errors import LesionError
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
 from daemon.lesions.generic_sr import generic_marks
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.marks import Mark, read_mark
 from daemon.lesions.measurement_sr import measurement_marks
-from daemon.lesions.references import MAX_LESIONS, Collected
-from daemon.lesions.seg import is_segmentation, read_segments, source_images
+from daemon.lesions.patients import check_patient, other_studies
+from daemon.lesions.presentation_state import presentation_marks
+from daemon.lesions.references import Collected
+from daemon.lesions.seg import is_segmentation, read_segments
+from daemon.lesions.seg_frames import source_images
 from daemon.lesions.sr_tree import ContentTree
+from daemon.lesions.stacks import one_lesion_per_tracking_uid
 
 MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
 _REASONS_SHOWN = 5
@@ -56,8 +61,7 @@ def read_lesions(
     source: Dataset,
     images: Mapping[str, Dataset],
     segmentations: Mapping[str, Dataset],
-    not_lesions: Collection[str],
-    max_lesions: int = MAX_LESIONS,
+    settings: Lesions,
 ) -> LesionReading:
     """Read the lesions of a SEG or SR.
 
@@ -65,8 +69,7 @@ def read_lesions(
         source: the lesion object; a SEG with its Pixel Data.
         images: headers of the images it names, by SOP Instance UID; Rows, Columns and Number of Frames are used.
         segmentations: the SEG objects, with Pixel Data, that a report names, by SOP Instance UID.
-        not_lesions: "SCHEME:value" codes of segments and findings that are anatomy, not lesions.
-        max_lesions: an object with more lesions is refused.
+        settings: what counts as a lesion, and how many one object may mark.
 
     Returns:
         The lesions in the object's order, with what was left out and why. One unreadable mark among readable ones is
@@ -75,19 +78,23 @@ def read_lesions(
     Raises:
         LesionError: there is no lesion because what is marked cannot be read, with every reason; there are too many.
     """
-    collected = Collected(max_lesions)
+    collected = Collected(settings.max_per_object)
     uid = str(source.SOPInstanceUID)
     with _malformed_is_a_lesion_error():
+        check_patient(source, images.values())
         if is_segmentation(source):
-            read_segments(source, images, not_lesions, collected)
+            read_segments(source, images, settings, collected)
         for mark in _marks(source):
-            read_mark(mark, uid, images, segmentations, not_lesions, collected)
-    if not (collected.lesions or collected.left_out):
+            read_mark(mark, uid, images, segmentations, settings, collected)
+        lesions = one_lesion_per_tracking_uid(collected, images)
+    if not (lesions or collected.left_out):
         raise LesionError("it marks no region")
-    if collected.failures and not collected.lesions:
+    if collected.failures and not lesions:
         reasons = dict.fromkeys(f"{failure.what}: {failure.reason}" for failure in collected.failures)
         raise LesionError("; ".join(list(reasons)[:_REASONS_SHOWN]))
-    return LesionReading(uid, tuple(collected.lesions), tuple(collected.left_out))
+    used = {lesion.image_uid: images[lesion.image_uid] for lesion in lesions}
+    notes = (*other_studies(source, used), *dict.fromkeys(collected.notes))
+    return LesionReading(uid, tuple(lesions), tuple(collected.left_out), notes)
 
 
 @contextmanager
@@ -114,10 +121,14 @@ def _references(marks: list[Mark]) -> References | None:
 
 
 def _marks(dataset: Dataset) -> list[Mark]:
-    if not str(dataset.get("SOPClassUID") or "").startswith(SR_CLASS_PREFIX):
+    sop_class = str(dataset.get("SOPClassUID") or "")
+    if sop_class in PRESENTATION_STATE_CLASSES:
+        marks = presentation_marks(dataset)
+    elif sop_class.startswith(SR_CLASS_PREFIX):
+        tree = ContentTree(dataset)
+        marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)
+    else:
         return []
-    tree = ContentTree(dataset)
-    marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)
     if (shapes := sum(len(mark.shapes) for mark in marks)) > MAX_SHAPES:
         raise LesionError(f"the report draws {shapes} regions; at most {MAX_SHAPES} are read")
     return marks

@@ -15,12 +15,15 @@ from daemon.errors import LesionError
 from daemon.lesions.lesion import Code, LeftOut, Lesion
 from model.image import MAX_PIXELS
 
-MAX_LESIONS = 250  # of one lesion object
 _OLD_SNOMED = ("SNM3", "99SDM")  # designators of SNOMED-RT before SRT (PS3.16 8.2)
 
 
 class TooManyLesions(LesionError):
     """The whole object is refused, not a mark of it."""
+
+
+class NotClassified(LesionError):
+    """A mark that can be read and is not to be classified; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ def same(code: Code | None, value: str, scheme: str) -> bool:
     return bool(SrCode(code.value, own_scheme, "") == SrCode(value, scheme, ""))
 
 
-def is_not_a_lesion(codes: Iterable[Code | None], not_lesions: Collection[str]) -> Code | None:
-    """The first of `codes` that `not_lesions` ("SCHEME:value") lists."""
-    pairs = [listed.partition(":") for listed in not_lesions]
+def listed_code(codes: Iterable[Code | None], listing: Collection[str]) -> Code | None:
+    """Return the first of `codes` that `listing` ("SCHEME:value") names."""
+    pairs = [listed.partition(":") for listed in listing]
     for code in codes:
         if any(same(code, value, scheme) for scheme, _, value in pairs):
             return code
@@ -108,7 +111,7 @@ def numbered(name: str | None, number: int | None) -> str | None:
 
 
 def image_frame(reference: ImageReference, images: Mapping[str, Dataset]) -> tuple[Dataset, int]:
-    """The header of the referenced image and the frame (from 1); of several frames, the middle one.
+    """Return the header of the referenced image and the frame (from 1); of several frames, the middle one.
 
     Raises:
         LesionError: the image is not in `images`, has no size, or the frame is missing or out of range.
@@ -147,10 +150,11 @@ def size(image: Dataset) -> tuple[int, int]:
 class Collected:
     """The reading of one lesion object while it grows, up to `max_lesions`."""
 
-    max_lesions: int = MAX_LESIONS
+    max_lesions: int
     lesions: list[Lesion] = field(default_factory=list)
     left_out: dict[LeftOut, None] = field(default_factory=dict)  # in order, each once
     failures: dict[LeftOut, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a report says of how the lesions were read
 
     def add(self, lesion: Lesion) -> None:
         if len(self.lesions) >= self.max_lesions:
@@ -164,7 +168,8 @@ class Collected:
         """Record what should have been a lesion and cannot be read."""
         failure = LeftOut(what, str(error))
         self._record(failure)
-        self.failures[failure] = None
+        if not isinstance(error, NotClassified):
+            self.failures[failure] = None
 
     def _record(self, left_out: LeftOut) -> None:
         self.left_out[left_out] = None

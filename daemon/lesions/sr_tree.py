@@ -9,6 +9,7 @@ from functools import cached_property
 from pydicom.dataset import Dataset
 
 from daemon.errors import LesionError
+from daemon.lesions.anatomy import Naming
 from daemon.lesions.lesion import Code
 from daemon.lesions.references import ImageReference, code_of, image_reference, items, numbers, same, uid_of
 
@@ -20,6 +21,10 @@ _FINDING = ("121071", "DCM")
 _FINDING_CATEGORY = ("276214006", "SCT")
 _FINDING_SITE = ("363698007", "SCT")
 _LATERALITY = ("272741003", "SCT")
+LABELS = (
+    ("125309", "DCM"),
+    ("121106", "DCM"),
+)  # Short Label (dwv), Comment (OHIF): what the reader wrote beside the mark
 _FREE_TEXT = "CORNERSTONEFREETEXT"  # OHIF's stand-in for a code where the reader typed words
 
 
@@ -142,27 +147,46 @@ class Description:
     finding: Code | None = None
     finding_site: Code | None = None
     laterality: Code | None = None
-    labels: tuple[Code, ...] = ()
+    types: tuple[Code, ...] = ()
+    categories: tuple[Code, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[Code, ...]:
+        """Every code that the report gives the mark, types first."""
+        return self.types + self.categories
+
+    @property
+    def naming(self) -> Naming:
+        """What the report calls the mark."""
+        return Naming(self.types, self.texts, self.categories)
 
 
 def described(owner: ContentItem) -> Description:
     """Tracking, finding, site and laterality from the children of a measurement group (TID 1410) or finding."""
     texts: dict[tuple[str, str], str] = {}
     codes: dict[tuple[str, str], Code] = {}
-    labels = []
+    types, categories, words = [], [], []
     for child in owner.children:
         if child.named(*_TRACKING_ID) and child.item.get("TextValue"):
             texts.setdefault(_TRACKING_ID, str(child.item.TextValue))
+        if any(child.named(*label) for label in (*LABELS, _FINDING)) and child.item.get("TextValue"):
+            words.append(str(child.item.TextValue))
         if child.named(*_TRACKING_UID) and (uid := uid_of(child.item, "UID")):
             texts.setdefault(_TRACKING_UID, uid)
         value = child.value
-        if value is None or value.value == _FREE_TEXT:
+        if value is None:
+            continue
+        if value.value == _FREE_TEXT:
+            words.append(value.meaning)
             continue
         for concept in (_FINDING, _FINDING_CATEGORY, _FINDING_SITE, _LATERALITY):
             if child.named(*concept):
                 codes.setdefault(concept, value)
-        if child.named(*_FINDING) or child.named(*_FINDING_CATEGORY):
-            labels.append(value)
+        if child.named(*_FINDING):
+            types.append(value)
+        if child.named(*_FINDING_CATEGORY):
+            categories.append(value)
         if child.named(*_FINDING_SITE):
             for modifier in child.children:
                 if modifier.named(*_LATERALITY) and modifier.value:
@@ -173,5 +197,7 @@ def described(owner: ContentItem) -> Description:
         codes.get(_FINDING),
         codes.get(_FINDING_SITE),
         codes.get(_LATERALITY),
-        tuple(labels),
+        tuple(types),
+        tuple(categories),
+        tuple(words),
     )

@@ -34,7 +34,8 @@ class Algorithm:
     `device_uid` is derived from the bundle's digest (`daemon.dicom.uids.device_uid`). `threshold` is the
     probability (0..1) from which a lesion is called malignant. `intended_use` is the manifest's own sentence.
     `temperature` divides the network's logit (1: probabilities as the network gives them). `measured` is its
-    known performance.
+    known performance. `kinds`, `image_types` and `views` are those that the bundle may be used for
+    (`model.bundle.Description`).
     """
 
     name: str
@@ -45,6 +46,9 @@ class Algorithm:
     intended_use: str
     temperature: float = 1.0
     measured: tuple[Measured, ...] = ()
+    kinds: tuple[str, ...] = ()
+    image_types: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,8 @@ class Case:
     UID, at least of every image that a lesion lies on. They are best as just read from a file, as attributes
     that were not decoded yet are copied byte for byte. `results` are in the order of the report. `left_out`
     are the marks in the lesion object that were not classified. `views` are by image and frame, one for every
-    frame with a lesion, for kinds that show pixels (`WITH_PICTURES`).
+    frame with a lesion, for kinds that show pixels (`WITH_PICTURES`). `notes` are sentences on how the lesion
+    object was read.
     """
 
     source: Dataset
@@ -73,6 +78,7 @@ class Case:
     algorithm: Algorithm
     left_out: Sequence[LeftOut] = ()
     views: Mapping[tuple[str, int], View] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 Predecessor = tuple[str, str, str, str]

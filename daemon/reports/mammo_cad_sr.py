@@ -142,7 +142,7 @@ def _root(case: Case, shown: Mapping[str, Dataset], text: CharacterSet) -> Datas
 
 def _impression(case: Case, known_as: Sequence[tuple[str, str]], text: CharacterSet) -> str:
     """Return what a reader must know of the report and of each lesion, one statement per line."""
-    lines = report_statements(case.algorithm, case.left_out)
+    lines = report_statements(case.algorithm, case.left_out, case.notes)
     lines.append(f"The lesions were marked in instance {case.source.SOPInstanceUID}, not by this program.")
     for result, (name, _uid) in zip(case.results, known_as, strict=True):
         details = (statement for statement in lesion_statements(result, case.algorithm) if statement != UNTRAINED)

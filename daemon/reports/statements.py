@@ -55,7 +55,7 @@ def in_full(number: float) -> str:
     return f"{whole}.{digits.rstrip('0').ljust(2, '0')}"
 
 
-def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list[str]:
+def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut], notes: Sequence[str] = ()) -> list[str]:
     """Return what a reader must know of the whole report, most important first."""
     statements = [RESEARCH_USE]
     if not algorithm.trained:
@@ -68,6 +68,7 @@ def report_statements(algorithm: Algorithm, left_out: Sequence[LeftOut]) -> list
     statements.append(_calibration(algorithm))
     if algorithm.measured:
         statements.append(f"Measured: {'; '.join(map(_figure, algorithm.measured))}.")
+    statements.extend(notes)
     statements.extend(f"Not classified: {item.what}: {item.reason.rstrip('.')}." for item in left_out)
     return statements
 
@@ -108,6 +109,8 @@ def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
         statements.append(
             f"The image does not give its pixel spacing:{assumed or ' a value'} was ASSUMED to cut out the lesion."
         )
+    if result.lesion.region.graphic_type == "POINT":
+        statements.append("Only a point was marked: the size of the lesion is not known.")
     statements.append(
         f"Region given to the model: columns {box.left:.1f} to {box.right:.1f}, "
         f"rows {box.top:.1f} to {box.bottom:.1f}, of which {100 * roi.padded:.0f} % lies outside the image."

@@ -64,7 +64,7 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
         _group(result, known_as, shown[result.lesion.image_uid], case.algorithm, text)
         for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
     ]
-    statements = report_statements(case.algorithm, case.left_out)
+    statements = report_statements(case.algorithm, case.left_out, case.notes)
     made = sr_document(
         measurement_report(case, home=home, shown=shown, groups=groups, statements=statements, text=text),
         sop_class_uid=Comprehensive3DSRStorage,

@@ -12,41 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from config.errors import ConfigurationError, MammodError
 from config.settings import Settings
-from daemon.dicom.equipment import is_own_report
-from daemon.errors import LesionError, ReportError
+from daemon.errors import ReportError
 from daemon.jobs.job_runner import read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
 from daemon.jobs.worker_pools import make_pools
-from daemon.lesions.reader import lesion_references
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.reports.case import Result
 from daemon.reports.rendering import pictures
+from daemon.tools.given_files import Files, sort_files
 from daemon.workers.bundle_source import engine_cache, open_bundle
 from model.bundle import Bundle
 
 _PIPE_WIDTH = 160  # columns of the table if standard output is no terminal
-
-
-@dataclass
-class Files:
-    """The files given: each instance by its SOP Instance UID, and the lesion objects among them.
-
-    `refused` holds files the user named that cannot be used, with the reason; `skipped` counts files in
-    folders that are not DICOM, or are reports of mammod.
-    """
-
-    paths: dict[str, Path] = field(default_factory=dict)
-    sources: dict[str, Path] = field(default_factory=dict)
-    refused: dict[Path, str] = field(default_factory=dict)
-    skipped: int = 0
 
 
 @dataclass
@@ -83,11 +66,15 @@ def classify_files(
     files = sort_files(_progress(console, "reading", list(_all_files(given))))
     for path, reason in files.refused.items():
         console.print(f"{path}: {reason}", style="red", soft_wrap=True, highlight=False)
+    for note in files.notes:
+        console.print(note, soft_wrap=True, highlight=False)
     if files.skipped:
         console.print(f"{files.skipped} files skipped: not DICOM, or reports of mammod", highlight=False)
+    if not files.sources and files.without_findings and not files.refused:
+        return 0
     if not files.sources:
         console.print(
-            f"None of these {len(files.paths)} objects marks a lesion; add the SEG, or the SR with regions on images",
+            f"None of these {len(files.paths)} objects marks a lesion; add the SEG, SR or GSPS",
             style="red",
             soft_wrap=True,
             highlight=False,
@@ -115,41 +102,6 @@ def _all_files(given: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
             yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file())
         else:
             yield path, True
-
-
-def sort_files(files: Iterable[tuple[Path, bool]]) -> Files:
-    """Read the header of every file; each comes with whether the user named it or a folder above it."""
-    found = Files()
-    for path, named in files:
-        try:
-            header = dcmread(path, stop_before_pixels=True)
-            uid = str(header.SOPInstanceUID)
-        except (InvalidDicomError, AttributeError):
-            _skip(found, path, named, "not a DICOM file; DICOM Part 10 files are expected")
-            continue
-        except OSError as error:
-            _skip(found, path, True, f"cannot be read: {error.strerror or type(error).__name__}")
-            continue
-        except Exception as error:  # pydicom raises many kinds on damaged files
-            _skip(found, path, True, f"this DICOM file is damaged ({type(error).__name__}); copy it again")
-            continue
-        if is_own_report(header):
-            _skip(found, path, named, "a report of mammod, which marks nothing new")
-            continue
-        found.paths[uid] = path
-        try:
-            if lesion_references(header) is not None:
-                found.sources[uid] = path
-        except LesionError:
-            found.sources[uid] = path  # the reason is reported when it is classified
-    return found
-
-
-def _skip(found: Files, path: Path, report: bool, reason: str) -> None:
-    if report:
-        found.refused[path] = reason
-    else:
-        found.skipped += 1
 
 
 def _classify_all(

@@ -73,4 +73,7 @@ def algorithm(bundle: Bundle) -> Algorithm:
         intended_use=manifest.intended_use,
         temperature=manifest.temperature,
         measured=tuple(Measured(**metric.model_dump()) for metric in manifest.metrics),
+        kinds=manifest.kinds,
+        image_types=manifest.image_types,
+        views=manifest.views,
     )

@@ -252,8 +252,7 @@ def _read_file(
         dcmread(source),
         {uid: dcmread(path, stop_before_pixels=True) for uid, path in images.items()},
         {uid: dcmread(path) for uid, path in segmentations.items()},
-        lesions.not_lesions,
-        lesions.max_per_object,
+        lesions,
     )
 
 

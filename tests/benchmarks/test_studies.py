@@ -11,6 +11,7 @@ import pytest
 from pydicom import dcmread
 
 from benchmarks.studies import TINY, VIEWS, Study, breast
+from config.settings import Lesions
 from daemon.lesions.reader import lesion_references, read_lesions
 
 
@@ -35,6 +36,6 @@ def test_a_renewed_study_is_another_one_with_the_same_pixels_and_lesions(tmp_pat
             for path in study.lesion_objects:
                 references = lesion_references(dcmread(path))
                 assert references is not None and set(references.image_uids) <= set(images)
-                (lesion,) = read_lesions(dcmread(path), images, {}, (), 9).lesions
+                (lesion,) = read_lesions(dcmread(path), images, {}, Lesions(not_lesions=(), max_per_object=9)).lesions
                 assert lesion.image_uid in images
     assert len(syntaxes) == 4, "uncompressed, JPEG lossless, JPEG-LS, JPEG 2000"

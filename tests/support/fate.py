@@ -13,6 +13,7 @@ from pydicom import dcmread
 from pydicom.uid import UID
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
+from config.settings import Lesions
 from daemon.dicom.dataset_scan import scan_data_set
 from daemon.errors import LesionError, RefusedInstance
 from daemon.lesions.reader import read_lesions
@@ -57,7 +58,7 @@ def lesions(tested: Object, path: Path) -> str | None:
     if header.references.segmentation_uids or not set(header.references.image_uids) <= set(here):
         return "waits"
     try:
-        reading = read_lesions(dcmread(path), here, {}, ())
+        reading = read_lesions(dcmread(path), here, {}, Lesions(not_lesions=()))
     except LesionError as error:
         return f"quarantined: {error}"
     for lesion in reading.lesions:

@@ -10,7 +10,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from config.settings import NOT_LESION_CODES
+from config.settings import Lesions
 from daemon.errors import LesionError
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import References, lesion_references, read_lesions
@@ -48,7 +48,7 @@ def sent(dataset: Dataset) -> Dataset:
 
 
 def read(report: Dataset, *images: Dataset) -> LesionReading:
-    return read_lesions(report, {str(image.SOPInstanceUID): image for image in images}, {}, NOT_LESION_CODES)
+    return read_lesions(report, {str(image.SOPInstanceUID): image for image in images}, {}, Lesions())
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.tag import Tag
 
-from config.settings import NOT_LESION_CODES
+from config.settings import Lesions
 from daemon.errors import LesionError
 from daemon.lesions import sr_tree
 from daemon.lesions.lesion import LesionReading
@@ -51,7 +51,7 @@ def sent(dataset: Dataset) -> Dataset:
 
 
 def read(report: Dataset, *images: Dataset) -> LesionReading:
-    return read_lesions(report, {str(image.SOPInstanceUID): image for image in images}, {}, NOT_LESION_CODES)
+    return read_lesions(report, {str(image.SOPInstanceUID): image for image in images}, {}, Lesions())
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from config.settings import NOT_LESION_CODES
+from config.settings import Lesions
 from daemon.errors import LesionError
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import References, lesion_references, read_lesions
@@ -64,7 +64,7 @@ def read(report: Dataset, *images: Dataset, segmentations: Sequence[Dataset] = (
         report,
         {str(image.SOPInstanceUID): image for image in images},
         {str(segmentation.SOPInstanceUID): segmentation for segmentation in segmentations},
-        NOT_LESION_CODES,
+        Lesions(),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydicom.sr.codedict import codes
 
-from config.settings import NOT_LESION_CODES
+from config.lesion_terms import NOT_LESION_CODES
 
 SCT, DCM = codes.SCT, codes.DCM
 # CID 7163 Breast Segmentation Types (2024), newer than pydicom's dictionary
@@ -22,6 +22,8 @@ def test_every_code_is_the_concept_it_is_meant_to_be() -> None:
         *(DCM.BreastGeometry, DCM.ImageQuality, DCM.NonLesion, DCM.Background),
     ]
     known = {f"{concept.scheme_designator}:{concept.value}" for concept in concepts}
+    # The category of SNOMED's own hierarchy that dcmqi and highdicom write, and NCI's code of fibroglandular tissue.
+    known |= {"SCT:123037004", "NCIT:C114467"}
     assert known | BREAST_SEGMENTATION_TYPES == set(NOT_LESION_CODES)
 
 

@@ -15,7 +15,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from config.settings import NOT_LESION_CODES
+from config.lesion_terms import NOT_LESION_CODES
+from config.settings import Lesions
 from daemon.errors import LesionError
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import References, lesion_references, read_lesions
@@ -50,8 +51,15 @@ def sent(dataset: Dataset) -> Dataset:
     return pydicom.dcmread(BytesIO(file.getvalue()))
 
 
-def read(segmentation: Dataset, *images: Dataset, not_lesions: Collection[str] = NOT_LESION_CODES) -> LesionReading:
-    return read_lesions(segmentation, {str(image.SOPInstanceUID): image for image in images}, {}, not_lesions)
+def read(
+    segmentation: Dataset, *images: Dataset, not_lesions: Collection[str] = NOT_LESION_CODES, max_fraction: float = 0.3
+) -> LesionReading:
+    return read_lesions(
+        segmentation,
+        {str(image.SOPInstanceUID): image for image in images},
+        {},
+        Lesions(not_lesions=tuple(not_lesions), max_image_fraction=max_fraction),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +125,7 @@ def test_bit_packed_frames_of_any_size_are_found_again(rows: int, columns: int, 
             rectangle(top, left, rng.integers(top + 1, rows + 1), rng.integers(left + 1, columns + 1), (rows, columns))
         )
     image = mammogram(rows, columns)
-    reading = read(sent(segmentation_of(image, masks)), image)
+    reading = read(sent(segmentation_of(image, masks)), image, max_fraction=1)
     for mask, lesion in zip(masks, reading.lesions, strict=True):
         row, column = np.nonzero(mask)
         assert box(lesion.outline) == (column.min(), row.min(), column.max() + 1, row.max() + 1)

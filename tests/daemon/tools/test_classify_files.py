@@ -29,6 +29,7 @@ from tests.support import launch
 from tests.support import report_objects as b
 from tests.support.cases import BOTTOM, LEFT, RIGHT, TOP, Case, make_case, report_on
 from tests.support.fork_server import run_forked
+from tests.support.lesion_objects import cad_report_of
 from tests.support.peers.programs import dciodvfy
 from tests.support.services import ROOT, write_settings
 
@@ -162,6 +163,30 @@ def test_without_a_lesion_object_nothing_is_started(settings: Path, case: Case, 
     assert (answer.returncode, answer.stdout) == (1, "")
     assert "None of these 1 objects marks a lesion" in answer.stderr
     assert not (tmp_path / "output").exists()
+
+
+def test_what_is_not_read_is_named_with_its_kind(case: Case, tmp_path: Path) -> None:
+    rtstruct, nameless = dcmread(case.segmentation_path), dcmread(case.segmentation_path)
+    rtstruct.SOPClassUID = rtstruct.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
+    rtstruct.SOPInstanceUID = rtstruct.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    rtstruct.save_as(tmp_path / "rtstruct.dcm")
+    del nameless.SOPInstanceUID
+    nameless.save_as(tmp_path / "nameless.dcm", enforce_file_format=False)
+    copy = tmp_path / "copy.dcm"
+    shutil.copy(case.segmentation_path, copy)
+    given = [case.segmentation_path, copy, tmp_path / "rtstruct.dcm", tmp_path / "nameless.dcm"]
+    found = classify_files.sort_files((path, True) for path in given)
+    assert list(found.sources.values()) == [copy]
+    assert "copy.dcm is used, the other is not" in found.notes[0] and "an RT Structure Set" in found.notes[1]
+    assert "no SOP Instance UID" in found.refused[tmp_path / "nameless.dcm"]
+
+
+def test_a_cad_report_without_findings_is_a_normal_result(settings: Path, case: Case, tmp_path: Path) -> None:
+    report = cad_report_of([case.image], [])
+    report.save_as(tmp_path / "cad.dcm", enforce_file_format=True)
+    answer = classify(settings, "--output", tmp_path / "output", tmp_path / "cad.dcm", case.image_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "without findings: there is nothing to classify" in answer.stderr
 
 
 def test_wrong_words_are_said_before_anything_is_started(settings: Path, case: Case, tmp_path: Path) -> None:
