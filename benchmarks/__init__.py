@@ -1,0 +1,1 @@
+"""Benchmarks of mammod beside the programs that would be used instead."""

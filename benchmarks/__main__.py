@@ -1,6 +1,6 @@
-"""`python -m benchmarks` (or `make bench`): ours beside the programs one would take instead, in turn, on this machine.
+"""`python -m benchmarks` (or `make bench`): mammod beside alternative programs, in turn, on this machine.
 
-Uses loopback only, and ends every program that it starts. For the cost of the training's input pipeline see
+Uses loopback only, and stops every program that it starts. For the cost of the training's input pipeline see
 `python -m benchmarks.training_throughput`.
 """
 
@@ -41,8 +41,8 @@ def main(
         for case in CASES:
             print(f"{case.name}\t{case.about}")
         return
-    told = []
-    for case in _chosen(names or []):
+    summary = []
+    for case in _selected(names or []):
         begun = time.monotonic()
         print(f"== {case.name}: {case.about}", flush=True)
         scratch_of_case = Path(tempfile.mkdtemp(prefix="mammod-bench-", dir=scratch))
@@ -53,12 +53,12 @@ def main(
         finally:
             shutil.rmtree(scratch_of_case, ignore_errors=True)
         report.write(out, case, rows, tiny=tiny)
-        told += report.lines(case, rows)
+        summary += report.lines(case, rows)
         print(f"   {time.monotonic() - begun:.0f} s", flush=True)
-    print("\n".join(["", *told, "", f"written to {out}/"]))
+    print("\n".join(["", *summary, "", f"written to {out}/"]))
 
 
-def _chosen(names: list[str]) -> list[Case]:
+def _selected(names: list[str]) -> list[Case]:
     for name in names:
         if not any(case.name.startswith(name) for case in CASES):
             raise typer.BadParameter(f"there is no case {name!r}; there are: {', '.join(case.name for case in CASES)}")

@@ -1,7 +1,8 @@
-"""What a benchmark is made of: a case measures contenders in turn and holds medians of ratios against its bars.
+"""Types of a benchmark: a case measures contenders in turn and compares medians of ratios with its bars.
 
-A case is a `Case` with a function `measure` that yields a `Row` for each figure; it starts and ends its own programs. To add
-one: a module with a `Case`, and its name in `cases.py`. What is heavy to import is imported within the function.
+The function `measure` of a `Case` yields a `Row` for each figure and starts and stops its own programs. To
+add a case, write a module with a `Case` and list it in `cases.py`. Import heavy packages inside the
+function.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: `who`'s figure of `what` as a multiple of `against`'s in the same pair, or by itself where that is None."""
+    """A bar: `who`'s figure of `what`, relative to `against`'s in the same pair, or absolute."""
 
     what: str
     who: str
@@ -37,7 +38,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar and what was reached: the median over the pairs, the lowest and highest; `met` is None where nothing was measured."""
+    """A bar and the result: median, lowest and highest over the pairs; `met` is None without figures."""
 
     bar: Bar
     reached: float | None
@@ -48,9 +49,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Run:
-    """What a case gets: how many pairs to measure, an empty folder that is removed afterwards, and `say` for progress.
+    """The parameters of a run: number of pairs, an empty folder deleted afterwards, and `say` for progress.
 
-    `tiny`: as little as shows that everything works; the figures mean nothing.
+    `tiny`: the least that shows that everything works; the figures mean nothing.
     """
 
     pairs: int
@@ -62,6 +63,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Case:
+    """A named benchmark with its bars."""
+
     name: str
     about: str
     bars: tuple[Bar, ...]
@@ -69,9 +72,9 @@ class Case:
 
 
 def interleaved(run: Run, what: str, unit: str, contenders: Mapping[str, Callable[[int], float]]) -> Iterator[Row]:
-    """Each contender's figure, in turn, `run.pairs` times; every other time in the opposite order.
+    """Yield each contender's figure in turn, `run.pairs` times, every other time in reverse order.
 
-    A contender is given the number of the pair.
+    A contender is called with the number of the pair.
     """
     for pair in range(1, run.pairs + 1):
         names = list(contenders) if pair % 2 else list(contenders)[::-1]
@@ -82,7 +85,7 @@ def interleaved(run: Run, what: str, unit: str, contenders: Mapping[str, Callabl
 
 
 def judge(bar: Bar, rows: Iterable[Row]) -> Verdict:
-    """Hold what was measured against a bar."""
+    """Compare the figures with a bar."""
     figures: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.what == bar.what:

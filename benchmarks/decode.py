@@ -1,7 +1,7 @@
-"""Decode and cut one lesion, milliseconds an image, for each transfer syntax: beside pydicom's whole-frame decode of the file.
+"""Decode an image and extract one lesion, ms per image, beside pydicom's whole-frame decode.
 
-Ours reads the file, decodes, normalises and cuts with the default bundle's policies; pydicom's figure is reading and
-`pixel_array` alone, which is what every program in Python has to do first.
+mammod reads the file, decodes, normalises and extracts with the default bundle's policies; pydicom's figure
+is reading and `pixel_array` alone, which every program in Python has to do first.
 """
 
 from __future__ import annotations

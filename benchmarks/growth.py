@@ -1,8 +1,9 @@
 """What one more instance costs as ledger and spool grow.
 
-Each size has a ledger and a spool of its own, filled quickly beforehand: rows in large transactions, small files that are not
-synced. What is timed is the real intake of small instances into them, one after the other, each durable: an image and a
-lesion object that names it, by turns, and the dispatcher's look for jobs after each. The network is not part of it.
+Each size has its own ledger and spool, filled quickly beforehand: rows in large transactions, small files
+without sync. The real intake of small instances is timed, one after another, each durable: alternately an
+image and a lesion object that references it, and the dispatcher's query for jobs after each. The network is
+not included.
 """
 
 from __future__ import annotations

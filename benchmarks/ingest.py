@@ -1,7 +1,7 @@
-"""Ingest of whole images with durable acceptance, beside Orthanc (which syncs too) and storescp (which syncs nothing).
+"""Durable ingest of whole images, beside Orthanc (which syncs too) and storescp (which does not).
 
-All speak Explicit VR little endian, and all, the senders included, run with TCP_NODELAY. A sender is a dcmsend process: its own
-start and its reading of the files are part of each time, for all receivers alike.
+All use Explicit VR Little Endian and, including the senders, TCP_NODELAY. A sender is a dcmsend process:
+its own start and its reading of the files are part of each time, for all receivers alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Keras network of ours as an ONNX file, layer by layer: Keras' own exporter needs tf2onnx, which TensorFlow has outgrown."""
+"""Write a Keras network as ONNX, layer by layer: Keras' exporter needs tf2onnx, too old for TensorFlow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Writer:
         return self.add("Conv", [x, weights], name, strides=list(strides or layer.strides), group=groups, **padding)
 
     def layer(self, layer: Any, x: list[str]) -> str:
-        """The name of the layer's output.
+        """Return the name of the layer's output.
 
         Raises:
             NotImplementedError: a kind of layer that Xception does not have.
@@ -81,7 +81,7 @@ class _Writer:
 
 
 def write_onnx(network: Any, path: Path) -> None:
-    """`network`, an Xception of `build_network`, with input "roi" (N, size, size, 1) and output "probability" (N, 1)."""
+    """Write an Xception of `build_network`: input "roi" (N, size, size, 1), output "probability" (N, 1)."""
     writer, outputs = _Writer(), {}
     size = network.inputs[0].shape[1]
     for layer in network.layers:

@@ -1,4 +1,4 @@
-"""The receivers that are measured, as real programs on loopback: `mammod serve`, Orthanc, DCMTK's storescp."""
+"""The measured receivers as real programs on loopback: `mammod serve`, Orthanc, DCMTK's storescp."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Receiver:
-    """A running receiver. `clear` removes what it has received, `syntax` tells how it stored one of those instances."""
+    """A running receiver; `clear` deletes what it received, `syntax` returns how it stored an instance."""
 
     name: str
     aet: str
@@ -43,7 +43,7 @@ class Receiver:
 
 @contextmanager
 def mammod(folder: Path, *, archive: tuple[str, int] | None = None, **listener: object) -> Iterator[Receiver]:
-    """The whole service with the bundle that comes with it; `listener` adds to that section of the settings.
+    """Run the whole service with the default bundle; `listener` adds to that section.
 
     `archive` is (AE title, port) of where its reports go; without one there is nobody.
     """
@@ -144,10 +144,11 @@ def _empty(folder: Path, removed: Path) -> None:
 
 
 def _free(folder: Path, removed: Path) -> None:
-    """Free the space of the instances below `folder`, and keep their inodes for another minute or more, in `removed`.
+    """Free the space of the instances below `folder`; keep their inodes in `removed` for a minute.
 
-    For each new file ext4 looks through the inodes that were freed within the last minutes and passes them over
-    (`recently_deleted`), 7 % of what receiving small images cost; a receiver that keeps what it got does not pay that.
+    For each new file, ext4 searches and skips the inodes freed within the last minutes
+    (`recently_deleted`): 7 % of the cost of receiving small images, which a receiver that keeps its
+    instances does not pay.
     """
     removed.mkdir(exist_ok=True)
     for entry in folder.rglob("*"):
@@ -162,7 +163,7 @@ def _stored_as(files: Iterator[Path]) -> str:
     return str(dcmread(next(files), stop_before_pixels=True).file_meta.TransferSyntaxUID)
 
 
-# --- what a process and its children cost -----------------------------------------------------------------------------
+# --- cost of a process and its children ---------------------------------------------------------------
 
 
 def _children(pid: int) -> list[int]:
@@ -174,12 +175,12 @@ def _children(pid: int) -> list[int]:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all its descendants."""
     return [pid, *(descendant for child in _children(pid) for descendant in tree(child))]
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of the process and all that descend from it, those included that have ended and were waited for."""
+    """Return the CPU time of a process and its descendants, including those that have exited."""
     ticks = 0
     for process in tree(pid):
         with contextlib.suppress(OSError):
@@ -208,7 +209,7 @@ def memory_bytes(pid: int) -> int:
 
 @contextmanager
 def peak_memory(pid: int, every_s: float = SAMPLE_S) -> Iterator[list[int]]:
-    """Looks at the memory of a process tree until the block ends; the list then holds the peak, in bytes.
+    """Sample the memory of a process tree until the block ends; the list then holds the peak, in bytes.
 
     A look at some GB takes the kernel 0.02 s, in which the process that is looked at may have to wait.
     """

@@ -19,7 +19,7 @@ _LINE, _NAMES, _WIDTH, _RIGHT = 24, 250, 860, 130  # pixels
 
 
 def machine() -> dict[str, object]:
-    """What it was measured on."""
+    """Return the machine that was measured on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def medians(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[float]]:
-    """The figures of all pairs by what, who and unit, in the order of measuring."""
+    """Return the figures of all pairs by what, who and unit, in the order of measuring."""
     figures: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         figures.setdefault((row.what, row.who, row.unit), []).append(row.value)
@@ -48,7 +48,7 @@ def medians(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[float]]:
 
 
 def lines(case: Case, rows: Sequence[Row]) -> list[str]:
-    """The case's medians, and its bars with what was reached."""
+    """Return the case's medians, and its bars with the results, as lines."""
     told = [f"== {case.name}: {case.about}"]
     told += [
         f"   {what}: {who}: {median(values):.4g} {unit}  ({min(values):.4g} to {max(values):.4g}, {len(values)} runs)"
@@ -84,7 +84,7 @@ def write(folder: Path, case: Case, rows: Sequence[Row], *, tiny: bool) -> None:
 
 
 def plot(case: Case, rows: Sequence[Row]) -> str:
-    """A bar for each median, a dot for each run; each thing that was measured has its own scale, which begins at 0."""
+    """Draw a bar for each median and a dot for each run; each quantity has its own scale from 0."""
     parts, y = [_text(8, 22, f"{case.name}: {case.about}", size=14)], 38
     figures = medians(rows)
     for what in dict.fromkeys(what for what, _, _ in figures):

@@ -59,7 +59,7 @@ class Objects:
 
 
 def send(objects: Objects, receiver: Receiver, *, no_delay: bool = True) -> float:
-    """Send them all, one association for each part at the same time; seconds from the first start to the last end.
+    """Send all parts at once, one association each; return seconds from first start to last end.
 
     Raises:
         AssertionError: one was not answered with success.
@@ -101,7 +101,7 @@ def _stored(report: Path) -> int:
 
 
 def mammogram(rows: int, columns: int) -> Dataset:
-    """A Digital Mammography X-Ray Image For Presentation of 16 bits with pixels that do not compress."""
+    """Make a 16-bit Digital Mammography X-Ray Image For Presentation with incompressible pixels."""
     image = _object("1.2.840.10008.5.1.4.1.1.1.2", "MG")
     image.SamplesPerPixel = 1
     image.PhotometricInterpretation = "MONOCHROME2"
@@ -114,7 +114,7 @@ def mammogram(rows: int, columns: int) -> Dataset:
 
 
 def report_of(size: int) -> Dataset:
-    """A Basic Text SR of about `size` bytes, a hundred of them for each text."""
+    """Make a Basic Text SR of about `size` bytes, 100 bytes for each text."""
     report = _object("1.2.840.10008.5.1.4.1.1.88.11", "SR")
     report.ValueType = "CONTAINER"
     report.ContinuityOfContent = "SEPARATE"

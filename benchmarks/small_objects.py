@@ -1,6 +1,7 @@
-"""Small objects (SR of 16 kB) over one association from a sender as it comes: without TCP_NODELAY in its environment.
+"""Small objects (SR of 16 kB) over one association from an unmodified sender, without TCP_NODELAY.
 
-Nagle's algorithm there and delayed acknowledgements here cost some 44 ms an object, unless the receiver acknowledges at once.
+Nagle's algorithm there and delayed acknowledgements here cost about 44 ms per object, unless the receiver
+acknowledges at once.
 """
 
 from __future__ import annotations

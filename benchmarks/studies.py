@@ -1,6 +1,6 @@
-"""Studies of real size: four views each, with pixels that compress as a mammogram's do, and lesions marked by SEG or SR.
+"""Studies of real size: four views each, pixels that compress realistically, lesions marked by SEG or SR.
 
-Templates are written once; before each sending a study gets new UIDs, written over the old ones of the same length.
+Templates are written once; before each sending, new UIDs of the same length replace the old ones in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FIRST = 1_000_000
 
 
 def breast(rows: int, columns: int, seed: int) -> np.ndarray:
-    """uint16 (rows, columns), 12 bits: tissue of several scales with a detector's noise in it, and nothing around it."""
+    """Return uint16 (rows, columns), 12 bits: tissue of several scales, detector noise, zero around it."""
     random = np.random.default_rng(seed)
     pixels = np.zeros((rows, columns), np.float32)
     for cells in (8, 32, 128):
@@ -39,7 +39,7 @@ def breast(rows: int, columns: int, seed: int) -> np.ndarray:
 
 
 class Study:
-    """One study as files in `folder`, which `renew` turns into another one; `number` chooses SEG or SR and the syntaxes.
+    """One study as files in `folder`; `renew` gives it new UIDs, `number` selects SEG or SR and the syntaxes.
 
     Of its views every second is raw; the others are compressed, in another way from study to study.
     """
@@ -73,6 +73,7 @@ class Study:
 
     @property
     def lesion_objects(self) -> list[Path]:
+        """Return the files of the lesion objects."""
         return sorted(self.folder.glob("lesion-*.dcm"))
 
     def renew(self, number: int) -> None:

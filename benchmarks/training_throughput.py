@@ -1,7 +1,7 @@
-"""Images per second of a training step: our input pipeline beside a plain `keras.Model.fit` over arrays in memory.
+"""Images per second of a training step: our input pipeline beside `keras.Model.fit` on arrays in memory.
 
-Both fit the same compiled network in turn, on the same lesions; ours reads the 16-bit cache, augments and converts in
-threads meanwhile. The ratio of the medians is what the input pipeline costs.
+Both fit the same compiled network in turn, on the same lesions; ours reads the 16-bit cache, augments and
+converts in threads meanwhile. The ratio of the medians is what the input pipeline costs.
 
     python -m benchmarks.training_throughput CROPS --precision mixed_bfloat16
 """

@@ -1,7 +1,8 @@
-"""The whole way through the real service, from objects that are sent to reports that the archive (storescp) has stored.
+"""The whole way through the real service, from sending objects to reports stored in the archive (storescp).
 
-A backlog: studies of real size, over several associations at once. Then the idle service: one lesion, its image coming last.
-Stage times are those of the service's own metrics; what the stages take alone is timed here, each by itself.
+First a backlog: studies of real size over several associations at once. Then the idle service: one lesion,
+its image last. Stage times are those of the service's own metrics; what the stages take alone is timed
+here, each by itself.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Spent:
     passages: Mapping[str, float]
 
     def since(self, earlier: Spent) -> Spent:
+        """Return what was spent after `earlier`."""
         return Spent(
             *(
                 {stage: now[stage] - then[stage] for stage in STAGES}
@@ -79,7 +81,7 @@ def _send(paths: list[Path], receiver: Receiver) -> float:
 
 
 class _Waits:
-    """From the ledger: for each stored report the seconds from the last needed object to it, in the order of the jobs."""
+    """Return from the ledger, by job, the seconds from the last object needed to each stored report."""
 
     def __init__(self, spool: Path) -> None:
         self._ledger = sqlite3.connect(f"file:{spool / 'ledger.sqlite'}?mode=ro", uri=True)
@@ -186,7 +188,7 @@ def _backlog(run: Run, ours: Receiver, archive: Receiver, studies: list[Study]) 
 
 
 def _idle(run: Run, ours: Receiver, study: Study, goes: int) -> Iterator[Row]:
-    """One lesion after the other, the SEG first and its raw image last; from the image's first byte to the stored report."""
+    """Time one lesion after another, SEG first, raw image last: from the image's first byte to the report."""
     image, lesion = study.folder / "0-raw.dcm", study.lesion_objects[0]
     waits = _Waits(ours.spool)
     waits._seen = waits._ledger.execute("select max(id) from jobs").fetchone()[0]
@@ -225,7 +227,8 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from config.settings import Archive as ArchiveSettings
     from config.settings import Settings
     from daemon.archive.client import Archive
-    from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
+    from daemon.archive.store_status import OutgoingInstance
+    from daemon.events.outcomes import StoreOutcomeKind
     from daemon.jobs.job_runner import read_part10
     from daemon.lesions.reader import read_lesions
     from daemon.reports.case import Case as ReportCase
@@ -233,7 +236,8 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
     from daemon.reports.registry import KINDS
     from daemon.storage.spool import Spool
     from daemon.workers.bundle_source import algorithm, default_bundle_path
-    from daemon.workers.classifier_pool import _environments, open_engine
+    from daemon.workers.classifier_pool import process_environments
+    from daemon.workers.classifier_process import open_engine
     from daemon.workers.decoder_pool import keep_freed_memory
     from model.bundle import load_bundle
     from model.prediction import Prediction
@@ -241,7 +245,7 @@ def _alone(run: Run, study: Study, archive: Receiver, times: int) -> dict[str, f
 
     keep_freed_memory()  # as the decoding processes do
     bundle = load_bundle(default_bundle_path())
-    os.environ.update(_environments(1)[0])
+    os.environ.update(process_environments(1)[0])
     engine = open_engine(str(bundle.path), bundle.digest, "auto", 8)
     image_path, lesion_path = study.folder / "0-raw.dcm", study.lesion_objects[0]
     header = dcmread(image_path, stop_before_pixels=True)

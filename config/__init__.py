@@ -1,3 +1,3 @@
-"""Settings of mammod: the schema (`config.settings`) and the commented default file (`config/mammod.toml`)."""
+"""Settings of mammod: the schema (`config.settings`) and the default file (`config/mammod.toml`)."""
 
 __version__ = "0.1.0"

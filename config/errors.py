@@ -1,11 +1,12 @@
-"""The root of mammod's exceptions; it lives here because every room may import `config`.
+"""The base of mammod's exceptions, here because every package may import `config`.
 
-Each message names what was wrong, what was expected and what to do. `model.errors` and `daemon.errors` derive from it.
+Each message names what was wrong, what was expected and what to do. `model.errors` and `daemon.errors` derive
+from it.
 """
 
 
 class MammodError(Exception):
-    """Anything that mammod refuses or fails at, with a message meant for the operator."""
+    """A failure or refusal of mammod, with a message for the operator."""
 
 
 class ConfigurationError(MammodError):

@@ -1,15 +1,12 @@
 """The settings schema: one TOML file, any key overridden by the environment as MAMMOD_<SECTION>__<KEY>.
 
-Every section and key is documented in `config/mammod.toml`, which a test holds equal to the defaults here.
+`config/mammod.toml` documents every section and key; a test compares its values with the defaults here.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import tomllib
-from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -20,15 +17,13 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config.errors import ConfigurationError
+from config.renamed import use_new_names
 
-DEFAULT_FILE = Path("/etc/mammod/mammod.toml")
 ENVIRONMENT_PREFIX = "MAMMOD_"
 
 # Segments and findings with these codes are anatomy, devices or image quality, not lesions (PS3.16 CID 6014, 7150,
@@ -86,9 +81,9 @@ UNIT_CREDENTIALS = Path("/run/credentials/mammod.service")
 
 
 def _credential(value: Any) -> Any:
-    """A path that begins with $CREDENTIALS_DIRECTORY/ is a credential of systemd's (systemd.exec(5), LoadCredential=)."""
+    """Resolve a path that begins with $CREDENTIALS_DIRECTORY/, a credential of systemd (systemd.exec(5))."""
     if isinstance(value, str) and value.startswith(CREDENTIALS):
-        # Outside of the unit, as `mammod check` is: where the running unit has them.
+        # Outside the unit, as for `mammod check`: the folder of the running unit.
         return Path(os.environ.get("CREDENTIALS_DIRECTORY") or UNIT_CREDENTIALS) / value.removeprefix(CREDENTIALS)
     return value
 
@@ -99,9 +94,14 @@ SecretFile = Annotated[Path, BeforeValidator(_credential)]
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _use_new_names(cls, values: Any) -> Any:
+        return use_new_names(cls.__name__.lower(), values)
+
 
 class TLS(_Section):
-    """PEM files for DICOM TLS; `ca` names who may have signed the other side's certificate."""
+    """PEM files for DICOM TLS; the peer's certificate must be signed by `ca`."""
 
     certificate: SecretFile
     key: SecretFile
@@ -109,11 +109,11 @@ class TLS(_Section):
 
 
 class Peer(_Section):
-    """Who may call: an AE title with the networks it may come from (none: from anywhere), and what it may do."""
+    """A permitted caller: AE title, networks it may call from (empty: any) and permissions."""
 
     ae_title: AETitle
     networks: tuple[str, ...] = ()
-    may: tuple[Literal["store", "echo"], ...] = Field(("store", "echo"), min_length=1)
+    permissions: tuple[Literal["store", "echo"], ...] = Field(("store", "echo"), min_length=1)
 
     @field_validator("networks")
     @classmethod
@@ -124,6 +124,8 @@ class Peer(_Section):
 
 
 class Listener(_Section):
+    """The SCP that receives images and lesion objects."""
+
     ae_title: AETitle = "MAMMOD"
     host: str = "0.0.0.0"
     port: Port = 11112
@@ -146,6 +148,8 @@ def _retrieve(value: Any) -> Any:
 
 
 class Archive(_Section):
+    """Where reports are stored and missing images are retrieved."""
+
     ae_title: AETitle = "ARCHIVE"
     host: str | None = None
     port: Port = 104
@@ -154,16 +158,18 @@ class Archive(_Section):
     retrieve_after_s: float = Field(60, ge=0)
     dicomweb_url: str | None = Field(None, repr=False)  # may hold a token
     stow_url: str | None = Field(None, repr=False)  # may hold a token
-    stow_token_file: SecretFile | None = None
+    dicomweb_token_file: SecretFile | None = None
     timeout_s: float = Field(60, gt=0)
     retry_first_s: float = Field(10, gt=0)
-    retry_longest_s: float = Field(900, gt=0)
+    retry_max_s: float = Field(900, gt=0)
     commitment: bool = False
-    commitment_wait_s: float = Field(300, gt=0)
-    commitment_asks: int = Field(5, ge=1, le=1000)
+    commitment_timeout_s: float = Field(300, gt=0)
+    commitment_attempts: int = Field(5, ge=1, le=1000)
 
 
 class Spool(_Section):
+    """Where received instances and unsent reports are kept: a directory, or a bucket with local copies."""
+
     directory: Path = Path("/var/lib/mammod/spool")
     min_free: ByteSize = ByteSize(2 * 1024**3)
     url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$")] | None = None
@@ -176,23 +182,29 @@ class Spool(_Section):
     def _are_of_the_bucket(self) -> Self:
         alone = [name for name in ("endpoint", "ca", "credentials_file") if getattr(self, name) is not None]
         if alone and self.url is None:
-            raise ValueError(f"{' and '.join(alone)} are of a bucket; set url to s3://bucket/prefix, or leave them out")
+            raise ValueError(f"{' and '.join(alone)} belong to a bucket; set url to s3://bucket/prefix, or remove them")
         return self
 
 
 class Ledger(_Section):
+    """The database of instances, jobs and reports."""
+
     url: str | None = Field(None, repr=False)  # may hold a password
     password_file: Path | None = None
     lease_s: float = Field(30, ge=2, le=3600)
 
 
 class Model(_Section):
+    """The bundle that classifies, and the engine that runs it."""
+
     bundle: Path | None = None
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
 
 
 class Workers(_Section):
-    count: int = Field(0, ge=0, le=64)
+    """Processes that decode and classify."""
+
+    classifiers: int = Field(0, ge=0, le=64)
     decoders: int = Field(0, ge=0, le=256)
     decode_timeout_s: float = Field(300, gt=0)
     decoder_memory: ByteSize = Field(ByteSize(4 * 1024**3), ge=512 * 1024**2)
@@ -216,7 +228,9 @@ class Lesions(_Section):
 
 
 class Reports(_Section):
-    # A name stands here once `daemon.reports.registry` can build it.
+    """Which reports are made of a lesion object."""
+
+    # Only kinds that `daemon.reports.registry` can build.
     kinds: tuple[Literal["tid1500", "mammo-cad-sr", "gsps", "sc"], ...] = Field(("tid1500",), min_length=1)
     on_nothing: bool = False
     on_failure: bool = False
@@ -225,29 +239,35 @@ class Reports(_Section):
     @classmethod
     def _are_named_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(kinds)) < len(kinds):
-            raise ValueError("a kind of report is named twice; name each once")
+            raise ValueError("a kind of report is listed twice; list each once")
         return kinds
 
     @model_validator(mode="after")
     def _can_say_it(self) -> Reports:
         if (self.on_nothing or self.on_failure) and "tid1500" not in self.kinds:
-            raise ValueError('on_nothing and on_failure are reports of the kind "tid1500"; name it in kinds too')
+            raise ValueError('on_nothing and on_failure make reports of the kind "tid1500"; add it to kinds')
         return self
 
 
 class Retention(_Section):
+    """When finished work is deleted, by age and by size."""
+
     finished_days: float = Field(30, gt=0)
     quarantined_days: float = Field(90, gt=0)
     max_bytes: ByteSize | None = None
-    max_share: float | None = Field(None, gt=0, le=1)
+    max_disk_fraction: float | None = Field(None, gt=0, le=1)
 
 
 class Status(_Section):
+    """Where the status page and the metrics are served."""
+
     host: str = "127.0.0.1"
     port: Port = 11180
 
 
 class Audit(_Section):
+    """Destinations of audit messages (PS3.15 A.5)."""
+
     file: Path | None = None
     syslog: Annotated[str, Field(pattern=r"^(udp|tls)://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$")] | None = (
         None
@@ -262,7 +282,7 @@ class Audit(_Section):
             where = urlsplit(syslog)
             if where.port == 0:
                 raise ValueError("a port is 1 to 65535")
-            (where.hostname or "").encode("idna")  # as a name is looked up: refuses empty and overlong parts
+            (where.hostname or "").encode("idna")  # as in a name lookup: rejects empty and overlong labels
         return syslog
 
     @model_validator(mode="after")
@@ -273,16 +293,20 @@ class Audit(_Section):
 
 
 class Service(_Section):
-    stop_within_s: float = Field(60, gt=0)
+    """Limits of the service process itself."""
+
+    shutdown_timeout_s: float = Field(60, gt=0)
 
 
 class Log(_Section):
+    """Level and format of the log."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
 
 
 class Settings(BaseSettings):
-    """All settings, immutable. Make it with `load_settings`, which reports errors for people."""
+    """All settings, immutable; created by `config.loading.load_settings`, which words errors for people."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
@@ -311,75 +335,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The environment wins over the file, whose content arrives as init values.
+        """Let the environment override the file, whose content arrives as init values."""
         return env_settings, init_settings
 
     @property
     def ledger_url(self) -> str:
-        """The ledger's SQLAlchemy URL; without one of its own, a SQLite file inside the spool directory."""
+        """Return the ledger's SQLAlchemy URL; by default a SQLite file in the spool directory."""
         return self.ledger.url or f"sqlite:///{self.spool.directory / 'ledger.sqlite'}"
-
-
-def load_settings(path: Path | None = None) -> Settings:
-    """Read `path` (or the default file where it exists) and the environment.
-
-    Raises:
-        ConfigurationError: one line per wrong key: the key, its value, where it was set and what is allowed.
-    """
-    if path is None and DEFAULT_FILE.exists():
-        path = DEFAULT_FILE
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigurationError(f"settings file {path}: {error.strerror}; name a readable TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"settings file {path} is not valid TOML: {error}") from error
-    _refuse_unknown_environment()
-    try:
-        return Settings(**values)
-    except ValidationError as error:
-        raise ConfigurationError("\n".join(_line(problem, path) for problem in error.errors())) from error
-    except ValueError as error:  # pydantic-settings: a value of the environment that should be JSON and is not
-        raise ConfigurationError(f"environment: {error}; lists and tables are written as JSON there") from error
-
-
-def _refuse_unknown_environment() -> None:
-    sections = Settings.model_fields
-    for name in os.environ:
-        section, delimiter, _ = name.removeprefix(ENVIRONMENT_PREFIX).partition("__")
-        if name.startswith(ENVIRONMENT_PREFIX) and delimiter and section.lower() not in sections:
-            raise ConfigurationError(
-                f"environment {name}: there is no section {section.lower()!r}{nearest(section, sections)}; "
-                f"allowed: {', '.join(sections)}"
-            )
-
-
-def _line(problem: Any, path: Path | None) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in problem["loc"][:2]).upper()
-    source = f"environment {variable}" if variable in os.environ else f"{path or 'defaults'}"
-    if problem["type"] == "extra_forbidden":
-        names = _siblings(problem["loc"])
-        meant = nearest(str(problem["loc"][-1]), names)
-        return f"{key} ({source}): there is no such setting{meant}; allowed here: {', '.join(names) or 'see config/mammod.toml'}"
-    is_secret = "ledger" in problem["loc"] or any("url" in str(part) for part in problem["loc"])
-    value = "(not shown)" if is_secret else repr(problem["input"])
-    return f"{key} = {value} ({source}): {problem['msg']}"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """, did you mean X? for the one of `names` that is most like `name`, nothing where none is."""
-    close = get_close_matches(name.lower(), list(names), 1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def _siblings(location: tuple[Any, ...]) -> list[str]:
-    fields: dict[str, Any] = Settings.model_fields
-    for part in location[:-1]:
-        annotation = getattr(fields.get(part), "annotation", None)
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        fields = annotation.model_fields
-    return list(fields)

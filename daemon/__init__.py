@@ -1,1 +1,1 @@
-"""The service: listener, spool, ledger, pairing, lesions, classifier, reports, outbox, status and the `mammod` command."""
+"""The service, in rooms: docs/explanation/architecture.md says what each holds and what it may import."""

@@ -56,11 +56,11 @@ class EngineLost(ClassifierError):
 
 
 class DeadlyRoi(ClassifierError):
-    """A ROI ended the classifier process twice, the second time alone: trying it again would only do more harm."""
+    """A ROI ended the classifier process twice, the second time alone; it is not tried again."""
 
 
 class DecoderKilled(MammodError):
-    """Decoding processes were killed (SIGKILL) each time they had this object: by the system, for its memory, or by somebody."""
+    """Decoders were killed (SIGKILL) each time they had this object, by the kernel or by somebody."""
 
 
 class DecoderUnavailable(MammodError):

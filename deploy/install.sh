@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs mammod as a systemd service, upgrades it, or removes it. Run it from a checkout or an unpacked release; docs/install.md
+# Installs mammod as a systemd service, upgrades it, or removes it. Run it from a checkout or an unpacked release; docs/how-to/install.md
 # is the guide. What is where afterwards:
 #   /opt/mammod/VERSION-TIME   one environment for each installation, exactly as requirements.lock names it
 #   /opt/mammod/current        a link to the one that runs; it moves when the new one is whole
@@ -188,7 +188,7 @@ fill() { # fill DIR: a virtual environment with the service's packages and mammo
 	cp -r "$HERE/." "$1/share/mammod/deploy/"
 	cp "$SOURCE/config/mammod.toml" "$1/share/mammod/mammod.toml"
 	cp "$SOURCE"/*.md "$1/share/doc/mammod/"
-	cp "$SOURCE"/docs/*.md "$1/share/doc/mammod/docs/"
+	cp -r "$SOURCE/docs/." "$1/share/doc/mammod/docs/"
 	"$1/bin/python" -c 'import daemon.service' || die "what was installed cannot be loaded (see above)."
 	[ "$("$1/bin/mammod" --version)" = "mammod $VERSION" ] || die "what was installed does not say that it is mammod $VERSION."
 }

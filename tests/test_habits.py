@@ -1,4 +1,4 @@
-"""Everyday habits: one version, a changelog that knows it, `make help`, hooks that run what `make lint` runs."""
+"""Everyday habits: one version, a changelog that has it, `make help`, hooks that equal `make lint`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import yaml
 
 from config import __version__
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # What the others call for; nobody types them.
 INNER = {"programs", "viewer"}

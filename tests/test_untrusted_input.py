@@ -1,7 +1,7 @@
-"""Nothing from the wire, from a file of images or from a bundle is run: no eval, no pickle, no shell; checked in the source.
+"""Nothing from the wire, an image file or a bundle is executed: no eval, no pickle, no shell.
 
-What is checked is the syntax tree of every module of ours. `multiprocessing` pickles between our own processes, as one
-user; that is no boundary.
+The syntax tree of every module of ours is checked. `multiprocessing` pickles between our own processes, as
+one user; that is no boundary.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.archive.stow_rs import judge
-from tests.test_rooms import ROOMS, ROOT, sources
+from daemon.events.outcomes import StoreOutcomeKind
+from tests.test_rooms import ROOT, SHIPPED, sources
 
 FORBIDDEN_MODULES = {
     "pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "jsonpickle", "yaml", "code",
     "codeop", "pty", "runpy", "imp", "xmlrpc", "telnetlib", "ftplib",
 }  # fmt: skip
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
-# Functions by the last part of their name: they run a shell or another program, or revive objects with code in them.
+# Functions by the last part of their name: they run a shell or a program, or revive objects with code.
 FORBIDDEN_FUNCTIONS = {
     "system", "popen", "execv", "execve", "execvp", "execl", "spawnl", "spawnv", "getoutput", "getstatusoutput",
     "create_subprocess_shell", "mktemp", "model_from_json", "model_from_config", "deserialize_keras_object",
     "enable_unsafe_deserialization", "unsafe_load", "full_load", "load_module",
 }  # fmt: skip
-# The demo starts `mammod serve`, OpenVINO's engine the conversion of a network: a fixed list of arguments, no shell.
+# The demo starts `mammod serve`, OpenVINO's engine converts a network: a fixed list of arguments, no shell.
 MAY_START_PROGRAMS = {Path("daemon/demo/service.py"), Path("model/engines/openvino.py")}
 # The engine's factory is named by our own code.
-MAY_IMPORT_BY_NAME = {Path("daemon/workers/classifier_pool.py"), Path("daemon/workers/ray_engine.py")}
+MAY_IMPORT_BY_NAME = {Path("daemon/workers/classifier_process.py"), Path("daemon/workers/ray_engine.py")}
 
 
 def findings(source: str, path: Path) -> list[str]:
@@ -103,14 +103,14 @@ def test_none_of_these_is(source: str) -> None:
     assert findings(source, Path("daemon/x.py")) == []
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", SHIPPED)
 def test_no_module_of_ours_runs_what_it_reads(room: str) -> None:
     found = {str(path): wrong for path in sources(room) if (wrong := findings((ROOT / path).read_text(), path))}
     assert found == {}
 
 
 def test_an_xml_bomb_for_an_answer_costs_nothing_and_names_no_instance() -> None:
-    """STOW-RS answers are the only XML that comes from outside; expat stops entities that grow without bound."""
+    """STOW-RS answers are the only XML from outside; expat stops entities that grow without bound."""
     levels = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
     bomb = f'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a0 "1.2.3">{levels}]><NativeDicomModel>&a9;</NativeDicomModel>'
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Retrieval: images that a waiting job names and that did not come by themselves are asked for from the archive."""
+"""Retrieval: ask the archive for images that a waiting job needs and that nobody sent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sqlalchemy import Connection
 
 from config.settings import Settings
 from daemon.archive.client import Archive
-from daemon.archive.outbox_sender import next_attempt
+from daemon.archive.outbox_sender import retry_backoff
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted
 from daemon.errors import ArchiveError
 from daemon.ledger import Ledger, jobs
 from daemon.storage.received_instance import ReceivedInstance
 
-JOBS_AT_ONCE = 100
+MAX_IMAGES = 100  # asked for at once
 
 log = structlog.get_logger()
 
@@ -28,15 +28,14 @@ def retrieve_missing(
     settings: Settings,
     accept: Callable[[ReceivedInstance], None],
 ) -> int:
-    """Ask the archive for what overdue jobs lack; returns how many instances were asked for.
+    """Ask the archive for images that overdue jobs lack; return how many were asked for.
 
-    What arrives goes through the same intake as any C-STORE. A job whose images the archive does not have waits on, visibly,
-    and is asked for again with growing intervals.
+    Images that arrive go through the same intake as any C-STORE. A job whose images the archive does not have
+    waits on, visibly, and the archive is asked again after growing pauses.
     """
-    chosen, listener = settings.archive, settings.listener
     now = time.time()
     with ledger.read() as connection:
-        rows = jobs.waiting_for(connection, now - chosen.retrieve_after_s, now, JOBS_AT_ONCE)
+        rows = jobs.waiting_for(connection, now - settings.archive.retrieve_after_s, now, MAX_IMAGES)
     if not rows:
         return 0
     wanted = {Wanted(row.study_uid, None, row.sop_instance_uid) for row in rows}
@@ -45,10 +44,10 @@ def retrieve_missing(
     outcomes: list[RetrieveOutcome] = []
     try:
         there = archive.find_instances(wanted)
-        if there and chosen.retrieve == "c-move":
-            outcomes = archive.move_instances(there, listener.ae_title)
+        if there and settings.archive.retrieve == "c-move":
+            outcomes = archive.move_instances(there, settings.listener.ae_title)
         elif there:
-            outcomes = archive.get_instances(there, accept, listener.max_instance)
+            outcomes = archive.get_instances(there, accept, settings.listener.max_instance)
     except ArchiveError as error:
         reason = f"the archive could not be asked: {error}"
     found = {item.sop_uid for item in there}
@@ -66,16 +65,16 @@ def retrieve_missing(
     def transition(connection: Connection) -> None:
         for job_id, attempt in attempts.items():
             lacking = missing[job_id]
-            again = time.time() + next_attempt(attempt, chosen.retry_first_s, chosen.retry_longest_s)
+            again = time.time() + retry_backoff(settings.archive).jittered_pause_s(attempt)
             jobs.asked(connection, job_id, again, reason or _reason(lacking, not_given.get(job_id)))
 
-    ledger.change(transition)
+    ledger.transact(transition)
     log.info("asked the archive for missing images", wanted=len(wanted), found=len(found), reason=reason)
     return len(wanted)
 
 
 def _reason(lacking: list[str], not_given: str | None) -> str:
     if not lacking:
-        said = f" ({not_given})" if not_given else ""
-        return f"the archive was asked for the images and has not delivered all of them yet{said}"
+        why = f" ({not_given})" if not_given else ""
+        return f"the archive was asked for the images and has not delivered all of them yet{why}"
     return f"the archive does not have {len(lacking)} of its images: {', '.join(lacking[:3])}"

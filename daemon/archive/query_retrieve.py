@@ -1,4 +1,4 @@
-"""Query and retrieve of single instances on an open association: C-FIND, C-GET and C-MOVE (PS3.4 annex C, Study Root)."""
+"""Find and fetch single instances by C-FIND, C-GET and C-MOVE (PS3.4 annex C, Study Root)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,18 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
-from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, scan_data_set
+from daemon.dicom import status as dimse_status
+from daemon.dicom.dataset_scan import scan_data_set
+from daemon.dicom.sop_classes import IMAGE_CLASSES, SEGMENTATION_CLASSES
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import ReceivedInstance
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
 FIND = sop_class.StudyRootQueryRetrieveInformationModelFind
 GET = sop_class.StudyRootQueryRetrieveInformationModelGet
 MOVE = sop_class.StudyRootQueryRetrieveInformationModelMove
 
-# What a lesion on a mammogram may lie on. With one context for each syntax (an archive then need not transcode) and one
-# for C-GET itself, the association's limit of 128 contexts holds no more than these and two for segmentations.
-IMAGE_CLASSES = (
-    sop_class.DigitalMammographyXRayImageStorageForPresentation,
-    sop_class.DigitalMammographyXRayImageStorageForProcessing,
-    sop_class.BreastTomosynthesisImageStorage,
-    sop_class.BreastProjectionXRayImageStorageForPresentation,
-    sop_class.BreastProjectionXRayImageStorageForProcessing,
-    sop_class.DigitalXRayImageStorageForPresentation,
-    sop_class.DigitalXRayImageStorageForProcessing,
-    sop_class.ComputedRadiographyImageStorage,
-    sop_class.SecondaryCaptureImageStorage,
-    sop_class.MultiFrameGrayscaleByteSecondaryCaptureImageStorage,
-    sop_class.MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
-)
+# One context per syntax (an archive then need not transcode) and one for C-GET itself: the association's
+# limit of 128 contexts holds no more than the image classes and two for segmentations.
 SYNTAXES = (
     (uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian),
     (uid.JPEGLosslessSV1,),
@@ -53,19 +42,24 @@ SYNTAXES = (
     (uid.RLELossless,),
     (uid.DeflatedExplicitVRLittleEndian,),
 )
-# A segment that a report on lesions refers to.
-SEGMENTATION_CLASSES = (sop_class.SegmentationStorage, sop_class.LabelMapSegmentationStorage)
 SEGMENTATION_SYNTAXES = (SYNTAXES[0], (uid.RLELossless,), (uid.DeflatedExplicitVRLittleEndian,))
 
-OUT_OF_RESOURCES, UNABLE_TO_SEND = 0xA701, 0xA702
-OUR_OUT_OF_RESOURCES, OUR_FAILURE = 0xA700, 0x0110
+# Final statuses of C-GET and C-MOVE; how many sub-operations failed is a count of its own.
+_DONE = (dimse_status.SUCCESS, dimse_status.SUBOPERATIONS_COMPLETE_WITH_FAILURES)
+_RETRYABLE = (
+    dimse_status.UNABLE_TO_CALCULATE_MATCHES,
+    dimse_status.UNABLE_TO_PERFORM_SUBOPERATIONS,
+    dimse_status.CANCEL,
+)
+# Times archive.timeout_s: retrieval may wait for a tape robot, and a wait covers the transfer of an image.
+RETRIEVE_PATIENCE = 5
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """An instance to ask for, and the study and series it is in as far as known (None: anywhere)."""
+    """An instance to ask for, with its study and series as far as they are known (None: any)."""
 
     study_uid: str | None
     series_uid: str | None
@@ -73,7 +67,7 @@ class Wanted:
 
 
 class RetrieveKind(Enum):
-    """RETRIEVED: it was accepted here (C-GET), or the archive says that it was sent (C-MOVE). MISSING: it has none."""
+    """RETRIEVED: accepted here (C-GET), or reported as sent (C-MOVE). MISSING: the archive has none."""
 
     RETRIEVED = "retrieved"
     MISSING = "missing"
@@ -83,7 +77,10 @@ class RetrieveKind(Enum):
 
 @dataclass(frozen=True)
 class RetrieveOutcome:
-    """How the retrieval of one instance ended; `status` is the last status that says so, None where none came."""
+    """How the retrieval of one instance ended.
+
+    `status` is the last DIMSE status, None if there was none.
+    """
 
     wanted: Wanted
     kind: RetrieveKind
@@ -92,9 +89,10 @@ class RetrieveOutcome:
 
 
 class RetrievedInstances:
-    """Takes what C-GET brings: each object becomes a file in `folder` and goes to `accept`, as a C-STORE's would.
+    """Takes the instances of a C-GET: each becomes a file in `folder`, which goes to `accept`.
 
-    Only the instance asked for is taken. `status` is what the archive was answered for it, None where it did not come.
+    Only the instance asked for is taken. `status` is our C-STORE response for it, None if it did
+    not come.
     """
 
     def __init__(self, folder: Path, accept: Callable[[ReceivedInstance], None]) -> None:
@@ -105,7 +103,7 @@ class RetrievedInstances:
         self.status: int | None = None
 
     def __call__(self, event: evt.Event) -> int:
-        """Handle EVT_C_STORE; returns the C-STORE status."""
+        """Handle EVT_C_STORE; return the C-STORE status."""
         path = self._folder / f"{self._name}-{event.request.MessageID}.part"
         status = status_of(self.expected, path, lambda: self._take(event, path))
         if event.request.AffectedSOPInstanceUID == self.expected:
@@ -118,25 +116,29 @@ class RetrievedInstances:
         facts = scan_data_set(BytesIO(event.encoded_dataset(include_meta=False)), syntax)
         named = (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID)
         if (facts.sop_class_uid, facts.sop_instance_uid) != named or facts.sop_instance_uid != self.expected:
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
+            raise RefusedInstance(
+                dimse_status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
+                "the archive sent another instance than it was asked for",
+            )
         path.write_bytes(event.encoded_dataset())
         self._accept(
-            ReceivedInstance(
-                path=path,
-                sop_class_uid=facts.sop_class_uid,
-                sop_instance_uid=facts.sop_instance_uid,
+            received_instance(
+                path,
+                facts,
                 transfer_syntax_uid=syntax,
                 calling_ae=association.acceptor.ae_title,
                 called_ae=association.requestor.ae_title,
                 peer_address=association.acceptor.address,
                 association_id=self._name,
-                is_large=facts.is_large,
             )
         )
 
 
 def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
-    """The C-STORE status of an instance that `take` writes to `path` and accepts; `path` is removed."""
+    """Return the C-STORE status of an instance that `take` writes to `path` and accepts.
+
+    `path` is deleted.
+    """
     try:
         take()
     except RefusedInstance as error:
@@ -146,17 +148,17 @@ def status_of(expected: str, path: Path, take: Callable[[], None]) -> int:
         raise
     except OSError as error:
         log.error("retrieved instance not written", sop_instance_uid=expected, reason=error.strerror)
-        return OUR_OUT_OF_RESOURCES
+        return dimse_status.OUT_OF_RESOURCES
     except Exception as error:
-        log.error("retrieved instance not taken", sop_instance_uid=expected, reason=type(error).__name__)
-        return OUR_FAILURE
+        log.error("retrieved instance not accepted", sop_instance_uid=expected, reason=type(error).__name__)
+        return dimse_status.PROCESSING_FAILURE
     finally:
         path.unlink(missing_ok=True)
-    return 0x0000
+    return dimse_status.SUCCESS
 
 
 def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectionNegotiation]]:
-    """The contexts of a C-GET association (at most 128), and the roles that let the archive store to us on it."""
+    """Return the contexts of a C-GET association (at most 128), and the roles for storing to us."""
     pairs = [*product(IMAGE_CLASSES, SYNTAXES), *product(SEGMENTATION_CLASSES, SEGMENTATION_SYNTAXES)]
     storage = [build_context(stored, list(syntaxes)) for stored, syntaxes in pairs]
     roles = [build_role(stored, scp_role=True) for stored in (*IMAGE_CLASSES, *SEGMENTATION_CLASSES)]
@@ -164,7 +166,7 @@ def get_contexts() -> tuple[list[PresentationContext], list[SCP_SCU_RoleSelectio
 
 
 def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Those of `wanted` that the archive holds, with study and series filled in from its answers.
+    """Return those of `wanted` that the archive holds, with study and series filled in from its answers.
 
     Raises:
         ArchiveError: the association broke, or an answer did not come in time.
@@ -174,7 +176,10 @@ def find(association: Association, wanted: Iterable[Wanted]) -> list[Wanted]:
 
 
 def get(association: Association, wanted: Iterable[Wanted], receiver: RetrievedInstances) -> Iterator[RetrieveOutcome]:
-    """C-GET each of `wanted`; what comes goes to `receiver`, which must handle the association's EVT_C_STORE."""
+    """C-GET each of `wanted`.
+
+    Instances go to `receiver`, which must handle the association's EVT_C_STORE.
+    """
 
     def ask(item: Wanted) -> Dataset:
         receiver.expected, receiver.status = item.sop_uid, None
@@ -195,7 +200,10 @@ def move(association: Association, wanted: Iterable[Wanted], destination_ae: str
 
 
 def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterator[tuple[Wanted, Dataset]]:
-    """Each item and its final response; empty for the one that breaks the association and for all behind it."""
+    """Yield each item and its final response.
+
+    The response is empty for the item that breaks the association and for all behind it.
+    """
     broken = False
     for item in wanted:
         final = Dataset()
@@ -207,11 +215,11 @@ def _each(wanted: Iterable[Wanted], ask: Callable[[Wanted], Dataset]) -> Iterato
 
 
 def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOutcome:
-    """The outcome from the final C-GET response and from what we answered for the instance (None: it did not come)."""
-    if stored == 0x0000:
+    """Return the outcome from the final C-GET response and our own C-STORE response (None: nothing came)."""
+    if stored == dimse_status.SUCCESS:
         return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, stored, "accepted")
     if stored is not None:
-        kind = RetrieveKind.RETRY if stored >> 8 == 0xA7 else RetrieveKind.FAILED
+        kind = RetrieveKind.RETRY if dimse_status.is_out_of_resources(stored) else RetrieveKind.FAILED
         return RetrieveOutcome(wanted, kind, stored, f"we refused it with 0x{stored:04X}")
     outcome = judge_move(wanted, final)
     if outcome.kind is RetrieveKind.RETRIEVED:
@@ -220,22 +228,22 @@ def judge_get(wanted: Wanted, final: Dataset, stored: int | None) -> RetrieveOut
 
 
 def judge_move(wanted: Wanted, final: Dataset) -> RetrieveOutcome:
-    """The outcome from the final C-MOVE response (PS3.4 table C.4-2): its status and its sub-operation counts."""
+    """Return the outcome from the status and the counts of the final C-MOVE response (PS3.4 table C.4-2)."""
     status = final.get("Status")
     if status is None:
         return RetrieveOutcome(wanted, RetrieveKind.RETRY, None, "no answer: the archive was silent or broke off")
     completed = final.get("NumberOfCompletedSuboperations") or 0
     warned = final.get("NumberOfWarningSuboperations") or 0
     failed = final.get("NumberOfFailedSuboperations") or 0
-    if status in (0x0000, 0xB000) and not failed:
+    if status in _DONE and not failed:
         if completed or warned:
             return RetrieveOutcome(wanted, RetrieveKind.RETRIEVED, status, "sent")
         return RetrieveOutcome(wanted, RetrieveKind.MISSING, status, "the archive does not hold it")
-    if status in (0x0000, 0xB000, OUT_OF_RESOURCES, UNABLE_TO_SEND, 0xFE00):
+    if status in (*_DONE, *_RETRYABLE):
         return RetrieveOutcome(wanted, RetrieveKind.RETRY, status, f"0x{status:04X}, {failed} sub-operations failed")
     meaning = {
-        0xA801: "the archive does not know our AE title as a C-MOVE destination",
-        0xA900: "the archive cannot make sense of the identifier",
+        dimse_status.MOVE_DESTINATION_UNKNOWN: "the archive does not know our AE title as a C-MOVE destination",
+        dimse_status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "the archive cannot make sense of the identifier",
     }.get(status, "the archive refused")
     return RetrieveOutcome(wanted, RetrieveKind.FAILED, status, f"0x{status:04X} {meaning}")
 
@@ -244,7 +252,7 @@ def _find_one(association: Association, wanted: Wanted) -> Wanted | None:
     found = _query(association, wanted)
     if found or wanted.series_uid or not wanted.study_uid:
         return found[0] if found else None
-    # PS3.4 C.4.1.2 lets an archive insist on the series: walk those of the study.
+    # PS3.4 C.4.1.2 lets an archive require the series: try each series of the study.
     for series in _query(association, wanted, level="SERIES"):
         if found := _query(association, replace(wanted, series_uid=series.series_uid)):
             return found[0]
@@ -258,18 +266,18 @@ def _query(association: Association, wanted: Wanted, level: str = "IMAGE") -> li
     status: int | None = None
     for answer, match in association.send_c_find(_identifier(wanted, level), FIND):
         status = answer.get("Status")
-        if status in (0xFF00, 0xFF01) and match is not None:
+        if status is not None and dimse_status.is_pending(status) and match is not None:
             candidate = Wanted(
                 match.get("StudyInstanceUID") or wanted.study_uid,
                 match.get("SeriesInstanceUID") or wanted.series_uid,
                 match.get("SOPInstanceUID") or wanted.sop_uid,
             )
-            # An archive that does not filter by the instance answers with every other one too.
+            # An archive that does not filter by instance answers with every other one, too.
             if level == "SERIES" or candidate.sop_uid == wanted.sop_uid:
                 found.append(candidate)
     if status is None:
         raise ArchiveError("the archive gave no answer to C-FIND, or broke the association off")
-    if status != 0x0000:
+    if status != dimse_status.SUCCESS:
         log.warning("C-FIND refused", sop_instance_uid=wanted.sop_uid, level=level, status=f"0x{status:04X}")
     return found
 
@@ -292,7 +300,7 @@ def _last(answers: Iterable[tuple[Dataset, Dataset | None]]) -> Dataset:
 
 
 def logged(outcome: RetrieveOutcome) -> RetrieveOutcome:
-    """`outcome`, once it stands in the log."""
+    """Log `outcome`, and return it."""
     level = log.info if outcome.kind is RetrieveKind.RETRIEVED else log.warning
     level("retrieve", sop_instance_uid=outcome.wanted.sop_uid, outcome=outcome.kind.value, reason=outcome.reason)
     return outcome

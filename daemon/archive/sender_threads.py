@@ -1,4 +1,4 @@
-"""Sending, as threads: a report leaves as soon as it is due, and beside that what the archive has stored is asked about."""
+"""Threads that send reports as soon as they are due, and ask the archive to commit what it has stored."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ import time
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import Row
 
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
 from daemon.archive.storage_commitment import StorageCommitment
-from daemon.archive.store_status import StoreOutcome
 from daemon.audit.trail import AuditTrail
+from daemon.events.outcomes import StoreOutcome
 from daemon.ledger import Ledger, outbox
+from daemon.ledger.records import OutboxItem
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold
 from daemon.storage.spool import Spool
 
-# The ledger is looked at this often even when nobody calls `wake`: an operator's retry is written there by another process.
-LOOK_S = 60.0
-# After a look that came to nothing although something was due: a full disk or a locked ledger passes.
-AGAIN_S = 1.0
+# The ledger is checked this often even if nobody calls `wake`: an operator's retry is written there by
+# another process.
+MAX_WAIT_S = 60.0
+# After a check without effect although something was due: a full disk or a locked ledger passes.
+RETRY_S = 1.0
 
 log = structlog.get_logger()
 
 
 class _Loop:
-    """A thread that calls `look` when woken and when a report in `state` is due; `look` says whether it came to anything."""
+    """A thread that calls `look` when woken and when a report in `state` is due.
+
+    `look` returns whether it had effect.
+    """
 
     def __init__(
         self, name: str, ledger: Ledger, hold: Callable[[], Hold], state: OutboxState, look: Callable[[], bool]
@@ -55,13 +59,13 @@ class _Loop:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self._wake.clear()  # before the look: what is said during it leads to another one
+            self._wake.clear()  # before the call: a wake during it leads to another one
             try:
-                wait_s = self._until_due(0 if self._look() else AGAIN_S)
+                wait_s = self._until_due(0 if self._look() else RETRY_S)
             except Exception as error:  # the loop must not end
-                log.error("trying again", thread=self.thread.name, error=type(error).__name__)
-                wait_s = AGAIN_S
-            if self._stopping.is_set():  # said after the clearing
+                log.error("sender thread failed, trying again", thread=self.thread.name, error=type(error).__name__)
+                wait_s = RETRY_S
+            if self._stopping.is_set():  # it may have been set after `clear`
                 return
             self._wake.wait(wait_s)
 
@@ -69,20 +73,22 @@ class _Loop:
         with self._ledger.read() as connection:
             due = outbox.next_attempt(connection, self._hold().id, self._state)
         if due is None:
-            return LOOK_S
+            return MAX_WAIT_S
         overdue = due <= time.time()
-        return least_s if overdue else min(due - time.time(), LOOK_S)
+        return least_s if overdue else min(due - time.time(), MAX_WAIT_S)
 
 
 class SenderThreads:
-    """One thread that sends, so one sender at a time on each node; while it sends, the reports gather that the next one takes
-    together. Another asks for commitment, which waits for the archive's answer and must not keep a report waiting.
+    """Two threads: one sends reports, the other asks for commitment.
 
-    `settings` is asked anew for each association, since they can be reloaded.
+    One thread sends on each node; reports that become due meanwhile are sent together on the next
+    association. Asking for commitment waits for the archive's answer, and must not delay a report. `settings`
+    is called for each association, since they can be reloaded.
     """
 
     def __init__(
         self,
+        *,
         ledger: Ledger,
         hold: Callable[[], Hold],
         archive: Archive,
@@ -102,11 +108,12 @@ class SenderThreads:
         self._asker = _Loop("commitment", ledger, hold, OutboxState.COMMITTING, self._ask_due)
 
     def start(self) -> None:
+        """Start both threads."""
         self._sender.thread.start()
         self._asker.thread.start()
 
     def wake(self) -> None:
-        """A report may have become due."""
+        """Check at once whether a report is due."""
         self._sender.wake()
         self._asker.wake()
 
@@ -123,7 +130,7 @@ class SenderThreads:
         return asked > 0
 
     def _send(self, archive: ArchiveSettings, stopping: Callable[[], bool]) -> SendSummary:
-        told: list[tuple[Row, StoreOutcome]] = []
+        outcomes: list[tuple[OutboxItem, StoreOutcome]] = []
         try:
             with self._spool.reading() as file_of:
                 return send_due(
@@ -132,22 +139,22 @@ class SenderThreads:
                     self._archive,
                     archive,
                     file_of,
-                    lambda row, outcome: told.append((row, outcome)),
-                    stopping,
+                    on_sent=lambda item, outcome: outcomes.append((item, outcome)),
+                    stopping=stopping,
                 )
         finally:
-            self._audit.sent(told, self._settings())
+            self._audit.sent(outcomes, self._settings())
 
     def stop(self) -> None:
-        """Begin no further report and no further question; what is under way ends."""
+        """Begin no further report and no further request; those under way end."""
         self._sender.stop()
         self._asker.stop()
 
     def finish(self, left: Callable[[], float]) -> bool:
-        """After `stop`: the reports of the last jobs go out now rather than at the next start, where the archive is there and
-        `left()` gives seconds for it.
+        """Send the reports of the last jobs now rather than at the next start; call it after `stop`.
 
-        False where a report or question under way did not end in time; the archive has it or not, and is sent it again.
+        They are sent if the archive can be reached within the `left()` seconds. Returns False if a report or
+        request under way did not end in time; such a report is sent again at the next start.
         """
         self._sender.thread.join(left())
         if self._sender.thread.is_alive():

@@ -1,7 +1,8 @@
-"""Storage commitment (PS3.4 annex J): the archive is asked to promise that it keeps what it stored; we are the SCU.
+"""Storage commitment (PS3.4 annex J): the archive is asked to promise that it keeps what it stored.
 
-The promise (N-EVENT-REPORT) comes on the association of the request or on a new one to our listener, now or much later: what was
-asked stands in the ledger, so an answer finds its reports after a restart as well.
+We are the SCU. The promise (N-EVENT-REPORT) comes on the association of the request or on a new one to our
+listener, now or much later. Requests stand in the ledger, so that an answer finds its reports after a restart
+as well.
 """
 
 from __future__ import annotations
@@ -13,38 +14,35 @@ from collections.abc import Sequence
 import structlog
 from pydicom import Dataset
 from pydicom.uid import generate_uid
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive, ContextsRefused
-from daemon.archive.outbox_sender import next_attempt
-from daemon.dimse.n_event_report import INVALID_ARGUMENT
+from daemon.archive.outbox_sender import retry_backoff
+from daemon.dicom.status import INVALID_ARGUMENT_VALUE, NOT_AUTHORIZED, PROCESSING_FAILURE, SUCCESS
 from daemon.errors import ArchiveError, CommitmentRefused
 from daemon.ledger import Ledger, outbox
+from daemon.ledger.records import OutboxItem
 from daemon.ledger.schema import OutboxState
 from daemon.nodes.membership import Hold
+from daemon.system.backoff import Backoff
 
-# N-EVENT-REPORT response statuses (PS3.7 10.1.1.1.8).
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-NOT_AUTHORIZED = 0x0124
-
-REPORTS_AT_ONCE = 100
-# The association of the request stays open so long for an archive that answers on it.
+MAX_REPORTS = 100  # in one request
+# The association of the request stays open this long for an archive that answers on it.
 LINGER_S = 5.0
-LONGEST_WAITS = 16  # no wait for an answer is longer than this many archive.commitment_wait_s
+MAX_WAIT_TIMEOUTS = 16  # the longest wait for an answer, in archive.commitment_timeout_s
 
 log = structlog.get_logger()
 
 
-def longest_wait_s(settings: ArchiveSettings) -> float:
-    """No stored report waits longer than this to be asked about."""
-    return max(settings.commitment_wait_s * LONGEST_WAITS, settings.retry_longest_s)
+def max_wait_s(settings: ArchiveSettings) -> float:
+    """Return the longest time in seconds that a stored report waits until the archive is asked about it."""
+    return max(settings.commitment_timeout_s * MAX_WAIT_TIMEOUTS, settings.retry_max_s)
 
 
 class StorageCommitment:
-    """Asks for commitment of what the ledger says is stored and not committed, and takes the answers. Thread-safe."""
+    """Asks for commitment of reports that are stored only, and takes the answers. Thread-safe."""
 
     def __init__(self, ledger: Ledger, archive: Archive) -> None:
         self._ledger = ledger
@@ -52,81 +50,83 @@ class StorageCommitment:
         self._awaited: dict[str, threading.Event] = {}
 
     def ask_due(self, hold: Hold) -> int:
-        """Ask for what is due and no other node has, in one request; returns for how many reports.
+        """Ask about reports that are due and that no other node has claimed, in one request; return how many.
 
-        What was asked too often fails, visibly.
+        Reports that were asked about too often fail, visibly.
         """
         settings = self._archive.settings
         with self._ledger.read() as connection:
             due = outbox.next_attempt(connection, hold.id, OutboxState.COMMITTING)
         if due is None or due > time.time():
             return 0
-        rows = self._ledger.change(
-            lambda connection: outbox.claim_uncommitted(connection, hold.id, time.time(), REPORTS_AT_ONCE)
+        rows = self._ledger.transact(
+            lambda connection: outbox.claim_uncommitted(connection, hold.id, time.time(), MAX_REPORTS)
         )
         if not rows:
             return 0
         if not settings.commitment:
-            self._ledger.change(lambda connection: _not_asked_for(connection, rows))
+            self._ledger.transact(lambda connection: _accept_uncommitted(connection, rows))
             return 0
         for row in rows:
-            if row.commit_attempts >= settings.commitment_asks:
+            if row.commit_attempts >= settings.commitment_attempts:
                 self._give_up(row, hold.id)
-        rows = [row for row in rows if row.commit_attempts < settings.commitment_asks]
+        rows = [row for row in rows if row.commit_attempts < settings.commitment_attempts]
         if rows:
             self._ask(rows, hold.id)
         return len(rows)
 
-    def _ask(self, rows: Sequence[Row], owner: str) -> None:
+    def _ask(self, rows: Sequence[OutboxItem], owner: str) -> None:
         settings = self._archive.settings
         transaction = str(generate_uid(prefix=None))
         ids = [row.id for row in rows]
-        wait_s, now = settings.commitment_wait_s, time.time()
-        again = {row.id: now + next_attempt(row.commit_attempts, wait_s, wait_s * LONGEST_WAITS) for row in rows}
+        wait_s, now = settings.commitment_timeout_s, time.time()
+        waits = Backoff(wait_s, wait_s * MAX_WAIT_TIMEOUTS)
+        again = {row.id: now + waits.jittered_pause_s(row.commit_attempts) for row in rows}
         # Before the request: the answer may be faster than its response.
-        self._ledger.change(lambda connection: outbox.asked(connection, owner, transaction, again))
+        self._ledger.transact(lambda connection: outbox.asked(connection, owner, transaction, again))
         answered = self._awaited.setdefault(transaction, threading.Event())
         reason, failure, counts = "the archive was asked to commit it and has not answered yet", None, True
         try:
             wanted = [(row.sop_class_uid, row.sop_instance_uid) for row in rows]
-            self._archive.request_commitment(transaction, wanted, self.take, answered, LINGER_S)
+            self._archive.request_commitment(transaction, wanted, self.take, answered=answered, linger_s=LINGER_S)
         except ArchiveError as error:
-            # A refusal may pass: it counts, and is asked again as late as silence is.
+            # A refusal may pass: it counts as an attempt, and the archive is asked again as late as after
+            # silence.
             reason = failure = str(error)
             counts = isinstance(error, CommitmentRefused | ContextsRefused)
         finally:
             del self._awaited[transaction]
         if counts:
-            self._ledger.change(lambda connection: outbox.ask_ended(connection, owner, ids, reason))
+            self._ledger.transact(lambda connection: outbox.ask_ended(connection, owner, ids, reason))
         else:
-            first_s, longest_s, now = settings.retry_first_s, settings.retry_longest_s, time.time()
-            later = {row.id: now + next_attempt(row.attempts, first_s, longest_s) for row in rows}
-            self._ledger.change(lambda connection: outbox.not_asked(connection, owner, later, reason))
+            retry, now = retry_backoff(settings), time.time()
+            later = {row.id: now + retry.jittered_pause_s(row.attempts) for row in rows}
+            self._ledger.transact(lambda connection: outbox.not_asked(connection, owner, later, reason))
         log.info(
             "asked for storage commitment", transaction_uid=transaction, reports=len(rows), answered=answered.is_set()
         )
         if failure is not None:
             log.warning("storage commitment not asked for", reason=failure)
 
-    def _give_up(self, row: Row, owner: str) -> None:
+    def _give_up(self, row: OutboxItem, owner: str) -> None:
         reason = (
             f"stored, but not committed: the archive was asked {row.commit_attempts} times ({row.reason}); "
             "look there, then `mammod jobs retry`, or set [archive] commitment = false"
         )
-        self._ledger.change(
+        self._ledger.transact(
             lambda connection: outbox.failed(connection, row.id, row.status, reason, time.time(), owner)
         )
         log.warning("report not committed", sop_instance_uid=row.sop_instance_uid, reason=reason)
 
     def take_from(self, calling_ae: str, information: Dataset) -> int:
-        """The answer on an association that was opened to our listener; only the archive of the settings may give it."""
+        """Take an answer on an association to our listener; only the archive of the settings may give it."""
         if calling_ae != self._archive.settings.ae_title:
             log.warning("storage commitment result refused: not from archive.ae_title", calling_ae=calling_ae)
             return NOT_AUTHORIZED
         return self.take(information)
 
     def take(self, information: Dataset) -> int:
-        """An N-EVENT-REPORT's event information (PS3.4 table J.3-2); returns the status to answer."""
+        """Take an N-EVENT-REPORT's event information (PS3.4 table J.3-2); return the status to answer."""
         try:
             transaction = str(information.get("TransactionUID") or "")
             committed = [str(item.ReferencedSOPInstanceUID) for item in information.get("ReferencedSOPSequence") or ()]
@@ -136,15 +136,15 @@ class StorageCommitment:
             }
         except (AttributeError, TypeError, ValueError):
             log.warning("storage commitment result cannot be read")
-            return INVALID_ARGUMENT
+            return INVALID_ARGUMENT_VALUE
         try:
-            known = self._ledger.change(lambda connection: self._record(connection, transaction, committed, refused))
+            known = self._ledger.transact(lambda connection: self._record(connection, transaction, committed, refused))
         except SQLAlchemyError as error:
             log.error("storage commitment result cannot be recorded", error=type(error).__name__)
             return PROCESSING_FAILURE
         if not known:
             log.warning("storage commitment result for a transaction that is not ours")
-            return INVALID_ARGUMENT
+            return INVALID_ARGUMENT_VALUE
         log.info("storage commitment", transaction_uid=transaction, committed=len(committed), refused=len(refused))
         if waiting := self._awaited.get(transaction):
             waiting.set()
@@ -164,15 +164,15 @@ class StorageCommitment:
             if row is None:
                 continue
             reason = f"the archive does not commit it (0x{status:04X})"
-            if row.commit_attempts + 1 >= settings.commitment_asks:
+            if row.commit_attempts + 1 >= settings.commitment_attempts:
                 reason += f", sent and asked for {row.commit_attempts + 1} times"
                 outbox.commitment_refused(connection, row.id, None, status, reason, now)
             else:
-                again = now + next_attempt(row.commit_attempts, settings.retry_first_s, settings.retry_longest_s)
+                again = now + retry_backoff(settings).jittered_pause_s(row.commit_attempts)
                 outbox.commitment_refused(connection, row.id, again, status, f"{reason}; it is sent again", now)
         return bool(rows)
 
 
-def _not_asked_for(connection: Connection, rows: Sequence[Row]) -> None:
+def _accept_uncommitted(connection: Connection, rows: Sequence[OutboxItem]) -> None:
     for row in rows:
         outbox.committed(connection, row.id, "stored; [archive] commitment was turned off", time.time())

@@ -1,12 +1,20 @@
-"""What goes out to the archive, and how its answer is judged."""
+"""Instances that are sent to the archive, and how its answer to each is judged."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from pynetdicom.status import GENERAL_STATUS, STORAGE_SERVICE_CLASS_STATUS
+
+from daemon.dicom.status import (
+    DUPLICATE_SOP_INSTANCE,
+    RESOURCE_LIMITATION,
+    SUCCESS,
+    is_out_of_resources,
+    is_warning,
+)
+from daemon.events.outcomes import StoreOutcomeKind
 
 _STATUSES = {**GENERAL_STATUS, **STORAGE_SERVICE_CLASS_STATUS}
 
@@ -21,42 +29,24 @@ class OutgoingInstance:
     transfer_syntax_uid: str
 
 
-class StoreOutcomeKind(Enum):
-    """STORED: the archive holds it. RETRY: later, unchanged. FAILED: the archive will never take it as it is."""
-
-    STORED = "stored"
-    RETRY = "retry"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class StoreOutcome:
-    """How one instance fared; `status` is the archive's C-STORE status or STOW-RS reason, None where it gave none."""
-
-    sop_instance_uid: str
-    kind: StoreOutcomeKind
-    status: int | None
-    reason: str
-
-
 def judge_store_status(status: int) -> tuple[StoreOutcomeKind, str]:
-    """The kind and reason of a C-STORE response status (PS3.4 B.2.3, PS3.7 annex C) or STOW-RS failure reason.
+    """Return the outcome and reason of a C-STORE response status or STOW-RS failure reason.
 
-    Warnings count as stored. Only a lack of resources is worth sending the same bytes again. A status that C-STORE does
-    not know fails: repeating it for ever would hide it.
+    See PS3.4 B.2.3 and PS3.7 annex C. Warnings count as stored. Only a lack of resources is worth sending
+    the same bytes again. A status that C-STORE does not know fails: repeating it for ever would hide it.
     """
     reason = f"0x{status:04X} {_meaning(status)}"
-    if status == 0x0000 or status in (0x0001, 0x0107, 0x0116) or status >> 12 == 0xB:
+    if status == SUCCESS or is_warning(status):
         return StoreOutcomeKind.STORED, reason
-    if status == 0x0111:  # our UIDs are derived from the content: what is there is the same report
+    if status == DUPLICATE_SOP_INSTANCE:  # our UIDs are derived from the content: what is there is the same report
         return StoreOutcomeKind.STORED, f"{reason}: the archive already holds it"
-    if status >> 8 == 0xA7 or status == 0x0213:
+    if is_out_of_resources(status) or status == RESOURCE_LIMITATION:
         return StoreOutcomeKind.RETRY, reason
     return StoreOutcomeKind.FAILED, reason
 
 
 def _meaning(status: int) -> str:
-    if status == 0x0213:
+    if status == RESOURCE_LIMITATION:
         return "Failure: resource limitation"
     category, meaning = _STATUSES.get(status, ("Unknown", "not a status of C-STORE"))
     return f"{category}: {meaning}" if meaning else category

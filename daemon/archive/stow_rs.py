@@ -6,16 +6,16 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPResponse
 from typing import Any
 from uuid import uuid4
 from xml.etree import ElementTree
 
-from daemon.archive.dicomweb import PASSING, WebService
-from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind, judge_store_status
+from daemon.archive.dicomweb import PASSING, WebService, request_each
+from daemon.archive.store_status import OutgoingInstance, judge_store_status
+from daemon.dicom.status import DUPLICATE_SOP_INSTANCE, SUCCESS
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
 
-FAULTS_IN_A_ROW = 2
 MAX_ANSWER = 1 << 20  # bytes; an answer names one instance
 REFERENCED, FAILED = "00081199", "00081198"
 INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197"
@@ -24,36 +24,22 @@ INSTANCE_UID, WARNING_REASON, FAILURE_REASON = "00081155", "00081196", "00081197
 def store(service: WebService, items: Iterable[OutgoingInstance]) -> Iterator[StoreOutcome]:
     """POST each item to `service`; yield the outcome of each, in order, as soon as it is known.
 
-    A fault of the transport makes the item one to be retried, and the next goes out on a new connection;
-    `FAULTS_IN_A_ROW` of them, and the rest is to be retried.
+    Transport faults are handled by `daemon.archive.dicomweb.request_each`.
     """
-    faults = 0
-    reason = ""
     with closing(service.connection()) as connection:
-        for item in items:
-            outcome = StoreOutcome(item.sop_instance_uid, StoreOutcomeKind.RETRY, None, reason)
-            if faults < FAULTS_IN_A_ROW:
-                try:
-                    outcome = _store_one(connection, service, item)
-                    faults = 0
-                except FileNotFoundError as error:
-                    outcome = replace(
-                        outcome,
-                        kind=StoreOutcomeKind.FAILED,
-                        reason=f"the stored file cannot be read: {type(error).__name__}",
-                    )
-                except (OSError, HTTPException) as error:
-                    connection.close()  # http.client opens it again for the next
-                    faults += 1
-                    reason = f"archive at {service.host}: {type(error).__name__}; check {service.named}"
-                    outcome = replace(outcome, reason=reason)
-            yield outcome
+
+        def retry(item: OutgoingInstance, reason: str) -> StoreOutcome:
+            return StoreOutcome(item.sop_instance_uid, StoreOutcomeKind.RETRY, None, reason)
+
+        yield from request_each(
+            service, connection, items, request=lambda item: _store_one(connection, service, item), retry=retry
+        )
 
 
 def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: str) -> StoreOutcome:
-    """The outcome for one instance from the answer to a store request (PS3.18 10.5.3, annex I.2).
+    """Return the outcome for one instance from the answer to a store request (PS3.18 10.5.3, annex I.2).
 
-    Success counts only where the answer names the instance as stored: a login page answers 200 as well.
+    Success counts only if the answer names the instance as stored: a login page answers 200 as well.
     """
 
     def outcome(kind: StoreOutcomeKind, status: int | None, reason: str) -> StoreOutcome:
@@ -66,7 +52,7 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
             return outcome(StoreOutcomeKind.FAILED, None, "failed, without a reason")
         kind, reason = judge_store_status(status)
         # A reason inside Failed SOP Sequence is a failure whatever it says, except "already holds it".
-        refused = kind is StoreOutcomeKind.STORED and status != 0x0111
+        refused = kind is StoreOutcomeKind.STORED and status != DUPLICATE_SOP_INSTANCE
         return outcome(StoreOutcomeKind.FAILED if refused else kind, status, reason)
     if 200 <= http_status < 300:
         if sop_instance_uid not in stored:
@@ -75,7 +61,7 @@ def judge(http_status: int, content_type: str, body: bytes, sop_instance_uid: st
             )
         warning = stored[sop_instance_uid]
         return outcome(
-            StoreOutcomeKind.STORED, warning or 0x0000, "stored" if warning is None else f"warning 0x{warning:04X}"
+            StoreOutcomeKind.STORED, warning or SUCCESS, "stored" if warning is None else f"warning 0x{warning:04X}"
         )
     if 400 <= http_status < 500 and http_status not in PASSING:
         return outcome(StoreOutcomeKind.FAILED, None, "refused")
@@ -86,7 +72,12 @@ def _store_one(connection: HTTPConnection, service: WebService, item: OutgoingIn
     boundary = uuid4().hex
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
-    with item.path.open("rb") as file:
+    try:
+        file = item.path.open("rb")
+    except FileNotFoundError as error:
+        reason = f"the stored file cannot be read: {type(error).__name__}"
+        return StoreOutcome(item.sop_instance_uid, StoreOutcomeKind.FAILED, None, reason)
+    with file:
         connection.putrequest("POST", service.target("/studies"))
         connection.putheader("Content-Type", f'multipart/related; type="application/dicom"; boundary={boundary}')
         connection.putheader("Content-Length", str(len(head) + os.fstat(file.fileno()).st_size + len(tail)))
@@ -97,20 +88,23 @@ def _store_one(connection: HTTPConnection, service: WebService, item: OutgoingIn
         connection.send(tail)
     response: HTTPResponse = connection.getresponse()
     body = response.read(MAX_ANSWER)
-    if response.read(1):  # more than MAX_ANSWER: leave the rest unread, on a connection that is of no more use
+    if response.read(1):  # more than MAX_ANSWER: leave the rest unread, and the connection unused
         connection.close()
     return judge(response.status, response.headers.get_content_type(), body, item.sop_instance_uid)
 
 
 def _sequences(content_type: str, body: bytes) -> tuple[dict[str, int | None], dict[str, int | None]]:
-    """(stored, failed): SOP Instance UID -> warning or failure reason, of an answer in DICOM JSON or native XML."""
+    """Return what was stored and what failed, by SOP Instance UID, from DICOM JSON or native XML.
+
+    The values are the warning or failure reasons.
+    """
     try:
         if content_type.endswith("json"):
             return _from_json(json.loads(body))
         if content_type.endswith("xml"):
             return _from_xml(ElementTree.fromstring(body))
     except (ValueError, TypeError, AttributeError, LookupError, ElementTree.ParseError):
-        pass  # not the answer that the standard asks for: it names no instance
+        pass  # not the answer that the standard requires: it names no instance
     return {}, {}
 
 

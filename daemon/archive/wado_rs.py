@@ -1,4 +1,4 @@
-"""Finding and fetching single instances over HTTP: QIDO-RS (PS3.18 10.6) and WADO-RS (PS3.18 10.4), as C-FIND and C-GET do."""
+"""Find and fetch single instances over HTTP: QIDO-RS (PS3.18 10.6) and WADO-RS (PS3.18 10.4)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from uuid import uuid4
 import structlog
 from pydicom import Dataset, dcmread
 
-from daemon.archive.dicomweb import PASSING, WebService
+from daemon.archive.dicomweb import PASSING, WebService, request_each
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted, judge_get, logged, status_of
-from daemon.dicom.dataset_scan import CANNOT_UNDERSTAND, DOES_NOT_MATCH_SOP_CLASS, TRANSFER_SYNTAXES, scan_data_set
+from daemon.dicom.dataset_scan import scan_data_set
 from daemon.dicom.digest import FILE_META_START
+from daemon.dicom.status import CANNOT_UNDERSTAND, DATA_SET_DOES_NOT_MATCH_SOP_CLASS
+from daemon.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
 from daemon.dicom.uids import is_safe_uid
 from daemon.errors import ArchiveError, RefusedInstance
-from daemon.storage.received_instance import ReceivedInstance
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
-FAULTS_IN_A_ROW = 2
 MAX_INSTANCE = 4 << 30  # bytes
 MAX_ANSWER = 8 << 20  # bytes; an archive that does not filter by the instance names every one of a study
 MAX_HEAD = 1 << 16  # bytes before a part's content
@@ -34,34 +35,41 @@ CHUNK = 1 << 16  # bytes
 # Each in the syntax that it is stored in: an archive then need not transcode (PS3.18 8.7.3.5.2).
 INSTANCE = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 STUDY_UID, SERIES_UID, INSTANCE_UID = "0020000D", "0020000E", "00080018"
-# The archive has no such search, or does not hold what is asked about: for another resource it may be otherwise.
+# The archive has no such search, or does not hold what is asked about: for another resource it may be
+# otherwise.
 NOT_HERE = frozenset({404, 405, 501})
 
 log = structlog.get_logger()
 
 
 def find(service: WebService, wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Those of `wanted` that the archive holds, with study and series filled in from its answers.
+    """Return those of `wanted` that the archive holds, with study and series filled in from its answers.
 
     Raises:
-        ArchiveError: the archive cannot be reached, does not let us ask, or breaks off.
+        ArchiveError: the archive cannot be reached, refuses the query, or breaks off.
     """
     try:
         with closing(service.connection()) as connection:
             found = (_find_one(connection, service, item) for item in wanted)
             return [item for item in found if item is not None]
     except (OSError, HTTPException) as error:
-        raise ArchiveError(_fault(service, error)) from error
+        raise ArchiveError(service.fault(error)) from error
 
 
 class RetrievedParts:
-    """Takes what WADO-RS brings: each instance becomes a file in `folder` and goes to `accept`, as a C-STORE's would.
+    """Takes the instances of WADO-RS answers: each becomes a file in `folder`, which goes to `accept`.
 
-    An answer may take `limit_s` seconds, and an instance have `max_size` bytes.
+    An answer may take at most `limit_s` seconds, and an instance have at most `max_size` bytes.
     """
 
     def __init__(
-        self, folder: Path, accept: Callable[[ReceivedInstance], None], own_ae: str, limit_s: float, max_size: int
+        self,
+        folder: Path,
+        accept: Callable[[ReceivedInstance], None],
+        *,
+        own_ae: str,
+        limit_s: float,
+        max_size: int,
     ) -> None:
         self._folder = folder
         self._accept = accept
@@ -71,7 +79,9 @@ class RetrievedParts:
         self.limit_s = limit_s
 
     def take(self, content: Iterable[bytes], sop_uid: str, peer: str) -> int:
-        """Accept the instance `sop_uid` whose Part 10 file is `content`; the C-STORE status that it would be answered.
+        """Accept the instance `sop_uid` whose Part 10 file is `content`.
+
+        Returns the C-STORE status with which it would be answered.
 
         Raises:
             ArchiveError: the content broke off.
@@ -93,12 +103,13 @@ class RetrievedParts:
             syntax = _transfer_syntax(file)
             facts = scan_data_set(file, syntax)
         if facts.sop_instance_uid != sop_uid:
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for")
+            raise RefusedInstance(
+                DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "the archive sent another instance than it was asked for"
+            )
         self._accept(
-            ReceivedInstance(
-                path=path,
-                sop_class_uid=facts.sop_class_uid,
-                sop_instance_uid=facts.sop_instance_uid,
+            received_instance(
+                path,
+                facts,
                 transfer_syntax_uid=syntax,
                 calling_ae="",
                 called_ae=self._own_ae,
@@ -109,35 +120,32 @@ class RetrievedParts:
 
 
 def get(service: WebService, wanted: Iterable[Wanted], receiver: RetrievedParts) -> Iterator[RetrieveOutcome]:
-    """GET each of `wanted`, of which study and series are known; what comes goes to `receiver`.
+    """GET each of `wanted`, of which study and series are known; each instance goes to `receiver`.
 
-    A fault of the transport makes the item one to be retried; `FAULTS_IN_A_ROW` of them, and the rest is to be retried.
+    Transport faults are handled by `daemon.archive.dicomweb.request_each`.
     """
-    faults = 0
-    reason = ""
     with closing(service.connection(receiver.limit_s)) as connection:
-        for item in wanted:
-            outcome = RetrieveOutcome(item, RetrieveKind.RETRY, None, reason)
-            if faults < FAULTS_IN_A_ROW:
-                try:
-                    outcome = _get_one(connection, service, item, receiver)
-                    faults = 0
-                except (OSError, HTTPException, ArchiveError) as error:
-                    connection.close()  # http.client opens it again for the next
-                    faults += 1
-                    reason = _fault(service, error)
-                    outcome = RetrieveOutcome(item, RetrieveKind.RETRY, None, reason)
+
+        def retry(item: Wanted, reason: str) -> RetrieveOutcome:
+            return RetrieveOutcome(item, RetrieveKind.RETRY, None, reason)
+
+        outcomes = request_each(
+            service, connection, wanted, request=lambda item: _get_one(connection, service, item, receiver), retry=retry
+        )
+        for outcome in outcomes:
             yield logged(outcome)
 
 
 def first_part(read: Callable[[int], bytes], boundary: str) -> Iterator[bytes]:
-    """The content of the first part of a multipart body (RFC 2046 5.1.1), in chunks; what follows it stays unread.
+    """Yield the content of the first part of a multipart body (RFC 2046 5.1.1).
+
+    What follows it stays unread.
 
     Raises:
         ArchiveError: the body has no such part, or ends before the part does.
     """
     delimiter = b"\r\n--" + boundary.encode()
-    held = b"\r\n"  # that of the first boundary may be missing
+    held = b"\r\n"  # the first boundary may come without it
     while (start := held.find(delimiter)) < 0 or (end := held.find(b"\r\n\r\n", start + len(delimiter))) < 0:
         chunk = read(CHUNK)
         if not chunk or len(held) > MAX_HEAD:
@@ -163,7 +171,7 @@ def _find_one(connection: HTTPConnection, service: WebService, wanted: Wanted) -
             fault = error
             continue
         for candidate in candidates:
-            # An archive that does not filter by the instance answers with every other one too.
+            # An archive that does not filter by instance answers with every other one, too.
             if candidate.sop_uid == wanted.sop_uid:
                 return candidate
     if fault is not None:
@@ -194,7 +202,7 @@ def _search(connection: HTTPConnection, service: WebService, resource: str, want
 
 
 def _candidate(match: Any, wanted: Wanted) -> Wanted | None:
-    """What one match of the answer (PS3.18 F.2) names; None where that is not enough to fetch it."""
+    """Return what one match of the answer (PS3.18 F.2) names; None if that is not enough to fetch it."""
     uids = [
         (match.get(tag, {}).get("Value") or [known])[0]
         for tag, known in ((STUDY_UID, wanted.study_uid), (SERIES_UID, wanted.series_uid), (INSTANCE_UID, None))
@@ -227,7 +235,10 @@ def _get_one(
 
 
 def _contents(response: HTTPResponse, boundary: str) -> Iterator[bytes]:
-    """The instance in a multipart answer. What fails on the way is an ArchiveError, to tell it from our own disk's."""
+    """Yield the instance in a multipart answer.
+
+    A transport fault is an ArchiveError, unlike one of our disk.
+    """
     try:
         yield from first_part(response.read, boundary)
     except (OSError, HTTPException) as error:
@@ -236,10 +247,10 @@ def _contents(response: HTTPResponse, boundary: str) -> Iterator[bytes]:
 
 @contextmanager
 def _answer(connection: HTTPConnection, target: str, headers: dict[str, str], limit_s: float) -> Iterator[HTTPResponse]:
-    """The answer to a GET, to be read within the block, for which there are `limit_s` seconds in all."""
+    """Send a GET; the answer is to be read within the block, in `limit_s` seconds in all."""
     if connection.sock is None:
         connection.connect()
-    # A socket's own limit is for each read: bytes that drip would hold us for ever.
+    # A socket's own limit is for each read: an answer that drips would block us for ever.
     timer = Timer(limit_s, _shut, [connection.sock])
     timer.daemon = True
     timer.start()
@@ -249,7 +260,7 @@ def _answer(connection: HTTPConnection, target: str, headers: dict[str, str], li
         with response:
             yield response
             if response.read(CHUNK) and not response.isclosed():
-                connection.close()  # more than anyone wants to read
+                connection.close()  # more than is wanted
     except (OSError, HTTPException, ArchiveError) as error:
         if timer.finished.is_set():
             raise TimeoutError(f"no whole answer in {limit_s:g} s") from error
@@ -260,14 +271,14 @@ def _answer(connection: HTTPConnection, target: str, headers: dict[str, str], li
 
 def _shut(connection: socket.socket) -> None:
     with suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS's own would pull the rug from under a read
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS's own shutdown would break a read in another thread
 
 
 def _transfer_syntax(file: BinaryIO) -> str:
-    """Reads a Part 10 file up to its data set (PS3.10 7.1); the transfer syntax that it names.
+    """Read a Part 10 file up to its data set (PS3.10 7.1); return the transfer syntax that it names.
 
     Raises:
-        RefusedInstance: C000, it is no Part 10 file, or in a transfer syntax that is not standard.
+        RefusedInstance: C000, it is no Part 10 file, or its transfer syntax is not standard.
     """
     head = file.read(FILE_META_START)
     length = int.from_bytes(head[-4:], "little")
@@ -280,8 +291,3 @@ def _transfer_syntax(file: BinaryIO) -> str:
     if syntax not in TRANSFER_SYNTAXES:
         raise RefusedInstance(CANNOT_UNDERSTAND, "its transfer syntax is not one of the standard's")
     return syntax
-
-
-def _fault(service: WebService, error: Exception) -> str:
-    said = str(error) if isinstance(error, ArchiveError) else type(error).__name__
-    return f"archive at {service.host}: {said}; check {service.named}"

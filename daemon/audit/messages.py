@@ -1,7 +1,8 @@
-"""Audit messages of DICOM PS3.15 A.5: Application Activity, DICOM Instances Transferred, Security Alert, as XML.
+"""Audit messages of DICOM PS3.15 A.5 in XML: Application Activity, Instances Transferred, Security Alert.
 
-They identify studies by Study Instance UID and carry nothing of the patient: design invariant 6 holds for the audit trail too.
-The Patient participant that table A.5.3.7-1 asks for says so ("withheld"); who may know the patient asks the archive.
+They identify studies by Study Instance UID and carry nothing of the patient: design invariant 6 holds for the
+audit trail, too. The Patient participant that table A.5.3.7-1 requires is "withheld"; the archive knows the
+patient.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from enum import IntEnum, StrEnum
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 WITHHELD = "withheld"
-NO_STUDY = "none"  # of instances that belong to no study, such as colour palettes
+NO_STUDY = "none"  # for instances that belong to no study, such as colour palettes
 APPLICATION_SERVER = "4"  # PS3.15 table A.5.1.2.1
 
 
@@ -32,12 +33,14 @@ class Action(StrEnum):
     """Event action code of a transfer (PS3.15 table A.5.3.7-1): what the receiver held before."""
 
     NEW = "C"
-    KNOWN = "R"  # also where it is not known what the receiver held
+    KNOWN = "R"  # also if it is not known what the receiver held
     CHANGED = "U"
 
 
 @dataclass(frozen=True)
 class Code:
+    """A coded concept (PS3.3 8.1): value, coding scheme designator and meaning."""
+
     value: str
     scheme: str
     meaning: str
@@ -60,16 +63,16 @@ _PATIENT_NUMBER = Code("2", "RFC-3881", "Patient Number")
 
 @dataclass(frozen=True)
 class NetworkNode:
-    """A participant on the network: AE title ("" where none is known), address or host name, and process id of our own."""
+    """A participant on the network."""
 
-    ae_title: str
-    address: str
-    process: int | None = None
+    ae_title: str  # "" if unknown
+    address: str  # or host name
+    process: int | None = None  # process id, of our own only
 
 
 @dataclass(frozen=True)
 class Source:
-    """Who writes the audit trail: this service, at a site that may have a name."""
+    """The service that writes the audit trail, and the name of its site, if it has one."""
 
     node: NetworkNode
     site: str | None = None
@@ -77,19 +80,20 @@ class Source:
 
 @dataclass(frozen=True)
 class Message:
-    """One audit message as XML in UTF-8, and its outcome, from which the syslog severity follows."""
+    """One audit message."""
 
-    xml: bytes
-    outcome: EventOutcome
+    xml: bytes  # in UTF-8
+    outcome: EventOutcome  # decides the syslog severity
     at: datetime
 
 
 def own_node(ae_title: str, host: str) -> NetworkNode:
+    """Return this process as a participant."""
     return NetworkNode(ae_title, host, os.getpid())
 
 
 def application_activity(source: Source, what: Code) -> Message:
-    """A.5.3.1: `what` is APPLICATION_START or APPLICATION_STOP."""
+    """Return the message of A.5.3.1; `what` is APPLICATION_START or APPLICATION_STOP."""
     at = datetime.now(UTC)
     root = _event(APPLICATION_ACTIVITY, "E", EventOutcome.SUCCESS, at, what)
     _participant(root, source.node, requestor=False, role=_APPLICATION)
@@ -99,6 +103,7 @@ def application_activity(source: Source, what: Code) -> Message:
 
 def instances_transferred(
     source: Source,
+    *,
     sender: NetworkNode,
     receiver: NetworkNode,
     requestor: NetworkNode,
@@ -107,9 +112,9 @@ def instances_transferred(
     action: Action,
     failure: str = "",
 ) -> Message:
-    """A.5.3.7: instances of one study went from `sender` to `receiver`; `classes` counts them by SOP Class UID.
+    """Return the message of A.5.3.7: instances of one study were sent from `sender` to `receiver`.
 
-    `failure` says why they did not.
+    `classes` counts them by SOP Class UID. `failure` is the reason if they were not transferred.
     """
     at = datetime.now(UTC)
     outcome = EventOutcome.SERIOUS_FAILURE if failure else EventOutcome.SUCCESS
@@ -125,20 +130,20 @@ def instances_transferred(
     return Message(tostring(root, "utf-8"), outcome, at)
 
 
-def security_alert(source: Source, kind: Code, caller: NetworkNode, called_ae: str, text: str) -> Message:
-    """A.5.3.11: `caller` was not let in, so the outcome is a minor failure: mitigation was effective."""
+def security_alert(source: Source, kind: Code, *, caller: NetworkNode, called_ae: str, text: str) -> Message:
+    """Return the message of A.5.3.11: `caller` was rejected, so mitigation was effective: a minor failure."""
     at = datetime.now(UTC)
     root = _event(SECURITY_ALERT, "E", EventOutcome.MINOR_FAILURE, at, kind)
     _participant(root, source.node, requestor=False)
     _participant(root, caller, requestor=False)
     _source(root, source)
     node = _object(root, caller.address, "2", "13", _NODE_ID, caller.ae_title or caller.address)
-    said = f"{text} (called AE title {called_ae})" if called_ae else text
+    description = f"{text} (called AE title {called_ae})" if called_ae else text
     SubElement(
         node,
         "ParticipantObjectDetail",
         type="Alert Description",
-        value=base64.b64encode(said.encode()).decode(),
+        value=base64.b64encode(description.encode()).decode(),
     )
     return Message(tostring(root, "utf-8"), EventOutcome.MINOR_FAILURE, at)
 
@@ -203,7 +208,7 @@ def _coded(parent: Element, name: str, code: Code) -> None:
 
 
 def _clean(text: str) -> str:
-    """What XML 1.0 cannot hold, such as control characters of a hostile AE title, becomes a question mark; one line."""
+    """Return `text` in one line, with a question mark for each character that XML 1.0 cannot hold."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -1,7 +1,7 @@
-"""The audit trail: what the service tells of itself, in messages of DICOM PS3.15 A.5.
+"""The audit trail of the service, in messages of DICOM PS3.15 A.5.
 
-Told are start and stop, instances transferred in and out (one message for each study of an association), and callers that
-were not let in. `audit_message` writes the messages, `audit_delivery` takes them away.
+It reports start and stop, instances transferred in and out (one message for each study of an association),
+and callers that were rejected. `messages` builds the messages, `transport` delivers them.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from sqlalchemy import Row
-
 from config.settings import Settings
-from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.audit import messages
 from daemon.audit.messages import Action, Code, Message, NetworkNode, Source
 from daemon.audit.transport import Delivery, destinations
-from daemon.events.arrival import Arrival
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcome, StoreOutcomeKind
+from daemon.ledger.records import OutboxItem
 from daemon.storage.received_instance import ReceivedInstance
 
-# One caller's alerts of one kind are told at most once in so many seconds; the next says how many there were.
-ALERT_EVERY_S = 60.0
-MOST_CALLERS = 10_000
+# One caller's alerts of one kind are sent at most once in this time; the next one says how many were held
+# back.
+ALERT_INTERVAL_S = 60.0
+MAX_CALLERS = 10_000
 
 _ALERTS = {
     RejectionKind.UNKNOWN_PEER: messages.NODE_AUTHENTICATION,
@@ -39,7 +37,7 @@ _ALERTS = {
 
 @dataclass
 class _Study:
-    """What one association brought of one study."""
+    """The instances of one study that one association brought."""
 
     classes: Counter[str] = field(default_factory=Counter)
     arrivals: set[Arrival] = field(default_factory=set)
@@ -53,12 +51,14 @@ class _Study:
 
 @dataclass
 class _Transfer:
+    """What one association has brought so far."""
+
     peer: NetworkNode
     studies: dict[str, _Study] = field(default_factory=lambda: defaultdict(_Study))
 
 
 class AuditTrail:
-    """Thread-safe. Does nothing where the settings name no destination.
+    """Sends audit messages to every destination of the settings; does nothing if there is none. Thread-safe.
 
     Raises:
         ConfigurationError: `audit.tls` cannot be used.
@@ -73,16 +73,20 @@ class AuditTrail:
         self._alerts: dict[tuple[RejectionKind, str], tuple[float, int]] = {}
 
     def started(self) -> None:
+        """Report that the service started."""
         self._put(messages.application_activity(self._source, messages.APPLICATION_START))
 
     def stopped(self) -> None:
-        """The last message; returns when it has gone out, or within a limit."""
+        """Report that the service stops, as the last message.
+
+        Returns when it was delivered, or after a time limit.
+        """
         self._put(messages.application_activity(self._source, messages.APPLICATION_STOP))
         for delivery in self._deliveries:
             delivery.stop()
 
     def received(self, incoming: ReceivedInstance, study_uid: str, arrival: Arrival) -> None:
-        """An instance was accepted; it is told when its association ends."""
+        """Count an accepted instance, which is reported when its association ends."""
         if not self._deliveries:
             return
         with self._lock:
@@ -95,8 +99,8 @@ class AuditTrail:
             study.classes[incoming.sop_class_uid] += 1
             study.arrivals.add(arrival)
 
-    def association_ended(self, association_id: str, we_asked: bool = False) -> None:
-        """Tell what the association brought; `we_asked`: it was ours (C-GET)."""
+    def association_ended(self, association_id: str, is_ours: bool = False) -> None:
+        """Report what the association brought; `is_ours`: we requested it (C-GET)."""
         with self._lock:
             transfer = self._transfers.pop(association_id, None)
         if transfer is None:
@@ -108,22 +112,22 @@ class AuditTrail:
                     self._source,
                     sender=transfer.peer,
                     receiver=own,
-                    requestor=own if we_asked else transfer.peer,
+                    requestor=own if is_ours else transfer.peer,
                     study_uid=study_uid,
                     classes=study.classes,
                     action=study.action,
                 )
             )
 
-    def sent(self, outcomes: Iterable[tuple[Row, StoreOutcome]], settings: Settings) -> None:
-        """Reports that the archive took, or refused for good: one message for each study and outcome."""
+    def sent(self, outcomes: Iterable[tuple[OutboxItem, StoreOutcome]], settings: Settings) -> None:
+        """Report what the archive stored or refused for good: one message for each study and outcome."""
         if not self._deliveries:
             return
         groups: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-        for row, outcome in outcomes:
+        for item, outcome in outcomes:
             if outcome.kind is not StoreOutcomeKind.RETRY:
                 failure = outcome.reason if outcome.kind is StoreOutcomeKind.FAILED else ""
-                groups[row.study_uid, failure][row.sop_class_uid] += 1
+                groups[item.study_uid, failure][item.sop_class_uid] += 1
         archive = settings.archive
         by_web = archive.stow_url is not None
         host = (urlsplit(archive.stow_url or "").hostname if by_web else archive.host) or ""
@@ -142,7 +146,7 @@ class AuditTrail:
             )
 
     def rejected(self, rejection: Rejection) -> None:
-        """A Security Alert, unless limits alone were the reason."""
+        """Send a Security Alert, unless the caller was rejected because of limits only."""
         kind: Code | None = _ALERTS.get(rejection.kind)
         if kind is None or not self._deliveries:
             return
@@ -151,24 +155,27 @@ class AuditTrail:
             return
         text = f"{rejection.reason}; {more} more like it before" if more else rejection.reason
         caller = NetworkNode(rejection.calling_ae, rejection.address)
-        self._put(messages.security_alert(self._source, kind, caller, rejection.called_ae, text))
+        self._put(messages.security_alert(self._source, kind, caller=caller, called_ae=rejection.called_ae, text=text))
 
     def _more_alerts(self, rejection: Rejection) -> int | None:
-        """How many like this one were left untold before it; None where this one is, too."""
+        """Return how many alerts like this one were held back before it.
+
+        Returns None if this one is held back, too.
+        """
         key, now = (rejection.kind, rejection.address), time.monotonic()
         with self._lock:
-            since, untold = self._alerts.get(key, (-ALERT_EVERY_S, 0))
-            if now - since < ALERT_EVERY_S:
-                self._alerts[key] = (since, untold + 1)
+            since, held_back = self._alerts.get(key, (-ALERT_INTERVAL_S, 0))
+            if now - since < ALERT_INTERVAL_S:
+                self._alerts[key] = (since, held_back + 1)
                 return None
-            if len(self._alerts) >= MOST_CALLERS:
+            if len(self._alerts) >= MAX_CALLERS:
                 self._alerts.clear()
             self._alerts[key] = (now, 0)
-            return untold
+            return held_back
 
     @property
     def state(self) -> dict[str, int] | None:
-        """Messages delivered, waiting and lost; None where there is no audit trail."""
+        """Messages delivered, waiting and lost; None if there is no audit trail."""
         if not self._deliveries:
             return None
         return {

@@ -1,7 +1,7 @@
-"""Takes audit messages to where they are kept: a file, or syslog by UDP (RFC 5426) or TLS (RFC 5425; PS3.15 A.6, A.7).
+"""Deliver audit messages to a file, or to syslog by UDP (RFC 5426) or TLS (RFC 5425; PS3.15 A.6, A.7).
 
-Each destination has a queue and a thread of its own, so that a receiver that is away never holds the service up. What a
-full queue cannot take is counted and logged: an audit trail with a hole says so.
+Each destination has a queue and a thread of its own, so that a receiver that is away never delays the
+service. Messages that a full queue cannot hold are counted and logged: an audit trail with a gap says so.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import structlog
 
 from config.settings import Audit as AuditSettings
 from daemon.audit.messages import EventOutcome, Message
+from daemon.system.backoff import Backoff
 from daemon.system.tls import Credentials, Side
 
-LONGEST_QUEUE = 10_000
-RETRY_FIRST_S, RETRY_LONGEST_S = 1.0, 60.0
-FLUSH_LIMIT_S = 5.0
-CONNECT_LIMIT_S = 10.0
+MAX_QUEUE = 10_000  # messages
+RETRY_FIRST_S, RETRY_MAX_S = 1.0, 60.0
+FLUSH_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 10.0
 PORTS = {"udp": 514, "tls": 6514}
 _FACILITY = 10  # security and authorization messages (PS3.15 A.6)
 _SEVERITIES = {
@@ -40,51 +41,65 @@ log = structlog.get_logger()
 
 
 class Destination(Protocol):
-    """`write` raises OSError or UnicodeError where the message was not taken."""
+    """Where audit messages are kept."""
 
-    def write(self, message: Message) -> None: ...
-    def close(self) -> None: ...
+    def write(self, message: Message) -> None:
+        """Write one message.
+
+        Raises:
+            OSError, UnicodeError: it was not accepted.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close what is open."""
+        ...
 
 
 class AuditFile:
-    """One message a line, in a file that only this user can read; opened anew for each, so that it can be rotated."""
+    """A file that only this user can read, one message a line.
+
+    Opened for each message, so that it can be rotated.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def write(self, message: Message) -> None:
+        """Append one message."""
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "ab") as file:
             file.write(message.xml + b"\n")
 
     def close(self) -> None:
-        pass
+        """Do nothing: nothing is kept open."""
 
     def __str__(self) -> str:
         return str(self._path)
 
 
 class UdpSyslog:
-    """One message a datagram."""
+    """Syslog over UDP, one message a datagram."""
 
     def __init__(self, host: str, port: int, hostname: str) -> None:
         self._address = (host, port)
         self._hostname = hostname
 
     def write(self, message: Message) -> None:
+        """Send one message."""
         family, kind, protocol, _, address = socket.getaddrinfo(*self._address, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as connection:
             connection.sendto(syslog_line(message, self._hostname), address)
 
     def close(self) -> None:
-        pass
+        """Do nothing: nothing is kept open."""
 
     def __str__(self) -> str:
         return f"udp://{self._address[0]}:{self._address[1]}"
 
 
 class TlsSyslog:
-    """Messages on one connection, each behind its length."""
+    """Syslog over TLS: messages on one connection, each after its length."""
 
     def __init__(self, host: str, port: int, hostname: str, credentials: Credentials) -> None:
         self._address = (host, port)
@@ -93,8 +108,9 @@ class TlsSyslog:
         self._connection: ssl.SSLSocket | None = None
 
     def write(self, message: Message) -> None:
+        """Send one message; reconnect if the connection was closed."""
         line = syslog_line(message, self._hostname)
-        if self._connection is not None and self._is_over(self._connection):
+        if self._connection is not None and self._is_closed(self._connection):
             self.close()
         try:
             if self._connection is None:
@@ -105,7 +121,7 @@ class TlsSyslog:
             raise
 
     def _connect(self) -> ssl.SSLSocket:
-        raw = socket.create_connection(self._address, timeout=CONNECT_LIMIT_S)
+        raw = socket.create_connection(self._address, timeout=CONNECT_TIMEOUT_S)
         try:
             return self._credentials.context().wrap_socket(raw, server_hostname=self._address[0])
         except BaseException:
@@ -113,8 +129,8 @@ class TlsSyslog:
             raise
 
     @staticmethod
-    def _is_over(connection: ssl.SSLSocket) -> bool:
-        """Whether the receiver has closed: it says nothing else, and what is sent after that would be lost unseen."""
+    def _is_closed(connection: ssl.SSLSocket) -> bool:
+        """Return whether the receiver has closed the connection; messages sent after that would be lost."""
         connection.settimeout(0)
         try:
             return connection.recv(1) == b""
@@ -124,9 +140,10 @@ class TlsSyslog:
             return True
         finally:
             with suppress(OSError):
-                connection.settimeout(CONNECT_LIMIT_S)
+                connection.settimeout(CONNECT_TIMEOUT_S)
 
     def close(self) -> None:
+        """Close the connection."""
         if self._connection is not None:
             with suppress(OSError):
                 self._connection.close()
@@ -137,7 +154,10 @@ class TlsSyslog:
 
 
 def syslog_line(message: Message, hostname: str) -> bytes:
-    """RFC 5424 with the header that PS3.15 A.6 asks for; the message begins with a byte order mark, as UTF-8 does there."""
+    """Return the message as RFC 5424, with the header of PS3.15 A.6.
+
+    The XML follows a byte order mark, which marks UTF-8 there.
+    """
     priority = _FACILITY * 8 + _SEVERITIES[message.outcome]
     at = message.at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     head = f"<{priority}>1 {at} {hostname} mammod {os.getpid()} DICOM+RFC3881 - "
@@ -145,7 +165,7 @@ def syslog_line(message: Message, hostname: str) -> bytes:
 
 
 def destinations(settings: AuditSettings, hostname: str) -> list[Destination]:
-    """What the settings name.
+    """Return the destinations that the settings name.
 
     Raises:
         ConfigurationError: the TLS files cannot be used.
@@ -165,7 +185,10 @@ def destinations(settings: AuditSettings, hostname: str) -> list[Destination]:
 
 
 class Delivery:
-    """One destination's queue and thread. A message that is not taken is tried again, with growing pauses, until it is."""
+    """One destination's queue and thread.
+
+    A message is retried, after growing pauses, until it is accepted.
+    """
 
     def __init__(self, destination: Destination, clock: Callable[[], float] = time.monotonic) -> None:
         self.delivered = self.dropped = 0
@@ -179,33 +202,33 @@ class Delivery:
 
     @property
     def waiting(self) -> int:
+        """The number of messages in the queue."""
         return len(self._queue)
 
     def put(self, message: Message) -> None:
+        """Queue one message; if the queue is full, count it as lost."""
         with self._changed:
-            if len(self._queue) >= LONGEST_QUEUE:
+            if len(self._queue) >= MAX_QUEUE:
                 self.dropped += 1
                 if self.dropped == 1:
-                    log.error(
-                        "audit messages are being lost: their receiver is away", destination=str(self._destination)
-                    )
+                    log.error("audit queue full, messages are lost", destination=str(self._destination))
                 return
             self._queue.append(message)
             self._changed.notify()
 
     def stop(self) -> None:
-        """Give what waits `FLUSH_LIMIT_S` seconds; what is left then is counted as lost."""
+        """Deliver queued messages for `FLUSH_TIMEOUT_S` seconds; those left then are counted as lost."""
         with self._changed:
-            self._stopping_at = self._clock() + FLUSH_LIMIT_S
+            self._stopping_at = self._clock() + FLUSH_TIMEOUT_S
             self._changed.notify()
-        self._thread.join(FLUSH_LIMIT_S + CONNECT_LIMIT_S)
+        self._thread.join(FLUSH_TIMEOUT_S + CONNECT_TIMEOUT_S)
         self._destination.close()
         if self._queue:
             self.dropped += len(self._queue)
             log.error("audit messages lost", destination=str(self._destination), lost=self.dropped)
 
     def _run(self) -> None:
-        pause = RETRY_FIRST_S
+        backoff, failures = Backoff(RETRY_FIRST_S, RETRY_MAX_S), 0
         while True:
             with self._changed:
                 while not self._queue and self._stopping_at is None:
@@ -215,24 +238,23 @@ class Delivery:
                 message = self._queue[0]
             try:
                 self._destination.write(message)
-            except (OSError, UnicodeError) as error:  # the latter: a host name that cannot be one
-                if pause == RETRY_FIRST_S:
+            except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
+                if failures == 0:
                     reason = getattr(error, "strerror", None) or type(error).__name__
-                    log.warning(
-                        "audit message not taken, tried again", destination=str(self._destination), reason=reason
-                    )
+                    log.warning("audit delivery failed, retrying", destination=str(self._destination), reason=reason)
+                pause = backoff.pause_s(failures)
                 with self._changed:
                     now = self._clock()
                     if self._stopping_at is not None and now + pause > self._stopping_at:
                         return
-                    # Woken by a stop, and not by every message that is put meanwhile.
+                    # Woken by a stop, and not by every message that is queued meanwhile.
                     if self._stopping_at is None:
                         self._changed.wait_for(lambda: self._stopping_at is not None, pause)
                     else:
                         self._changed.wait(pause)
-                pause = min(2 * pause, RETRY_LONGEST_S)
+                failures += 1
             else:
-                pause = RETRY_FIRST_S
+                failures = 0
                 with self._changed:
                     self._queue.popleft()
                     self.delivered += 1

@@ -1,1 +1,1 @@
-"""What `mammod check` looks at, a module for each subject; `daemon.checks.run` names them all in order."""
+"""The checks of `mammod check`, one module for each subject; `daemon.checks.run` calls them in order."""

@@ -1,4 +1,4 @@
-"""Whether the archive takes our calls: C-ECHO, the classes of our reports, and its DICOMweb service with our token."""
+"""Check that the archive accepts our requests: C-ECHO, SOP classes of reports, DICOMweb with our token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pynetdicom.presentation import build_context
 
 from config.errors import MammodError
+from config.loading import require_archive
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive.client import Archive
@@ -20,33 +21,34 @@ from daemon.checks.connectivity import why_not
 from daemon.checks.finding import Finding
 from daemon.errors import ArchiveError
 from daemon.reports.registry import KIND_CLASSES
-from daemon.service import require_archive
 from daemon.system import tls
 from daemon.system.tls import Credentials, Side
 
-LIMIT_S = 10.0  # a person waits for the answer
-NOBODY = "2.25.0"  # a UID that no instance has: a search for it brings nothing of any patient
-CLOCKS_APART_S = 60
+MAX_TIMEOUT_S = 10.0  # a person is waiting
+UNUSED_UID = "2.25.0"  # no instance has it, so a search for it returns no patient data
+MAX_CLOCK_OFFSET_S = 60
 
 
 def archive_findings(settings: Settings) -> Iterator[Finding]:
-    """Each way to the archive that the settings name is tried."""
+    """Try each protocol that the settings configure for the archive."""
     try:
         require_archive(settings)
     except MammodError as error:
         yield Finding("archive", False, str(error))
         return
-    archive = settings.archive.model_copy(update={"timeout_s": min(settings.archive.timeout_s, LIMIT_S)})
+    archive = settings.archive.model_copy(update={"timeout_s": min(settings.archive.timeout_s, MAX_TIMEOUT_S)})
     if archive.stow_url is not None:
-        yield from _web(archive, "archive.stow_url", archive.stow_url, "reports go there by STOW-RS")
+        yield from _web(archive, "archive.stow_url", archive.stow_url, "reports are stored there by STOW-RS")
     if archive.host is not None:
         yield from _dicom(archive.model_copy(update={"stow_url": None}), settings)
     if archive.dicomweb_url is not None:
-        yield from _web(archive, "archive.dicomweb_url", archive.dicomweb_url, "images are fetched there by WADO-RS")
+        yield from _web(
+            archive, "archive.dicomweb_url", archive.dicomweb_url, "images are fetched from there by WADO-RS"
+        )
 
 
 def why_unreachable(archive: ArchiveSettings) -> str | None:
-    """What is wrong below DICOM: name, port or TLS; None where that is not it."""
+    """Return what is wrong below DICOM (host name, port or TLS), or None if nothing is."""
     assert archive.host is not None
     try:
         context = Credentials(archive.tls, "archive.tls", Side.CALL).context() if archive.tls else None
@@ -70,32 +72,34 @@ def _dicom(archive: ArchiveSettings, settings: Settings) -> Iterator[Finding]:
 
 
 def _classes(node: Archive, settings: Settings, where: str) -> Iterator[Finding]:
-    """Whether it would take our reports: it says so for each class when an association is asked for, before anything is sent."""
+    """Report the SOP classes of our reports that the archive rejects in negotiation; send nothing."""
     wanted = {KIND_CLASSES[kind]: kind for kind in settings.reports.kinds}
     try:
         with node.associate([build_context(sop_class) for sop_class in wanted]) as association:
             refused = {str(context.abstract_syntax) for context in association.rejected_contexts}
     except ArchiveError as error:
-        yield Finding("archive", False, f"{where} answers C-ECHO and takes none of our reports: {error}")
+        yield Finding("archive", False, f"{where} answers C-ECHO and accepts none of our reports: {error}")
         return
     for sop_class in refused:
         yield Finding(
             "archive",
             False,
-            f'{where} does not take reports of the kind "{wanted[sop_class]}" (SOP class {sop_class}); have it allowed there, '
-            "or take the kind out of [reports] kinds",
+            f'{where} does not accept reports of the kind "{wanted[sop_class]}" (SOP class {sop_class}); allow it there, '
+            "or remove the kind from [reports] kinds",
         )
 
 
 def _web(archive: ArchiveSettings, named: str, url: str, purpose: str) -> Iterator[Finding]:
-    where = urlsplit(url)  # the rest of the URL may hold a secret
+    where = urlsplit(url)  # the rest of the URL may contain a secret
     host, port = where.hostname or "", where.port or (443 if where.scheme == "https" else 80)
     short = f"{where.scheme}://{host}:{port}"
     if where.scheme not in ("http", "https") or not host:
-        yield Finding("archive", False, f"{named} is no URL; write such as https://pacs.example.org/dicom-web")
+        yield Finding(
+            "archive", False, f"{named} is not a URL; expected for example https://pacs.example.org/dicom-web"
+        )
         return
     try:
-        token = read_token(archive.stow_token_file, url, named)
+        token = read_token(archive.dicomweb_token_file, url, named)
         context = (
             Credentials(archive.tls, "archive.tls", Side.CALL_HOST).context() if archive.tls else tls.public_context()
         )
@@ -105,44 +109,50 @@ def _web(archive: ArchiveSettings, named: str, url: str, purpose: str) -> Iterat
     if reason := why_not(host, port, context if where.scheme == "https" else None, archive.timeout_s, "archive"):
         yield Finding("archive", False, f"{named}: {short}: {reason}")
         return
-    yield from _asked(WebService(url, named, archive.timeout_s, context, token), short, purpose)
+    yield from _search(WebService(url, named, archive.timeout_s, context, token), short, purpose)
 
 
-def _asked(service: WebService, short: str, purpose: str) -> Iterator[Finding]:
-    """Ask for an instance that nobody has: the answer says whether path and token are right."""
+def _search(service: WebService, short: str, purpose: str) -> Iterator[Finding]:
+    """Search for an instance that does not exist: the answer shows whether path and token are right."""
     named = service.named
     try:
         with closing(service.connection()) as connection:
-            target = service.target("/instances", f"SOPInstanceUID={NOBODY}&limit=1")
+            target = service.target("/instances", f"SOPInstanceUID={UNUSED_UID}&limit=1")
             connection.request("GET", target, headers=service.headers("application/dicom+json"))
             answer = connection.getresponse()
             answer.read(1 << 16)
     except (OSError, HTTPException) as error:
-        yield Finding("archive", False, f"{named}: {short} broke the request off ({type(error).__name__}); see its log")
+        yield Finding(
+            "archive",
+            False,
+            f"{named}: {short} closed the connection during the request ({type(error).__name__}); see its log",
+        )
         return
     status = answer.status
     if status in (200, 204):
         yield Finding("archive", True, f"{named}: {short} answers; {purpose}")
     elif status == 401:
-        shown = (
-            "the token of archive.stow_token_file" if service.token else "no token (archive.stow_token_file is not set)"
+        credentials = (
+            "the token of archive.dicomweb_token_file"
+            if service.token
+            else "no token (archive.dicomweb_token_file is not set)"
         )
         yield Finding(
-            "archive", False, f"{named}: {short} lets us not in (HTTP 401); it was shown {shown}: get a new one"
+            "archive", False, f"{named}: {short} rejected our credentials (HTTP 401): {credentials}; renew the token"
         )
     elif status == 403:
-        yield Finding(
-            "archive", False, f"{named}: {short} knows us and forbids it (HTTP 403); have our user allowed there"
-        )
+        yield Finding("archive", False, f"{named}: {short} denied access (HTTP 403); allow our user there")
     elif named == "archive.stow_url" and status in (400, 404, 405, 501):
-        # A service that only stores need not search.
+        # A service that only stores need not support searches.
         yield Finding(
-            "archive", True, f"{named}: {short} answers, and no searches (HTTP {status}): whether the path is right "
-            f"shows with the first report; {purpose}", warning=True,
+            "archive", True, f"{named}: {short} answers but does not support searches (HTTP {status}), so the path "
+            f"is only tested by the first report; {purpose}", warning=True,
         )  # fmt: skip
     elif status in (404, 405):
         yield Finding(
-            "archive", False, f"{named}: {short} has no DICOMweb at that path (HTTP {status}); such as /dicom-web"
+            "archive",
+            False,
+            f"{named}: {short} has no DICOMweb at that path (HTTP {status}); check the path, for example /dicom-web",
         )
     else:
         yield Finding("archive", False, f"{named}: {short} answers HTTP {status}; see its log")
@@ -151,9 +161,9 @@ def _asked(service: WebService, short: str, purpose: str) -> Iterator[Finding]:
 
 def _clocks(answer: HTTPResponse, short: str) -> Iterator[Finding]:
     with suppress(TypeError, ValueError):
-        apart = (parsedate_to_datetime(answer.headers["Date"]) - datetime.now(UTC)).total_seconds()
-        if abs(apart) > CLOCKS_APART_S:
+        offset = (parsedate_to_datetime(answer.headers["Date"]) - datetime.now(UTC)).total_seconds()
+        if abs(offset) > MAX_CLOCK_OFFSET_S:
             yield Finding(
-                "clock", True, f"the clock of {short} is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} this "
-                "machine's; let both be set by NTP", warning=True,
+                "clock", True, f"the clock of {short} is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} this "
+                "machine's; synchronise both by NTP", warning=True,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The files of every TLS setting: readable, belonging together, private, and valid today."""
+"""Check the files of every TLS setting: readable, matching, private, and valid today."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from daemon.system.tls import WARN_DAYS, Credentials, Side, expiries
 
 
 def certificate_findings(settings: Settings) -> Iterator[Finding]:
+    """Check certificate, key and CA of listener, archive and audit."""
     for name, tls, side in (
         ("listener.tls", settings.listener.tls, Side.ACCEPT),
         ("archive.tls", settings.archive.tls, Side.CALL),
@@ -24,7 +25,7 @@ def certificate_findings(settings: Settings) -> Iterator[Finding]:
     for expiry in expiries(settings):
         days = expiry.days_left(now)
         soon = 0 <= days < WARN_DAYS
-        when = f"ends on {expiry.ends:%Y-%m-%d}" if days >= 0 else f"ended on {expiry.ends:%Y-%m-%d}: replace it"
+        when = f"expires on {expiry.ends:%Y-%m-%d}" if days >= 0 else f"expired on {expiry.ends:%Y-%m-%d}: replace it"
         yield Finding(
             expiry.setting,
             days >= 0,
@@ -40,4 +41,4 @@ def _credentials(name: str, tls: TLS, side: Side) -> Iterator[Finding]:
         yield Finding(name, False, str(error))
         return
     if tls.key.stat().st_mode & stat.S_IROTH:
-        yield Finding(f"{name}.key", False, f"{tls.key} can be read by every user of this machine; chmod o-r it")
+        yield Finding(f"{name}.key", False, f"{tls.key} is readable by every user of this machine; run chmod o-r on it")

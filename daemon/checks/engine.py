@@ -1,4 +1,4 @@
-"""Which engine the service would take, and why: found by starting it."""
+"""Check which engine the service would use, by starting it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from model.bundle import Bundle
 
 
 def engine_finding(settings: Settings, bundle: Bundle) -> Finding:
-    """The engine's name and what its trial found, or why there is none."""
-    one = settings.workers.model_copy(update={"count": 1})
-    classifier = ClassifierPool(bundle, one, settings.model.engine, cache=engine_cache(settings))
+    """Return the engine's name and the result of its equivalence check, or why it cannot start."""
+    workers = settings.workers.model_copy(update={"classifiers": 1})
+    classifier = ClassifierPool(bundle, workers, settings.model.engine, cache=engine_cache(settings))
     try:
         classifier.start()
         return Finding("engine", True, f"{classifier.engine}: {classifier.why}")

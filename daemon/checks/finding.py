@@ -1,4 +1,4 @@
-"""One thing that `mammod check` looked at."""
+"""One result of `mammod check`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One checked subject: `good`, or a `text` that says what is wrong and what to do.
+    """One checked subject; unless `good`, `text` says what is wrong and what to do.
 
-    `warning`: the service works, and somebody should look at it all the same.
+    `warning`: the service works, but somebody should look at it.
     """
 
     subject: str
@@ -19,7 +19,7 @@ class Finding:
 
     @property
     def level(self) -> str:
-        """ "ok", "warning" or "bad"."""
+        """Return "ok", "warning" or "bad"."""
         if not self.good:
             return "bad"
         return "warning" if self.warning else "ok"

@@ -1,4 +1,4 @@
-"""The machine: GPUs and their driver, the clock, how many files may be open, and what has to be installed for the settings."""
+"""Check the machine: GPUs and driver, clock, limit of open files, packages that the settings need."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from daemon.ledger.schema import instances
 NVIDIA = "0x10de"  # PCI vendor
 DISPLAY = "0x03"  # PCI class, first byte: display controller
 STA_UNSYNC = 0x0040  # adjtimex(2)
-CLOCK_TOLERANCE_S = 60
+MAX_CLOCK_OFFSET_S = 60
 SPARE_FILES = 200  # for the spool, the ledger, child processes and logs
 
 
 def machine_findings(settings: Settings) -> Iterator[Finding]:
+    """Check packages, GPUs, clock, open files and image decoders."""
     yield from _extras(settings)
     yield from gpu_findings(Path("/"))
     yield from _clock()
@@ -38,7 +39,7 @@ def machine_findings(settings: Settings) -> Iterator[Finding]:
 
 
 def gpu_findings(root: Path) -> Iterator[Finding]:
-    """GPUs as the classifier will find them; `root` is / but in tests."""
+    """Check the GPUs as the classifier will find them; `root` is / except in tests."""
     devices = sorted((root / "dev").glob("nvidia[0-9]*"))
     cards = [
         device
@@ -47,27 +48,27 @@ def gpu_findings(root: Path) -> Iterator[Finding]:
     ]
     driver = _text(root / "proc/driver/nvidia/version").partition("\n")[0]
     if "CUDA_VISIBLE_DEVICES" in os.environ and os.environ["CUDA_VISIBLE_DEVICES"] in ("", "-1"):
-        yield Finding("gpu", True, "CUDA_VISIBLE_DEVICES hides every GPU; the network runs on the CPU")
+        yield Finding("gpu", True, "CUDA_VISIBLE_DEVICES hides every GPU; the classifier runs on the CPU")
     elif devices and driver:
-        yield Finding("gpu", True, f"{len(devices)} of NVIDIA, one classifier process each; {driver}")
+        yield Finding("gpu", True, f"{len(devices)} by NVIDIA, one classifier process each; {driver}")
         yield from _cuda()
     elif devices:
         yield Finding(
             "gpu",
             False,
-            f"{devices[0].name} is there and its driver is not loaded: classifier processes would fail on it; "
+            f"{devices[0].name} exists but its driver is not loaded: classifier processes would fail on it; "
             "install NVIDIA's driver (nvidia-smi must list the GPU), or set CUDA_VISIBLE_DEVICES=-1 to use the CPU",
         )
     elif cards:
         yield Finding(
             "gpu",
             True,
-            f"{len(cards)} of NVIDIA in this machine, without a working driver: the network runs on the CPU; install "
-            "NVIDIA's driver (nvidia-smi must list the GPU; in a container: pass it through)",
+            f"{len(cards)} by NVIDIA without a working driver: the classifier runs on the CPU; install "
+            "NVIDIA's driver (nvidia-smi must list the GPU; in a container, pass it through)",
             warning=True,
         )
     else:
-        yield Finding("gpu", True, f"none; the network runs on the CPU ({len(os.sched_getaffinity(0))} cores)")
+        yield Finding("gpu", True, f"none; the classifier runs on the CPU ({len(os.sched_getaffinity(0))} cores)")
 
 
 def _cuda() -> Iterator[Finding]:
@@ -75,14 +76,14 @@ def _cuda() -> Iterator[Finding]:
         yield Finding(
             "gpu",
             True,
-            "TensorFlow's CUDA libraries are not installed, so the network runs on the CPU; in mammod's environment: "
+            "TensorFlow's CUDA libraries are not installed, so the classifier runs on the CPU; in mammod's environment: "
             'pip install "tensorflow[and-cuda]"',
             warning=True,
         )
 
 
 def _extras(settings: Settings) -> Iterator[Finding]:
-    """What a setting asks for and only an extra installs."""
+    """Check for packages that a setting needs and only an extra installs."""
     url = make_url(settings.ledger_url)
     wanted = [
         ("ledger.url", "postgresql" in url.drivername, "psycopg", "postgresql"),
@@ -90,8 +91,8 @@ def _extras(settings: Settings) -> Iterator[Finding]:
         ("spool.url", settings.spool.url is not None, "s3fs", "s3"),
         ("workers.backend", str(settings.workers.backend) == "ray", "ray", "ray"),
     ]
-    for setting, asked, package, extra in wanted:
-        if asked and importlib.util.find_spec(package) is None:
+    for setting, is_needed, package, extra in wanted:
+        if is_needed and importlib.util.find_spec(package) is None:
             yield Finding(
                 setting,
                 False,
@@ -103,39 +104,39 @@ def _extras(settings: Settings) -> Iterator[Finding]:
 def _clock() -> Iterator[Finding]:
     now = time.time()
     built = Path(config.__file__).stat().st_mtime
-    if now < built - CLOCK_TOLERANCE_S:
+    if now < built - MAX_CLOCK_OFFSET_S:
         yield Finding(
             "clock",
             False,
-            f"it says {_when(now)}, and this program was installed on {_when(built)}; set the clock, best by NTP",
+            f"it shows {_date(now)}, but this program was installed on {_date(built)}; set the clock, preferably by NTP",
         )
-    elif _unsynchronised():
+    elif _is_unsynchronised():
         yield Finding(
             "clock",
             True,
-            f"it says {_when(now)}, and nothing keeps it right (no NTP); reports carry its time: set up chrony or "
+            f"it shows {_date(now)} and is not synchronised (no NTP); reports carry its time: set up chrony or "
             "systemd-timesyncd, here or on the host of this container",
             warning=True,
         )
     else:
-        yield Finding("clock", True, f"{_when(now)}, kept by NTP")
+        yield Finding("clock", True, f"{_date(now)}, synchronised by NTP")
 
 
 def newest_is_ahead(ledger: Ledger) -> Finding | None:
-    """The ledger knows something that came after now: the clock was set back since, or was wrong then."""
+    """Return a finding if the newest instance in the ledger is from the future: the clock is or was wrong."""
     with ledger.read() as connection:
         newest = connection.execute(select(func.max(instances.c.received_at))).scalar_one()
-    if newest is None or newest <= time.time() + CLOCK_TOLERANCE_S:
+    if newest is None or newest <= time.time() + MAX_CLOCK_OFFSET_S:
         return None
     return Finding(
         "clock",
         False,
-        f"it says {_when(time.time())}, and the newest instance came on {_when(newest)}; set the clock, best by NTP",
+        f"it shows {_date(time.time())}, but the newest instance arrived on {_date(newest)}; set the clock, preferably by NTP",
     )
 
 
-def _unsynchronised() -> bool:
-    """Whether the kernel says that nobody keeps its clock (adjtimex(2)); False where it cannot be asked."""
+def _is_unsynchronised() -> bool:
+    """Return whether the kernel reports an unsynchronised clock (adjtimex(2)); False if unknown."""
     timex = (ctypes.c_int * 64)()  # struct timex, 208 bytes: modes, three longs of offsets and errors, then status
     try:
         if ctypes.CDLL(None).adjtimex(ctypes.byref(timex)) < 0:
@@ -152,8 +153,8 @@ def _open_files(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "open files",
             True,
-            f"this shell allows {soft} (at most {hard}), and {wanted} may be wanted when every connection is used; "
-            "ulimit -n, LimitNOFILE= in the unit, or a smaller listener.max_connections",
+            f"the limit is {soft} (hard limit {hard}), but {wanted} may be needed if every connection is used; raise it by "
+            "ulimit -n or LimitNOFILE= in the unit, or lower listener.max_connections",
             warning=True,
         )
 
@@ -164,9 +165,7 @@ def _decoders() -> Iterator[Finding]:
         yield Finding(
             "decoder",
             available,
-            syntax.name
-            if available
-            else f"{syntax.name}: no decoder is installed; install mammod's dependencies again",
+            syntax.name if available else f"{syntax.name}: no decoder is installed; reinstall mammod's dependencies",
         )
 
 
@@ -177,5 +176,5 @@ def _text(file: Path) -> str:
         return ""
 
 
-def _when(seconds: float) -> str:
+def _date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"

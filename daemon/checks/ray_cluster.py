@@ -1,4 +1,4 @@
-"""The Ray cluster: does it take an actor, and can that open the bundle?"""
+"""Check that the Ray cluster accepts an actor and that the actor can open the bundle."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from model.bundle import Bundle
 
 
 def cluster_findings(settings: Settings, bundle: Bundle) -> Iterator[Finding]:
-    """Start one actor as the service would, and end it again; nothing where classification is local."""
+    """Start one actor as the service would and end it again; yield nothing if classification is local."""
     if settings.workers.backend != "ray":
         return
-    workers = settings.workers.model_copy(update={"count": 1})
+    workers = settings.workers.model_copy(update={"classifiers": 1})
     try:
         classifier = ClassifierPool(bundle, workers, settings.model.engine)
         classifier.start()

@@ -1,4 +1,4 @@
-"""`mammod check`: what would keep the service from working, each finding with what to do."""
+"""`mammod check`: report what would prevent the service from working, and what to do."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from daemon.workers.bundle_source import open_bundle
 
 
 def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
-    """Check everything the service needs; each finding as soon as it is known."""
+    """Check everything the service needs; yield each finding as soon as it is known."""
     yield from storage_findings(settings)
     yield from _bundle(settings, allow_untrained)
     yield from port_findings(settings)
     if not settings.listener.peers:
         yield Finding(
-            "peers", True, "anyone may send here; list AE titles and networks in [[listener.peers]] to change that"
+            "peers", True, "anyone may send; to restrict that, list AE titles and networks in [[listener.peers]]"
         )
     yield from certificate_findings(settings)
     yield from archive_findings(settings)
@@ -37,18 +37,18 @@ def findings(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
 
 
 def deep_findings(settings: Settings) -> Iterator[Finding]:
-    """Ledger and spool compared, whole. Nothing is made, and a ledger of an earlier version is left as it is.
+    """Compare the whole ledger with the whole spool; change nothing, not even a ledger of an earlier version.
 
-    Files of a bucket are fetched for it, all of them.
+    If the spool is a bucket, every file is downloaded.
     """
     directory = settings.spool.directory
     if not directory.is_dir():
         yield Finding(
-            "spool", False, f"there is no {directory}; is this the service's settings file, and did it ever start?"
+            "spool", False, f"{directory} does not exist; is this the service's settings file, and did it ever start?"
         )
         return
     if missing := missing_file(settings.ledger_url):
-        yield Finding("ledger", False, f"there is no {missing}; is this the service's settings file?")
+        yield Finding("ledger", False, f"{missing} does not exist; is this the service's settings file?")
         return
     try:
         schema = look(settings.ledger_url, settings.ledger.password_file)
@@ -56,8 +56,8 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 "ledger",
                 False,
-                f"its schema is {schema.present or 'none yet'}, of an earlier version, and this one's is {schema.newest}; "
-                "start the service, which brings it up to date, and check again",
+                f"its schema {schema.present or '(none yet)'} is of an earlier version, this version needs {schema.newest}; "
+                "start the service, which upgrades it, and check again",
             )
             return
         ledger = Ledger(settings.ledger_url, settings.ledger.password_file)
@@ -72,12 +72,12 @@ def deep_findings(settings: Settings) -> Iterator[Finding]:
     finally:
         ledger.close()
     for fault in found.faults:
-        subject, _, what = fault.partition(": ")
-        yield Finding(subject, False, what)
+        subject, _, problem = fault.partition(": ")
+        yield Finding(subject, False, problem)
     yield Finding(
         "ledger and spool",
         not found.faults,
-        f"{found.instances} instances, {found.reports} reports and {found.jobs} jobs looked at, "
+        f"{found.instances} instances, {found.reports} reports and {found.jobs} jobs checked, "
         f"{found.bytes_hashed / 2**20:.1f} MiB hashed, {len(found.faults)} faults",
     )
 
@@ -88,7 +88,7 @@ def _bundle(settings: Settings, allow_untrained: bool) -> Iterator[Finding]:
     except MammodError as error:
         yield Finding("bundle", False, str(error))
         return
-    trained = "trained" if bundle.manifest.trained else "UNTRAINED: its numbers mean nothing"
+    trained = "trained" if bundle.manifest.trained else "UNTRAINED: its results mean nothing"
     yield Finding("bundle", True, f"{bundle.manifest.name} {bundle.manifest.version}, {trained}")
     if settings.workers.backend == "local":
         yield engine_finding(settings, bundle)

@@ -1,4 +1,4 @@
-"""Where data lies: the spool, the ledger, how near retention by size is, and the audit file."""
+"""Check the storage: spool, ledger, distance to the size limit, audit file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from daemon.ledger import Ledger, retention
 from daemon.maintenance.retention import size_limit
 from daemon.storage.spool import Spool, open_spool
 
-NEAR = 0.9  # of the limit
+WARN_FRACTION = 0.9  # of the size limit
 
 
 def storage_findings(settings: Settings) -> Iterator[Finding]:
+    """Check spool, ledger, retention and audit file."""
     spool = _spool(settings)
     yield spool
     if spool.good or make_url(settings.ledger_url).get_backend_name() != "sqlite":
@@ -38,7 +39,7 @@ def _spool(settings: Settings) -> Finding:
         return Finding(
             "spool",
             False,
-            f"{directory} cannot be used ({error.strerror}); {_whose(directory)}create it for this user, or set spool.directory",
+            f"{directory} cannot be used ({error.strerror}); {_owner(directory)}create it for this user, or set spool.directory",
         )
     except MammodError as error:
         return Finding("spool", False, str(error))
@@ -47,7 +48,7 @@ def _spool(settings: Settings) -> Finding:
             return Finding(
                 "spool",
                 False,
-                f"{folder} cannot be written by this user; {_whose(folder)}run as the service's user",
+                f"{folder} is not writable for this user; {_owner(folder)}run as the service's user",
             )
     free = f"{directory}, {spool.free() // 2**30} GiB free"
     return Finding("spool", True, free) if spool.store is None else _bucket(spool, settings, free)
@@ -61,17 +62,17 @@ def _bucket(spool: Spool, settings: Settings, free: str) -> Finding:
     except MammodError as error:
         return Finding("spool", False, str(error))
     plain = (settings.spool.endpoint or "").startswith("http://")
-    unsafe = "; it is http: images travel unencrypted, so only where nobody else can read" if plain else ""
-    text = f"{store} takes, gives and removes objects{unsafe}; copies in {free}"
+    unsafe = "; it uses http, so images travel unencrypted: use it on a private network only" if plain else ""
+    text = f"{store} stores, returns and deletes objects{unsafe}; cached copies in {free}"
     return Finding("spool", True, text, warning=plain)
 
 
-def _whose(path: Path) -> str:
-    """Whose the nearest directory that is there is, and who asks; for advice."""
+def _owner(path: Path) -> str:
+    """Return who owns the nearest existing directory and who runs this, as a clause for advice."""
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
-        return f"{path} belongs to {_name(path.stat().st_uid)} and this is {_name(os.geteuid())}; "
+        return f"{path} belongs to {_name(path.stat().st_uid)}, and this runs as {_name(os.geteuid())}; "
     except OSError:
         return ""
 
@@ -90,7 +91,7 @@ def _ledger(settings: Settings, has_spool: bool) -> Iterator[Finding]:
         yield Finding("ledger", False, f"{error}{_advice(settings)}")
         return
     try:
-        yield Finding("ledger", True, "opens, and its schema is this version's")
+        yield Finding("ledger", True, "opens and has the schema of this version")
         yield from node_findings(settings, ledger)
         if ahead := newest_is_ahead(ledger):
             yield ahead
@@ -106,7 +107,7 @@ def _advice(settings: Settings) -> str:
         return f"; the file is {url.database}: run as the service's user"
     where = f"{url.host or 'this machine'}:{url.port or 5432}"
     return (
-        f"; is PostgreSQL running at {where}, does it let user {url.username} into database {url.database} from here?"
+        f"; is PostgreSQL running at {where}, and may user {url.username} connect to database {url.database} from here?"
     )
 
 
@@ -118,14 +119,14 @@ def _retention(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
         yield Finding(
             "retention",
             True,
-            f"the spool holds {held / 2**30:.1f} GiB; nothing but age limits it ([retention] max_bytes, max_share)",
+            f"the spool holds {held / 2**30:.1f} GiB; only age limits it ([retention] max_bytes, max_disk_fraction)",
         )
         return
-    share = held / limit
-    text = f"the spool holds {held / 2**30:.1f} of {limit / 2**30:.1f} GiB ({100 * share:.0f} %)"
-    if share >= NEAR:
-        text += ": what ended first leaves it before its days are over; to keep it, raise [retention] max_bytes or max_share"
-    yield Finding("retention", True, text, warning=share >= NEAR)
+    fraction = held / limit
+    text = f"the spool holds {held / 2**30:.1f} of {limit / 2**30:.1f} GiB ({100 * fraction:.0f} %)"
+    if fraction >= WARN_FRACTION:
+        text += ": the oldest finished jobs are deleted early; to keep them, raise [retention] max_bytes or max_disk_fraction"
+    yield Finding("retention", True, text, warning=fraction >= WARN_FRACTION)
 
 
 def _audit(settings: Settings) -> Iterator[Finding]:
@@ -134,10 +135,10 @@ def _audit(settings: Settings) -> Iterator[Finding]:
         return
     target = file if file.exists() else file.parent
     if not target.exists():
-        yield Finding("audit", False, f"there is no directory {file.parent}; create it, or set audit.file")
+        yield Finding("audit", False, f"the directory {file.parent} does not exist; create it, or set audit.file")
     elif file.is_dir() or not os.access(target, os.W_OK):
         yield Finding(
-            "audit", False, f"{file} cannot be written; {_whose(target)}run as the service's user, or set audit.file"
+            "audit", False, f"{file} is not writable; {_owner(target)}run as the service's user, or set audit.file"
         )
     else:
-        yield Finding("audit", True, f"{file} can be written")
+        yield Finding("audit", True, f"{file} is writable")

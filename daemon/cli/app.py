@@ -1,4 +1,4 @@
-"""The `mammod` command: service and operations. Each command says in its own words what went wrong, and exits 1."""
+"""Assemble the `mammod` command line; an error ends it with one message and exit status 1."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ app.add_typer(bundle.app, name="bundle")
 
 
 def main() -> None:
-    """Run the command; an error of ours is one message on stderr and exit status 1."""
-    os.umask(0o077)  # whatever is written may be about a patient
+    """Run the command; report a MammodError as one message on standard error and exit with status 1."""
+    os.umask(0o077)  # any file written may hold patient data
     try:
         app()
     except MammodError as error:

@@ -1,4 +1,4 @@
-"""What needs no running service: `mammod classify` on files, `replay` of finished jobs, and the demo."""
+"""Commands that need no running service: `mammod classify`, `mammod replay` and `mammod demo`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from config.errors import ConfigurationError
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.options import (
     ConfigOption,
     SinceOption,
@@ -18,20 +18,21 @@ from daemon.cli.options import (
     UntrainedOption,
     host_and_port,
     open_ledger,
-    time_of,
+    parse_time,
+    warn_renamed,
 )
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for what the demo leaves behind.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(help="Folder for the demo's results.")] = Path("demo-output"),
     archive: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Report to this archive instead of the embedded one.")
     ] = None,
     aet: Annotated[str, typer.Option(help="AE title of that archive.")] = "ARCHIVE",
 ) -> None:
-    """Run the main job on eight real mammograms with ten known lesions and show what came of it.
+    """Run the service on eight real mammograms with ten known lesions and show the reports.
 
-    Exit status: 0 all of it went well, 1 something did not.
+    Exit status: 0 every lesion was reported, 1 something failed.
 
     Examples:
 
@@ -50,15 +51,15 @@ def classify(
     ],
     output: Annotated[Path, typer.Option(help="Folder for reports and pictures.")] = Path("mammod-reports"),
     kinds: Annotated[
-        str | None, typer.Option(help="Kinds of report, with commas between; those of the settings if not given.")
+        str | None, typer.Option(help="Kinds of report, separated by commas; [reports] kinds if not given.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
     config: ConfigOption = None,
     allow_untrained: UntrainedOption = False,
 ) -> None:
-    """Classify files without any network: prints a table, writes the service's reports and pictures to a folder.
+    """Classify files without network access: print a table, write reports and pictures to a folder.
 
-    Exit status 1: a file could not be read, or a lesion object did not get all its reports and pictures.
+    Exit status: 0 success, 1 a file could not be read or a lesion object lacks a report or picture.
 
     Examples:
 
@@ -71,35 +72,47 @@ def classify(
     from daemon.tools.classify_files import classify_files
 
     settings = load_settings(config)
-    chosen = settings.reports.kinds if kinds is None else _kinds(kinds)
-    raise typer.Exit(classify_files(files, output, settings, chosen, allow_untrained, as_json))
+    raise typer.Exit(
+        classify_files(
+            files,
+            output,
+            settings=settings,
+            kinds=settings.reports.kinds if kinds is None else _kinds(kinds),
+            allow_untrained=allow_untrained,
+            as_json=as_json,
+        )
+    )
 
 
 def replay(
     bundle: Annotated[Path, typer.Option(help="The other bundle: a folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for reports, tables and page; the same again goes on from there.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results; an earlier replay there is resumed. Required.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", hidden=True)] = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    job: Annotated[list[int] | None, typer.Option(help="Only this job; may be given more than once.")] = None,
+    job: Annotated[list[int] | None, typer.Option(help="Only this job; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many jobs, oldest first.")] = None,
     gpu: Annotated[
-        bool, typer.Option("--gpu", help="Use the GPU too; it is left to the service if not given.")
+        bool, typer.Option("--gpu", help="Use the GPU too; without it the GPU is left to the service.")
     ] = False,
     config: ConfigOption = None,
     allow_untrained: UntrainedOption = False,
 ) -> None:
-    """Run finished jobs again under another bundle and compare: a shadow, nothing of it is ever sent.
+    """Run finished jobs again under another bundle and compare the results; nothing is ever sent.
 
-    The service may run: this only reads its ledger and spool, in processes of lowest priority. What it makes lies in --out:
-    reports/, comparison.csv, not-replayed.csv (with the reasons) and index.html. A replay that was ended goes on where it was.
+    The service may be running: its ledger and spool are only read, by processes of lowest priority. The
+    folder --output receives reports/, comparison.csv, not-replayed.csv (with reasons) and index.html. The
+    same command resumes an interrupted replay.
 
-    Exit status: 0 every chosen job was replayed, 1 one could not be (or none was chosen), 2 the command line is wrong.
+    Exit status: 0 every selected job was replayed, 1 one was not or none was selected, 2 wrong command line.
 
     Examples:
 
-        mammod replay --bundle /var/lib/mammod/bundles/next --out replay-next --since 30d
+        mammod replay --bundle /var/lib/mammod/bundles/next --output replay-next --since 30d
 
-        mammod replay --bundle next --out replay-next --job 17 --job 18
+        mammod replay --bundle next --output replay-next --job 17 --job 18
     """
     from rich.console import Console
 
@@ -108,18 +121,32 @@ def replay(
     from daemon.tools.replay import replay as replay_jobs
     from model.bundle import load_bundle
 
+    if out is not None:
+        warn_renamed("--out", "--output")
+    folder = output or out
+    if folder is None:
+        raise typer.BadParameter("name a folder for the results", param_hint="--output")
     settings = load_settings(config)
     now = time.time()
-    chosen = JobQuery(
-        time_of("--since", since, now),
-        time_of("--until", until, now),
-        () if job else tuple(STATES),  # of a job that was named, tell why it cannot be replayed
-        tuple(job or ()),
-        limit,
+    query = JobQuery(
+        since=parse_time("--since", since, now),
+        until=parse_time("--until", until, now),
+        states=() if job else tuple(STATES),  # a job given by number is reported even if it cannot be replayed
+        numbers=tuple(job or ()),
+        limit=limit,
     )
     opened = load_bundle(bundle, allow_untrained=allow_untrained)
     with open_ledger(settings) as ledger:
-        raise typer.Exit(replay_jobs(settings, ledger, chosen, opened, out, Console(markup=False), gpu=gpu))
+        failed = replay_jobs(
+            settings=settings,
+            ledger=ledger,
+            query=query,
+            bundle=opened,
+            output=folder,
+            console=Console(markup=False),
+            gpu=gpu,
+        )
+    raise typer.Exit(failed)
 
 
 def _kinds(text: str) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What commands share: the options that more than one has, the console, and the way into the ledger."""
+"""Shared by several commands: options, the console, parsing of times and states, access to the ledger."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ console = Console(markup=False)  # reasons and paths may hold square brackets
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="TOML settings file; /etc/mammod/mammod.toml where it exists."),
+    typer.Option("--config", "-c", help="TOML settings file; /etc/mammod/mammod.toml if it exists."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 SinceOption = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="Only jobs made then or later: 2026-11-25T08:00 (UTC), or an age: 36h, 7d."),
+    typer.Option(metavar="TIME", help="Only jobs created then or later: 2026-11-25T08:00 (UTC), or an age: 36h, 7d."),
 ]
-UntilOption = Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs made before: a time, or an age.")]
+UntilOption = Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs created before a time or an age.")]
 UntrainedOption = Annotated[
     bool,
-    typer.Option("--allow-untrained", help="Accept a bundle that was never trained. Its numbers mean nothing."),
+    typer.Option("--allow-untrained", help="Accept an untrained bundle. Its results mean nothing."),
 ]
 
 
 @contextmanager
-def ending_for_good() -> Iterator[None]:
-    """A refused setting or ledger ends the command with status 78 (EX_CONFIG of sysexits.h): starting again does not help."""
+def configuration_errors_exit_78() -> Iterator[None]:
+    """End the command with status 78 (EX_CONFIG of sysexits.h) on a ConfigurationError."""
     try:
         yield
     except ConfigurationError as error:
@@ -50,6 +50,11 @@ def ending_for_good() -> Iterator[None]:
 
 @contextmanager
 def open_ledger(settings: Settings) -> Iterator[Ledger]:
+    """Open the ledger for the duration of the block.
+
+    Raises:
+        ConfigurationError: there is no ledger.
+    """
     from daemon.ledger import Ledger
     from daemon.ledger.database import missing_file
 
@@ -64,11 +69,11 @@ def open_ledger(settings: Settings) -> Iterator[Ledger]:
         ledger.close()
 
 
-def time_of(option: str, text: str | None, now: float) -> float | None:
-    """Seconds since the epoch of `text`: ISO 8601 (UTC where it names no zone), or an age such as 90m, 36h, 7d, 2w.
+def parse_time(option: str, text: str | None, now: float) -> float | None:
+    """Return seconds since the epoch for ISO 8601 (UTC without a zone) or an age such as 90m, 36h, 7d, 2w.
 
     Raises:
-        ConfigurationError: it is neither; `option` is named.
+        ConfigurationError: `text` is neither; the message names `option`.
     """
     if text is None:
         return None
@@ -78,16 +83,16 @@ def time_of(option: str, text: str | None, now: float) -> float | None:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigurationError(
-            f"{option} {text!r} is no time; write 2026-11-25, 2026-11-25T08:00 (UTC), or an age such as 36h or 7d"
+            f"{option} {text!r} is not a time; write 2026-11-25, 2026-11-25T08:00 (UTC), or an age such as 36h or 7d"
         ) from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def states_of(option: str, names: list[str]) -> tuple[str, ...]:
-    """The states of jobs so named.
+def parse_states(option: str, names: list[str]) -> tuple[str, ...]:
+    """Return the job states with these names.
 
     Raises:
-        ConfigurationError: there is no such state.
+        ConfigurationError: there is no such state; the message names `option`.
     """
     from daemon.ledger.schema import JobState
 
@@ -97,11 +102,22 @@ def states_of(option: str, names: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def when(seconds: float | None) -> str | None:
+def iso_time(seconds: float | None) -> str | None:
+    """Return seconds since the epoch as ISO 8601 in UTC, or None."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
+def warn_renamed(old: str, new: str) -> None:
+    """Print on standard error that a command or option has a new name."""
+    print(f"mammod: {old} is deprecated and will be removed in 0.3; use {new}", file=sys.stderr)
+
+
 def host_and_port(text: str) -> tuple[str, int]:
+    """Parse HOST:PORT; an IPv6 address is in square brackets.
+
+    Raises:
+        ConfigurationError: `text` is not HOST:PORT.
+    """
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
         raise ConfigurationError(f"{text!r} is not HOST:PORT; write for example 127.0.0.1:4242")

@@ -1,4 +1,4 @@
-"""The service itself: `mammod serve`, `check`, `status`."""
+"""`mammod serve`, `mammod check` and `mammod status`: run the service, test it, show its state."""
 
 from __future__ import annotations
 
@@ -11,16 +11,24 @@ import typer
 from rich.table import Table
 
 from config.errors import ConfigurationError, MammodError
-from config.settings import Settings, load_settings
-from daemon.cli.options import ConfigOption, JsonOption, UntrainedOption, console, ending_for_good, open_ledger
+from config.loading import load_settings
+from config.settings import Settings
+from daemon.cli.options import (
+    ConfigOption,
+    JsonOption,
+    UntrainedOption,
+    configuration_errors_exit_78,
+    console,
+    open_ledger,
+)
 
-ARCHIVE_LIMIT_S = 10.0  # for its answer: a person waits
+MAX_ARCHIVE_TIMEOUT_S = 10.0  # a person is waiting
 
 
 def serve(config: ConfigOption = None, allow_untrained: UntrainedOption = False) -> None:
-    """Run the service. Prints one line "ready" when it accepts associations; SIGTERM drains, SIGHUP reloads settings.
+    """Run the service; print "ready" when it accepts associations. SIGTERM drains, SIGHUP reloads settings.
 
-    Exit status 78: a setting or the ledger is refused, and would be again.
+    Exit status: 0, or 78 if a setting or the ledger is refused (a restart would not help).
 
     Examples:
 
@@ -31,7 +39,7 @@ def serve(config: ConfigOption = None, allow_untrained: UntrainedOption = False)
     from daemon.service import Service
     from daemon.system import log
 
-    with ending_for_good():
+    with configuration_errors_exit_78():
         settings = load_settings(config)
         log.configure(settings.log)
         log.catch_unhandled()
@@ -42,23 +50,24 @@ def check(
     config: ConfigOption = None,
     allow_untrained: UntrainedOption = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Instead: compare ledger and spool, hashing every file. The service may run.")
+        bool,
+        typer.Option("--deep", help="Only compare ledger and spool, hashing every file. The service may be running."),
     ] = False,
     as_json: JsonOption = False,
     upgrade: Annotated[
         bool,
         typer.Option(
             "--upgrade",
-            help="Instead: does this version take the settings and the ledger that are here? Changes nothing; "
-            "exit status 78 if not.",
+            help="Only test whether this version accepts the settings and the ledger. Changes nothing; "
+            "exit status 78 if it does not.",
         ),
     ] = False,
 ) -> None:
-    """Tell in plain words what would keep the service from working, and what to do about it.
+    """Report in plain words what would prevent the service from working, and what to do.
 
-    Each line is "ok", "!!" (it works; somebody should look at it) or "BAD".
+    Each line starts with "ok", "!!" (a warning) or "BAD".
 
-    Exit status: 0 nothing is BAD, 1 something is, 2 the command line is wrong; with --upgrade 78 where not.
+    Exit status: 0 nothing is BAD, 1 something is, 2 wrong command line; 78 if --upgrade finds a problem.
 
     Examples:
 
@@ -71,18 +80,18 @@ def check(
     from daemon.checks.finding import Finding
 
     if upgrade:
-        with ending_for_good():
-            console.print(_ledger_outlook(load_settings(config)), highlight=False, soft_wrap=True)
+        with configuration_errors_exit_78():
+            console.print(_upgrade_outlook(load_settings(config)), highlight=False, soft_wrap=True)
         return
-    found: list[Finding] = []
+    reported: list[Finding] = []
     for finding in _findings(config, allow_untrained, deep):
-        found.append(finding)
+        reported.append(finding)
         if not as_json:
             mark, style = {"ok": ("ok ", None), "warning": ("!! ", "yellow"), "bad": ("BAD", "red")}[finding.level]
             console.print(f"{mark} {finding.subject}: {finding.text}", style=style, highlight=False, soft_wrap=True)
-    good = all(finding.good for finding in found)
+    good = all(finding.good for finding in reported)
     if as_json:
-        lines = [{"subject": one.subject, "level": one.level, "text": one.text} for one in found]
+        lines = [{"subject": finding.subject, "level": finding.level, "text": finding.text} for finding in reported]
         print(json.dumps({"good": good, "findings": lines}, indent=2))
     raise typer.Exit(0 if good else 1)
 
@@ -99,21 +108,21 @@ def _findings(config: Path | None, allow_untrained: bool, deep: bool) -> Iterato
     yield from deep_findings(settings) if deep else findings(settings, allow_untrained)
 
 
-def _ledger_outlook(settings: Settings) -> str:
+def _upgrade_outlook(settings: Settings) -> str:
     from daemon.ledger import look
 
     schema = look(settings.ledger_url, settings.ledger.password_file)
     if schema.present in (None, schema.newest):
         return f"ok  settings and ledger (schema {schema.newest})"
-    return f"ok  settings; the ledger's schema {schema.present} becomes {schema.newest} at the next start, for good"
+    return f"ok  settings; the ledger's schema {schema.present} becomes {schema.newest} at the next start, irreversibly"
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show what was received, jobs by state, reports, and whether the archive answers.
+    """Show instances received, jobs by state, reports, and whether the archive answers.
 
-    Works while the service is down too: it says so then, and what it shows is what the ledger says.
+    If the service is not running, the status says so and shows the ledger alone.
 
-    Exit status: 0, also while the service is down; 1 there is no ledger; 2 the command line is wrong.
+    Exit status: 0, even if the service is not running; 1 no ledger; 2 wrong command line.
 
     Examples:
 
@@ -126,13 +135,13 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     from daemon.workers.bundle_source import open_bundle, untrained_path
 
     settings = load_settings(config)
-    limited = settings.archive.model_copy(update={"timeout_s": min(settings.archive.timeout_s, ARCHIVE_LIMIT_S)})
+    limited = settings.archive.model_copy(update={"timeout_s": min(settings.archive.timeout_s, MAX_ARCHIVE_TIMEOUT_S)})
     with open_ledger(settings) as ledger:
         archive = Archive(limited, settings.listener.ae_title, settings.spool.directory / "incoming")
         try:
-            # Only one that is there: status must not make one.
-            there = settings.model.bundle is not None or untrained_path(settings).exists()
-            bundle = open_bundle(settings, allow_untrained=there)
+            # `status` must not create the untrained bundle.
+            exists = settings.model.bundle is not None or untrained_path(settings).exists()
+            bundle = open_bundle(settings, allow_untrained=exists)
         except MammodError:
             bundle = None
         state = collect(ledger, archive, bundle, live(settings.status))
@@ -147,8 +156,8 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def _lines(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The status as lines for people: what is zero, or nothing to look at, is left out."""
-    yield "service", "running" if state["running"] else "NOT RUNNING: what follows is what the ledger says"
+    """Yield the status as lines for people, without zero counts."""
+    yield "service", "running" if state["running"] else "NOT RUNNING: the rest is from the ledger"
     yield "received", f"{state['received']} instances"
     yield "jobs", _counts(state["jobs"])
     yield "reports", _counts(state["reports"])
@@ -156,16 +165,16 @@ def _lines(state: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "archive", "answers" if state["archive_reachable"] else f"DOES NOT ANSWER: {state['archive_problem']}"
     bundle = state["bundle"]
     if bundle is None:
-        yield "bundle", "NONE that can be used; `mammod check` says why"
+        yield "bundle", "NONE usable; `mammod check` says why"
     else:
-        trained = "trained" if bundle["trained"] else "UNTRAINED: its numbers mean nothing"
+        trained = "trained" if bundle["trained"] else "UNTRAINED: its results mean nothing"
         yield "bundle", f"{bundle['name']} {bundle['version']} ({bundle['digest'][:12]}), {trained}"
     if state["rejected"]:
-        yield "callers not let in", _counts(state["rejected"])
+        yield "callers rejected", _counts(state["rejected"])
     for certificate in state["certificates"]:
-        yield certificate["setting"], f"ends in {certificate['days_left']:.0f} days"
-    if any((removed := state.get("removed_for_room") or {}).values()):
-        yield "removed for room", _counts(removed)
+        yield certificate["setting"], f"expires in {certificate['days_left']:.0f} days"
+    if any((evicted := state.get("removed_for_room") or {}).values()):
+        yield "deleted to free space", _counts(evicted)
 
 
 def _counts(numbers: dict[str, int]) -> str:

@@ -1,1 +1,1 @@
-"""`mammod demo`: the main job on eight real mammograms with ten known lesions, from sending to the stored reports."""
+"""`mammod demo`: eight real mammograms with ten known lesions, from sending them to the stored reports."""

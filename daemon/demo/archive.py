@@ -1,4 +1,4 @@
-"""The demo's archive: a small C-STORE SCP that keeps what it gets as Part 10 files and remembers when it came."""
+"""The demo's archive: a small C-STORE SCP that keeps instances as Part 10 files with their arrival time."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import Verification
 
-_SUCCESS, _CANNOT_UNDERSTAND, _OUT_OF_RESOURCES = 0x0000, 0xC000, 0xA700  # PS3.4 B.2.3
+from daemon.dicom.status import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One instance in the archive: its file, and when it was whole on disk (seconds since the epoch)."""
+    """One instance in the archive: its file, and when it was complete on disk (seconds since the epoch)."""
 
     path: Path
     at: float
 
 
 def file_name(number: int) -> str:
-    """The file of the report that came as number `number`, from 1."""
+    """Return the file name of the report that arrived as number `number`, from 1."""
     return f"{number:02d}.dcm"
 
 
 class EmbeddedArchive:
-    """Listens on a free port of the loopback address while it is open; files are 01.dcm, 02.dcm ... in `folder`.
+    """An SCP on a free port of the loopback address; files are 01.dcm, 02.dcm ... in `folder`.
 
-    An instance that comes again is kept once, as it came first, and answered with success.
+    A repeated instance is answered with success and not stored again.
     """
 
     def __init__(self, folder: Path, ae_title: str) -> None:
@@ -59,22 +59,22 @@ class EmbeddedArchive:
         self._server.shutdown()
 
     def stored(self) -> dict[str, Stored]:
-        """What is held now, by SOP Instance UID, in the order of arrival."""
+        """Return the stored instances by SOP Instance UID, in the order of arrival."""
         with self._lock:
             return dict(self._stored)
 
     def _store(self, event: Any) -> int:
         uid = event.request.AffectedSOPInstanceUID
         if not UID(uid).is_valid:
-            return _CANNOT_UNDERSTAND
+            return CANNOT_UNDERSTAND
         with self._lock:
             if uid in self._stored:
-                return _SUCCESS
+                return SUCCESS
             path = self.folder / file_name(len(self._stored) + 1)
             try:
                 path.write_bytes(event.encoded_dataset())
             except OSError:
                 path.unlink(missing_ok=True)
-                return _OUT_OF_RESOURCES
+                return OUT_OF_RESOURCES
             self._stored[uid] = Stored(path, time.time())
-        return _SUCCESS
+        return SUCCESS

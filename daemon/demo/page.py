@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file that needs nothing else, with a picture, the outline and the result of each lesion."""
+"""Write the demo's page: one self-contained HTML file with picture, outline and result of each lesion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daemon.lesions.lesion import Region
 _CLOSE_UP = 360  # pixels of the page, square
 _WHOLE_HEIGHT = 220
 _CONTEXT = 2.5  # side of the close-up, in lesion sizes
-_SMALLEST_CONTEXT = 500  # pixels of the image
+_MIN_CONTEXT = 500  # pixels of the image
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #f6f7f8; --card: #fff; --ink: #1b1f24; --soft: #5c6670; --line: #d8dde2;
@@ -58,7 +58,7 @@ a { color: inherit; }
 
 
 def write_page(path: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    """Write the page to `path`; `notes` stand above all results. Links to the reports are relative to its folder."""
+    """Write the page to `path`, with `notes` above the results; links are relative to its folder."""
     path.write_text(_page(rows, notes, path.parent), encoding="utf-8")
 
 
@@ -90,8 +90,8 @@ Outline and result of each lesion are those of its report.</p>
 <main>
 {"".join(_cards(rows, folder))}</main>
 <footer>
-<p>Seconds are from the last object needed (image or lesion object, whichever came later) to the stored report. Truth is
-CBIS-DDSM's pathology. Ten lesions show that the way of the data works; they measure no accuracy.</p>
+<p>Seconds are from the later of image and lesion object to the stored report. Truth is CBIS-DDSM's pathology.
+Ten lesions show that the pipeline works; they are too few to measure accuracy.</p>
 <p>Images and truth: CBIS-DDSM (Sawyer-Lee et al. 2016, The Cancer Imaging Archive, doi:10.7937/K9/TCIA.2016.7O02S9CY),
 Creative Commons Attribution 3.0. Made by mammod {escape(__version__)}.</p>
 </footer>
@@ -102,7 +102,7 @@ Creative Commons Attribution 3.0. Made by mammod {escape(__version__)}.</p>
 
 def _table_row(number: int, row: Row) -> str:
     return (
-        f'<tr><td><a href="#lesion-{number}">{escape(row.name)}</a></td><td>{_place(row)}</td>'
+        f'<tr><td><a href="#lesion-{number}">{escape(row.name)}</a></td><td>{_breast_and_view(row)}</td>'
         f"<td>{_marked_by(row)}</td><td>{class_name(row.lesion.malignant)}</td>"
         f'<td class="number">{_percent(row)}</td><td>{class_name(row.reported.malignant)}</td>'
         f'<td class="number">{row.seconds:.2f}</td></tr>\n'
@@ -110,7 +110,7 @@ def _table_row(number: int, row: Row) -> str:
 
 
 def _cards(rows: Sequence[Row], folder: Path) -> list[str]:
-    """One card for each row; the pixels of an image are decoded once and only one image is held at a time."""
+    """Build a card for each row; decode each image once and hold one image at a time."""
     cards = []
     shown, pixels = None, np.zeros((0, 0))
     for number, row in enumerate(rows, start=1):
@@ -126,7 +126,7 @@ def _card(number: int, row: Row, pixels: np.ndarray, folder: Path) -> str:
 <h2>{escape(row.name)}</h2>
 <div class="pictures">{_close_up(row, pixels)}{_whole(row, pixels)}</div>
 <dl>
-<dt>Breast, view</dt><dd>{_place(row)}</dd>
+<dt>Breast, view</dt><dd>{_breast_and_view(row)}</dd>
 <dt>Marked by</dt><dd>{_marked_by(row)}</dd>
 <dt>Truth</dt><dd>{class_name(row.lesion.malignant)}</dd>
 <dt>Probability of cancer</dt><dd>{_percent(row)}{_bar(row)}</dd>
@@ -146,7 +146,7 @@ def _bar(row: Row) -> str:
     return f'<span class="track"><i style="width:{100 * row.reported.probability:.2f}%"></i></span>'
 
 
-def _place(row: Row) -> str:
+def _breast_and_view(row: Row) -> str:
     side = {"L": "left", "R": "right"}[row.sent.case.laterality]
     return f"{side}, {escape(row.sent.case.view)}"
 
@@ -158,11 +158,11 @@ def _marked_by(row: Row) -> str:
 
 
 def _close_up(row: Row, pixels: np.ndarray) -> str:
-    """The lesion with what lies around it, moved inwards where the image ends."""
+    """Draw the lesion and its surroundings, shifted inwards at the edge of the image."""
     rows, columns = pixels.shape
     points = row.reported.region.points
     low, high = points.min(axis=0), points.max(axis=0)
-    side = int(min(max(_CONTEXT * (high - low).max(), _SMALLEST_CONTEXT), rows, columns))
+    side = int(min(max(_CONTEXT * (high - low).max(), _MIN_CONTEXT), rows, columns))
     left, top = np.clip((low + high - side) / 2, 0, (columns - side, rows - side)).astype(int)
     part = pixels[top : top + side, left : left + side]
     return _picture(part, (_CLOSE_UP, _CLOSE_UP), "close", row.reported.region, left, top, f"{row.name}, close-up")
@@ -177,7 +177,7 @@ def _whole(row: Row, pixels: np.ndarray) -> str:
 def _picture(
     pixels: np.ndarray, size: tuple[int, int], kind: str, region: Region, left: int, top: int, title: str
 ) -> str:
-    """An SVG in image coordinates, so that the outline keeps its own numbers: the pixels as PNG, the region over them."""
+    """Return an SVG in image coordinates, the outline's own: pixels as PNG, region on top."""
     rows, columns = pixels.shape
     image = _png(pixels, size)
     return (
@@ -188,8 +188,8 @@ def _picture(
 
 
 def _png(pixels: np.ndarray, size: tuple[int, int]) -> str:
-    """A data URI of an 8-bit PNG; grey values from the 0.5th to the 99.5th percentile."""
-    step = max(1, min(pixels.shape) // (2 * min(size)))  # twice as many pixels as are shown are enough
+    """Return a data URI of an 8-bit PNG; grey values from the 0.5th to the 99.5th percentile."""
+    step = max(1, min(pixels.shape) // (2 * min(size)))  # twice the displayed resolution is enough
     pixels = pixels[::step, ::step]
     low, high = np.percentile(pixels, (0.5, 99.5))
     grey = np.clip((pixels - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8)
@@ -199,7 +199,7 @@ def _png(pixels: np.ndarray, size: tuple[int, int]) -> str:
 
 
 def outline(region: Region) -> str:
-    """A region as an SVG element in image coordinates ((column, row), pixels; graphic types of PS3.3 C.18.6.1.2)."""
+    """Return a region as an SVG element in image coordinates ((column, row) in pixels; PS3.3 C.18.6.1.2)."""
     points = region.points
     if region.graphic_type == "CIRCLE":
         radius = float(np.hypot(*(points[1] - points[0])))

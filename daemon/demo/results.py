@@ -1,4 +1,4 @@
-"""What the demo shows, read back from the stored reports and from nothing else."""
+"""Read the demo's results back from the stored reports, and from nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CLASSES = {("21594007", "SCT"): True, ("30807003", "SCT"): False}  # malignant,
 
 @dataclass(frozen=True, eq=False)
 class ReportedLesion:
-    """One measurement group of a report: `probability` in 0..1; `trained` is None where the report does not say."""
+    """One measurement group of a report; `probability` in 0..1, `trained` None if the report does not say."""
 
     report: Path
     report_uid: str
@@ -39,7 +39,7 @@ class ReportedLesion:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One known lesion and what came back; `seconds` from the last object needed to the stored report."""
+    """One known lesion and its reported result; `seconds` from last object needed to stored report."""
 
     sent: CaseItems
     lesion: KnownLesion
@@ -48,11 +48,12 @@ class Row:
 
     @property
     def name(self) -> str:
+        """Return the lesion's Tracking ID."""
         return tracking_id(self.sent.case, self.lesion)
 
 
 def read_report(path: Path) -> list[ReportedLesion]:
-    """The lesions of one TID 1500 report.
+    """Return the lesions of one TID 1500 report.
 
     Raises:
         MammodError: a group lacks its region, its probability or its class.
@@ -87,7 +88,7 @@ def _reported(path: Path, report_uid: str, group: Any) -> ReportedLesion:
 
 
 def _trained(group: Any) -> bool | None:
-    """What the algorithm's parameters in the report say of the bundle: `trained=yes` or `trained=NO`."""
+    """Return whether the bundle was trained, by the algorithm parameter `trained=yes` or `trained=NO`."""
     for item in group[0].ContentSequence:
         if item.name == _ALGORITHM_PARAMETERS and str(item.value).lower().startswith("trained="):
             return str(item.value).lower() == "trained=yes"
@@ -95,7 +96,7 @@ def _trained(group: Any) -> bool | None:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """`results.json`: an array, one object per lesion; coordinates are (column, row) as in DICOM's SCOORD."""
+    """Write `results.json`, one object per lesion; coordinates are (column, row) as in SCOORD."""
     path.write_text(json.dumps([_as_json(row, path.parent) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
@@ -125,4 +126,5 @@ def _as_json(row: Row, folder: Path) -> dict[str, Any]:
 
 
 def class_name(malignant: bool) -> str:
+    """Return "malignant" or "benign"."""
     return "malignant" if malignant else "benign"

@@ -1,4 +1,4 @@
-"""`mammod demo`: start the service, send the cases, wait for the reports, show what came back."""
+"""`mammod demo`: start the service, send the cases, wait for the reports, show the results."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from daemon.demo.cases import KnownLesion, read_cases
 from daemon.demo.lesion_objects import tracking_id, tracking_uid
 from daemon.demo.page import write_page
 from daemon.demo.results import Row, class_name, read_report, write_results
-from daemon.demo.sending import CaseItems, Item, NotTaken, prepare, send
+from daemon.demo.sending import CaseItems, Item, NotStored, prepare, send
 from daemon.demo.service import AE_TITLE, DemoService
 
 _EMBEDDED_AE_TITLE = "DEMOARCHIVE"
-_SILENCE_LIMIT_S = 300  # without one more lesion in a report
+_MAX_SILENCE_S = 300  # without another lesion in a report
 _POLL_S = 0.1
 _RESEARCH_USE = "Research use only. Not a medical device; not for diagnosis, screening or treatment."
 _UNTRAINED = "The model is UNTRAINED: it has learned nothing; every probability and class here is meaningless."
-_TRAINED = "Ten lesions measure nothing. How good the model was measured to be, and on what, says `mammod bundle show`."
+_TRAINED = "Ten lesions are too few to measure accuracy. `mammod bundle show` prints how the model was evaluated."
 _UNKNOWN = "The reports do not say whether the model was trained."
 
 
 def run_demo(output: Path, archive: tuple[str, int] | None = None, aet: str = "ARCHIVE") -> int:
-    """Run the demo into the folder `output`; returns the exit status, 0 when every lesion came back in a report.
+    """Run the demo into the folder `output`; return 0 if every lesion was reported, else 1.
 
-    Without `archive` an embedded one takes the reports. With `archive` (host, port) and its AE title `aet`, a real one
-    gets first the images and lesion objects, so that its viewer can show the reports upon them, and then the reports; a
-    report counts as stored when that archive has answered its C-STORE with success, by the service's ledger.
-    Written: `sent/`, `reports/`, `results.json`, `index.html`, `service.log`; those of an earlier run are replaced.
+    Without `archive`, an embedded archive stores the reports. A real archive at `archive` (host, port) with
+    AE title `aet` first receives the images and lesion objects, so that its viewer can show the reports on
+    them. Its reports count as stored once the service's ledger says so. Written: `sent/`, `reports/`,
+    `results.json`, `index.html`, `service.log`; files of an earlier run are replaced.
     """
     console = Console()
     try:
-        with _ended_by_sigterm():
+        with _sigterm_raises():
             return _run(output.absolute(), archive, aet, console)
     except (MammodError, OSError) as error:
         console.print(Text(f"mammod demo failed: {error}", style="bold red"))
@@ -74,7 +74,8 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
             service = DemoService(folder, (*archive, aet), output / "service.log")
             stored = lambda: service.confirmed_reports(reports)  # noqa: E731
         stack.callback(service.stop)
-        with _step(progress, "Starting the service and warming its model up"):
+        first = "" if service.is_converted else " (once: converting the model for this processor)"
+        with _step(progress, f"Starting the service and warming up its classifier{first}"):
             service.start()
         sent_at = _send_all(items, service, progress)
         rows = _wait_for_rows(prepared, stored, service, sent_at, progress)
@@ -86,22 +87,22 @@ def _run(output: Path, archive: tuple[str, int] | None, aet: str, console: Conso
     _show(console, output, rows, notes)
     problems = _missing(prepared, rows, failures)
     if exit_status != 0:
-        problems.append(f"the service did not end in order: exit status {exit_status}; see {output / 'service.log'}")
+        problems.append(f"the service did not stop cleanly: exit status {exit_status}; see {output / 'service.log'}")
     for problem in problems:
         console.print(Text(problem, style="bold red"))
     return 1 if problems else 0
 
 
 def _store_inputs(items: Sequence[Item], archive: tuple[str, int], aet: str, console: Console) -> None:
-    """Give the archive what the reports refer to; one that does not take it can still take the reports."""
+    """Store what the reports refer to; an archive that rejects it may still accept the reports."""
     try:
         send(items, archive, aet, lambda _item, _at: None)
-    except NotTaken as error:
-        console.print(Text(f"Without all images and lesion objects in the archive: {error}", style="yellow"))
+    except NotStored as error:
+        console.print(Text(f"Not all images and lesion objects are in the archive: {error}", style="yellow"))
 
 
 def _send_all(items: Sequence[Item], service: DemoService, progress: Progress) -> dict[str, float]:
-    """Send to the service; returns when success came back for each, by SOP Instance UID (seconds since the epoch)."""
+    """Send all items to the service; return when each was stored (seconds since 1970), by UID."""
     sent_at: dict[str, float] = {}
     task = progress.add_task(f"Objects sent to {AE_TITLE} on 127.0.0.1:{service.port}", total=len(items))
 
@@ -120,16 +121,16 @@ def _wait_for_rows(
     sent_at: dict[str, float],
     progress: Progress,
 ) -> list[Row]:
-    """One row for each known lesion that a stored report names, in the order of the cases.
+    """Return a row for each known lesion in a stored report, in the order of the cases.
 
-    Returns as soon as all are there, or none can come any more, or nothing came for long.
+    Wait until all are reported, no more can be, or `_MAX_SILENCE_S` passed without another.
     """
     wanted = {tracking_uid(lesion): (case, lesion) for case in prepared for lesion in case.case.lesions}
     task = progress.add_task("Lesions in stored reports", total=len(wanted))
     rows: dict[str, Row] = {}
     read: set[str] = set()
     silent_since = time.monotonic()
-    while len(rows) < len(wanted) and time.monotonic() - silent_since < _SILENCE_LIMIT_S:
+    while len(rows) < len(wanted) and time.monotonic() - silent_since < _MAX_SILENCE_S:
         service.check_running()
         failed = service.failures()
         arrived = stored()
@@ -149,11 +150,11 @@ def _wait_for_rows(
 
 
 def _missing(prepared: Sequence[CaseItems], rows: Sequence[Row], failures: dict[str, str]) -> list[str]:
-    """One line for each lesion that came back in no report, and why where the service says it."""
+    """Return a line for each lesion without a report, with the service's reason if there is one."""
     here = {row.name for row in rows}
 
     def line(case: CaseItems, lesion: KnownLesion) -> str:
-        why = failures.get(case.lesion_object.uid, f"no report within {_SILENCE_LIMIT_S} s; see service.log")
+        why = failures.get(case.lesion_object.uid, f"no report within {_MAX_SILENCE_S} s; see service.log")
         return f"no result for {tracking_id(case.case, lesion)}: {why}"
 
     return [
@@ -165,7 +166,7 @@ def _missing(prepared: Sequence[CaseItems], rows: Sequence[Row], failures: dict[
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader of the results must know, most important first."""
+    """Return what a reader of the results must know, most important first."""
     trained = {row.reported.trained for row in rows}
     return [
         _RESEARCH_USE,
@@ -192,7 +193,7 @@ def _show(console: Console, output: Path, rows: Sequence[Row], notes: Sequence[s
             row.reported.report.name,
         )
     console.print(table)
-    console.print("Marked by: what holds the lesion's outline; first: it was sent before its image.")
+    console.print("Marked by: the object with the lesion's outline; first: sent before its image.")
     if rows:
         middle = statistics.median(row.seconds for row in rows)
         console.print(
@@ -200,11 +201,11 @@ def _show(console: Console, output: Path, rows: Sequence[Row], notes: Sequence[s
         )
     for note in notes:
         console.print(Text(note, style="bold yellow"))
-    console.print(Text(f"With pictures: {output / 'index.html'}"))
+    console.print(Text(f"With pictures: {(output / 'index.html').as_uri()}"), soft_wrap=True)
 
 
 def _clear(output: Path) -> None:
-    """Remove what an earlier run left, and nothing else that may lie there."""
+    """Delete the files of an earlier run and nothing else."""
     for path in (*output.glob("sent/*.dcm"), *output.glob("reports/*.dcm")):
         path.unlink()
     for name in ("results.json", "index.html", "service.log"):
@@ -223,16 +224,16 @@ def _progress(console: Console) -> Progress:
 
 
 @contextmanager
-def _step(progress: Progress, what: str) -> Iterator[None]:
-    """One line of progress for something that has no parts to count."""
-    task = progress.add_task(what, total=None)
+def _step(progress: Progress, label: str) -> Iterator[None]:
+    """Show one line of progress for a step without countable parts."""
+    task = progress.add_task(label, total=None)
     yield
     progress.update(task, total=1, completed=1)
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the demo like an exception, so that the service is stopped and the spool removed."""
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that the service is stopped and the spool deleted."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal.SIGTERM)

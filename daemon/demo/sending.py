@@ -1,4 +1,4 @@
-"""What the demo sends, in which order, and the sending: a modality and a reading workstation in one."""
+"""Prepare and send the demo's objects, as a modality and a reading workstation would."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from pynetdicom.presentation import build_context
 from config.errors import MammodError
 from daemon.demo.cases import Case
 from daemon.demo.lesion_objects import Shape, build
+from daemon.dicom.status import SUCCESS, is_warning
 
 _SEG_ELLIPSE, _SEG_BOX = Shape("SEG", "ellipse"), Shape("SEG", "box")
 _SR_ELLIPSE, _SR_BOX = Shape("SR", "ellipse"), Shape("SR", "box")
 
 
-class NotTaken(MammodError):
-    """The other side has the association and does not want, or cannot store, one of the objects."""
+class NotStored(MammodError):
+    """The peer accepted the association but did not accept or store one of the objects."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One object to send: a Part 10 file, sent as it lies there."""
+    """One object to send: a Part 10 file, sent unchanged."""
 
     path: Path
     meta: FileMetaDataset
 
     @property
     def uid(self) -> str:
+        """Return the SOP Instance UID."""
         return str(self.meta.MediaStorageSOPInstanceUID)
 
 
@@ -69,22 +71,23 @@ class CaseItems:
 
     @property
     def in_order(self) -> tuple[Item, Item]:
+        """Return both objects in the order of sending."""
         pair = (self.image, self.lesion_object)
         return (pair[1], pair[0]) if self.plan.before_image else pair
 
 
 def prepare(cases: Sequence[Case], folder: Path) -> list[CaseItems]:
-    """Write every object into `folder` under a name that tells the order of sending; images are byte-for-byte copies."""
+    """Write every object to `folder`, named by the order of sending; images are byte-for-byte copies."""
     folder.mkdir(parents=True, exist_ok=True)
     prepared = []
     for number, case in enumerate(cases):
         plan = PLANS[case.name]
-        image_place, object_place = (2, 1) if plan.before_image else (1, 2)
-        image = folder / f"{2 * number + image_place:02d}-{case.name}-image.dcm"
+        image_number, object_number = (2, 1) if plan.before_image else (1, 2)
+        image = folder / f"{2 * number + image_number:02d}-{case.name}-image.dcm"
         shutil.copyfile(case.path, image)
         lesions = build(case, pydicom.dcmread(case.path, stop_before_pixels=True), plan.shapes)
         kind = plan.shapes[0].kind.lower()
-        lesion_object = folder / f"{2 * number + object_place:02d}-{case.name}-{kind}.dcm"
+        lesion_object = folder / f"{2 * number + object_number:02d}-{case.name}-{kind}.dcm"
         lesions.save_as(lesion_object)
         prepared.append(CaseItems(case, plan, _item(image), _item(lesion_object)))
     return prepared
@@ -97,13 +100,13 @@ def _item(path: Path) -> Item:
 def send(
     items: Sequence[Item], address: tuple[str, int], called: str, on_stored: Callable[[Item, float], None]
 ) -> None:
-    """C-STORE `items` in this order over one association, each as its file has it.
+    """Send `items` by C-STORE in this order over one association, in the transfer syntax of each file.
 
-    `on_stored` is called with the time (seconds since the epoch) at which success came back.
+    `on_stored` is called with the time of the success response (seconds since the epoch).
 
     Raises:
-        MammodError: no association.
-        NotTaken: an object was not stored, and those after it were not sent; the message has the status.
+        MammodError: the association was not established.
+        NotStored: an object was not stored and the rest not sent; the message has the status.
     """
     ae = AE(ae_title="MAMMODDEMO")
     kinds = {(item.meta.MediaStorageSOPClassUID, item.meta.TransferSyntaxUID) for item in items}
@@ -115,17 +118,17 @@ def send(
             f"{called} at {host}:{port} did not accept an association; is it running, and may MAMMODDEMO call it?"
         )
     connection = getattr(getattr(association.dul, "socket", None), "socket", None)
-    if connection is not None:  # without it each object waits some 40 ms for a delayed acknowledgement
+    if connection is not None:  # else each object waits about 40 ms for a delayed acknowledgement
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         for item in items:
             try:
                 status = association.send_c_store(item.path).get("Status")
             except (ValueError, RuntimeError) as error:
-                raise NotTaken(f"{called} does not take {item.path.name}: {error}") from error
-            if status is None or (status != 0x0000 and status & 0xF000 != 0xB000):  # PS3.7 C: B000 are warnings
+                raise NotStored(f"{called} does not accept {item.path.name}: {error}") from error
+            if status is None or (status != SUCCESS and not is_warning(status)):
                 answer = "no answer" if status is None else f"status {status:04X}H"
-                raise NotTaken(f"{called} at {host}:{port} did not store {item.path.name}: {answer}")
+                raise NotStored(f"{called} at {host}:{port} did not store {item.path.name}: {answer}")
             on_stored(item, time.time())
     finally:
         association.release()

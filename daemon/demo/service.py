@@ -1,4 +1,4 @@
-"""The service as the demo runs it: `mammod serve` in a process of its own, on free loopback ports, with its own spool."""
+"""Run `mammod serve` for the demo: a separate process on free loopback ports with its own spool."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from daemon.ledger import Ledger
 from daemon.ledger.schema import JobState, OutboxState, jobs, outbox
 
 AE_TITLE = "MAMMOD"
-READY_LIMIT_S = 300  # importing TensorFlow, building a network and warming it up, on a slow disk
-STOP_LIMIT_S = 120
+READY_TIMEOUT_S = 300  # import TensorFlow, build a network and warm it up, on a slow disk
+STOP_TIMEOUT_S = 120
 _POLL_S = 0.1
 _LOG_TAIL = 30  # lines
 
 
 class DemoService:
-    """One service that lives from `start` to `stop`; `log` takes all that it prints.
+    """One service process from `start` to `stop`; its output goes to the file `log`.
 
-    `archive` is (host, port, AE title). Nothing of the caller's settings is taken over,
-    neither from the default file nor from the environment.
+    `archive` is (host, port, AE title). The caller's settings, from default file or environment, are unused.
     """
 
     def __init__(self, folder: Path, archive: tuple[str, int, str], log: Path) -> None:
         self.port = _free_port()
         self.spool = folder / "spool"
+        self.is_converted = _keep_engine(self.spool)
         self.log = log
         self._settings = folder / "mammod.toml"
         self._settings.write_text(_settings(self.port, archive, self.spool), encoding="utf-8")
@@ -45,15 +45,15 @@ class DemoService:
         self._confirmed: dict[str, Stored] = {}
 
     def start(self) -> None:
-        """Start it; returns when it has printed its ready line.
+        """Start the process; return when it has printed its ready line.
 
         Raises:
-            MammodError: it ended before, or took too long; the message ends with the log's last lines.
+            MammodError: it exited or was not ready in time; the message ends with the log's last lines.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
         command = [sys.executable, "-m", "daemon", "serve", "--config", str(self._settings), "--allow-untrained"]
         with self.log.open("wb") as log:
-            # A session of its own: Ctrl-C reaches the demo alone, which then stops the service in order.
+            # Its own session: Ctrl-C reaches the demo alone, which then stops the service cleanly.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -62,22 +62,26 @@ class DemoService:
                 env=environment,
                 start_new_session=True,
             )
-        limit = time.monotonic() + READY_LIMIT_S
+        limit = time.monotonic() + READY_TIMEOUT_S
         while not self._is_ready():
             if self._process.poll() is not None:
-                raise MammodError(f"the service ended with exit status {self._process.returncode}:\n{self.log_tail()}")
+                raise MammodError(f"the service exited with status {self._process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > limit:
-                raise MammodError(f"the service was not ready within {READY_LIMIT_S} s:\n{self.log_tail()}")
+                raise MammodError(f"the service was not ready within {READY_TIMEOUT_S} s:\n{self.log_tail()}")
             time.sleep(_POLL_S)
         self._ledger = Ledger(f"sqlite:///{self.spool / 'ledger.sqlite'}")
 
     def check_running(self) -> None:
-        """Raises MammodError when the process has ended by itself."""
+        """Check that the process is running.
+
+        Raises:
+            MammodError: it exited by itself.
+        """
         if self._process is not None and self._process.poll() is not None:
-            raise MammodError(f"the service ended with exit status {self._process.returncode}:\n{self.log_tail()}")
+            raise MammodError(f"the service exited with status {self._process.returncode}:\n{self.log_tail()}")
 
     def stop(self) -> int | None:
-        """SIGTERM and wait: the exit status, or None where it had to be killed. Does nothing a second time."""
+        """Send SIGTERM and wait; return the exit status, None if it was killed. May be called again."""
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
@@ -86,23 +90,23 @@ class DemoService:
             return 0
         process.send_signal(signal.SIGTERM)
         try:
-            return process.wait(STOP_LIMIT_S)
+            return process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             return None
 
     def failures(self) -> dict[str, str]:
-        """Lesion objects that will get no report, by SOP Instance UID: the state and the reason."""
+        """Return the lesion objects that will get no report, by SOP Instance UID, with state and reason."""
         ended = (JobState.QUARANTINED, JobState.FAILED)
         with self._open_ledger().read() as connection:
             rows = connection.execute(select(jobs).where(jobs.c.state.in_(ended))).all()
         return {row.source_uid: f"{row.state}: {row.reason or 'no reason given'}" for row in rows}
 
     def confirmed_reports(self, folder: Path) -> dict[str, Stored]:
-        """Reports that the archive confirmed as stored, by SOP Instance UID, each copied once from the outbox to `folder`.
+        """Return the reports that the archive stored, by UID; copy each from the outbox to `folder`.
 
-        The outbox's file is what was sent, byte for byte; the time is that of the archive's answer.
+        The file in the outbox is what was sent, byte for byte; the time is that of the archive's answer.
         """
         ledger = self._open_ledger()
         with ledger.read() as connection:
@@ -117,7 +121,7 @@ class DemoService:
         return dict(self._confirmed)
 
     def log_tail(self) -> str:
-        """The last lines of what the service printed."""
+        """Return the last lines of the service's output."""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_TAIL:])
 
     def _is_ready(self) -> bool:
@@ -127,6 +131,19 @@ class DemoService:
         if self._ledger is None:
             raise MammodError("the service is not running: it was not started, or was stopped")
         return self._ledger
+
+
+def _keep_engine(spool: Path) -> bool:
+    """Keep the converted network in the user's caches for the next demo; return whether one is there."""
+    caches = os.environ.get("XDG_CACHE_HOME")
+    kept = (Path(caches) if caches else Path.home() / ".cache") / "mammod" / "engine"
+    try:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spool.mkdir(mode=0o700)
+        (spool / "engine").symlink_to(kept)
+        return any(path.is_dir() for path in kept.iterdir())
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

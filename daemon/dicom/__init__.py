@@ -1,1 +1,1 @@
-"""What is known of DICOM without a network: UIDs, encodings, data sets, SOP classes."""
+"""DICOM without a network: UIDs, encodings, data sets, SOP classes, status values."""

@@ -1,7 +1,7 @@
-"""The digest of an instance's data set, by which content is told apart and a file is found to be whole.
+"""The digest of an instance's data set, which identifies its content and proves that a file is undamaged.
 
-BLAKE3, written "blake3-" and base64url (50 characters): with sha256 a third of the time in which a large image is received went
-into it. Older ledgers hold sha256, in hexadecimal; those are compared by what they are.
+It is BLAKE3, written as "blake3-" and base64url (50 characters): SHA-256 took a third of the time in which a
+large image is received. Older ledgers hold SHA-256 in hexadecimal; such digests are compared as SHA-256.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ class _Hash(Protocol):
 
 
 class DataSetDigest:
-    """Of what it is updated with."""
+    """The digest of all bytes passed to `update`; `str` gives it in the form that the ledger holds."""
 
     def __init__(self) -> None:
         self._hash = blake3()
 
     def update(self, data: bytes | memoryview) -> None:
+        """Add the next bytes of the data set."""
         self._hash.update(data)
 
     def __str__(self) -> str:
@@ -37,24 +38,24 @@ class DataSetDigest:
 
 
 def digest_of(file: Path) -> str:
-    """Of the data set of a Part 10 file; not of its file meta information, which names who wrote the file."""
+    """Return the digest of a Part 10 file's data set, which leaves out the file meta information."""
     digest = DataSetDigest()
     _read_data_set(file, digest)
     return str(digest)
 
 
 def has_digest(file: Path, digest: str) -> bool:
-    """Whether that is the digest of the data set of a Part 10 file, of whichever kind it is."""
+    """Return whether the data set of a Part 10 file has this digest, BLAKE3 or SHA-256."""
     return digest == (sha256_of(file) if is_sha256(digest) else digest_of(file))
 
 
 def is_sha256(digest: str) -> bool:
-    """Whether it is a digest as older versions of mammod wrote it."""
+    """Return whether an older version of mammod wrote this digest."""
     return len(digest) == SHA256_LENGTH
 
 
 def sha256_of(file: Path) -> str:
-    """As older versions of mammod wrote it."""
+    """Return the digest of a Part 10 file's data set as older versions of mammod wrote it, in hexadecimal."""
     sha256 = hashlib.sha256()
     _read_data_set(file, sha256)
     return sha256.hexdigest()
@@ -62,7 +63,8 @@ def sha256_of(file: Path) -> str:
 
 def _read_data_set(path: Path, into: _Hash) -> None:
     with path.open("rb") as file:
-        # PS3.10 7.1: preamble 128, "DICM" 4, then (0002,0000) UL: 8 bytes of header and the length of the rest of the group
+        # PS3.10 7.1: preamble 128 bytes, "DICM" 4, then (0002,0000) UL: header 8, length of the rest of the
+        # group 4.
         header = file.read(FILE_META_START)
         file.seek(FILE_META_START + int.from_bytes(header[-4:], "little"))
         while chunk := file.read(READ_SIZE):

@@ -1,20 +1,20 @@
-"""UIDs that mammod makes: derived, so that the same work done twice carries the same UIDs (PS3.5 section 9, B.2)."""
+"""UIDs that mammod derives: the same work done twice has the same UIDs (PS3.5 section 9, B.2)."""
 
 from __future__ import annotations
 
 import re
 import uuid
 
-# Every UID of mammod is a name in this namespace; changing it would give all reports new identities.
+# Every UID of mammod is a name in this namespace: changing it would give all reports new identities.
 NAMESPACE = uuid.UUID("5b0a5a2e-6d0e-4b0c-8f0b-6d616d6d6f64")
 
 _COMPONENT = r"(?:0|[1-9][0-9]*)"
-_HARMLESS = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
+_SAFE = re.compile(r"[0-9]+(?:\.[0-9]+)*", re.ASCII)
 _VALID = re.compile(rf"{_COMPONENT}(?:\.{_COMPONENT})*", re.ASCII)
 
 
 def derive_uid(*parts: str) -> str:
-    """A UID under 2.25 (PS3.5 B.2) from a version 5 UUID of `parts`: same parts, same UID, on every machine.
+    """Return a UID under 2.25 (PS3.5 B.2) from a version 5 UUID of `parts`: same parts, same UID, anywhere.
 
     Each part is preceded by its length, so that ("ab", "c") and ("a", "bc") are different names.
     """
@@ -23,33 +23,36 @@ def derive_uid(*parts: str) -> str:
 
 
 def is_valid_uid(text: str) -> bool:
-    """Whether `text` is a UID by PS3.5 section 9: at most 64 characters, digits and dots, no leading zeros."""
+    """Return whether `text` is a UID by PS3.5 section 9: up to 64 digits and dots, no leading zeros."""
     return len(text) <= 64 and _VALID.fullmatch(text) is not None
 
 
 def is_safe_uid(text: str) -> bool:
-    """Whether `text` is a UID but for leading zeros, which some devices write: safe to repeat in logs, queries and the ledger."""
-    return len(text) <= 64 and _HARMLESS.fullmatch(text) is not None
+    """Return whether `text` is safe to repeat in logs, queries and the ledger.
+
+    That is a UID by PS3.5 section 9, or one with leading zeros, which some devices write.
+    """
+    return len(text) <= 64 and _SAFE.fullmatch(text) is not None
 
 
 def device_uid(bundle_digest: str) -> str:
-    """The Device UID (0018,1002) of the algorithm: another one as soon as the model was retrained."""
+    """Return the Device UID (0018,1002) of the algorithm; a retrained model has another one."""
     return derive_uid("device", bundle_digest)
 
 
 def report_uid(source_uid: str, reading_digest: str, bundle_digest: str, kind: str, part: str = "") -> str:
-    """The SOP Instance UID of a report of `kind` on what was read from one lesion object with one bundle.
+    """Return the SOP Instance UID of a report of `kind` on one reading of a lesion object with one bundle.
 
-    `part` tells the objects of a kind apart that makes several.
+    `part` distinguishes the objects of a kind that writes several.
     """
     return derive_uid("report", source_uid, reading_digest, bundle_digest, kind, *filter(None, [part]))
 
 
 def report_series_uid(source_uid: str, reading_digest: str, bundle_digest: str, kind: str, part: str = "") -> str:
-    """The Series Instance UID of that report: one series each, as viewers may show only the newest of a series."""
+    """Return that report's Series Instance UID: one series each, as viewers may show only its newest."""
     return derive_uid("series", source_uid, reading_digest, bundle_digest, kind, *filter(None, [part]))
 
 
 def tracking_uid(source_uid: str, number: int) -> str:
-    """The tracking UID of lesion `number` (from 1) of a source that gives it none; the same for every bundle."""
+    """Return the tracking UID of lesion `number` (from 1) if its source has none; equal for every bundle."""
     return derive_uid("tracking", source_uid, str(number))

@@ -1,4 +1,4 @@
-"""PDUs as they are on the wire (PS3.8 9.3): headers, what is in them, and whether their lengths agree."""
+"""PDUs on the wire (PS3.8 9.3): their headers, items and fragments, and whether the lengths agree."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
 
 
 def abort_pdu(reason: int) -> bytes:
-    """An A-ABORT PDU of the service provider (PS3.8 9.3.8)."""
+    """Return an A-ABORT PDU of the service provider (PS3.8 9.3.8)."""
     return bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, reason))
 
 
 def fragments(body: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Presentation context and message fragment, its control header first, of each PDV of a P-DATA-TF (PS3.8 9.3.5).
+    """Yield presentation context and message fragment (with control header) of each PDV (PS3.8 9.3.5).
 
     Raises:
         ValueError: the PDVs do not fill the PDU.
@@ -40,12 +40,12 @@ def fragments(body: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def check_request(body: bytes) -> None:
-    """Whether the items of an A-ASSOCIATE-RQ, and theirs, fill what holds them (PS3.8 9.3.2).
+    """Check that the items of an A-ASSOCIATE-RQ, and their items, fill what holds them (PS3.8 9.3.2).
 
     Raises:
         ValueError: they do not.
     """
-    before = {0x20: 4, 0x50: 0}  # bytes before the items of a presentation context (its id), of user information
+    before = {0x20: 4, 0x50: 0}  # bytes before the items: a presentation context has its id there
     for kind, item in _items(body, _FIXED_PART):
         if kind in before:
             deque(_items(item, before[kind]), 0)

@@ -1,8 +1,8 @@
-"""Connections on their way to an association: accepted, TLS handshake done, A-ASSOCIATE-RQ read, all in one thread.
+"""Connections on the way to an association: accept, TLS handshake and A-ASSOCIATE-RQ, all in one thread.
 
-A peer that says nothing, or a byte a second, or something that is no DICOM, costs a place in a poll and no thread. Places
-are limited in all and for each address; where they run out, the connection that has waited longest goes, since a peer
-that means well asks for its association at once.
+A peer that sends nothing, a byte a second, or something other than DICOM, costs an entry in a poll and no
+thread. The number of connections is limited, in all and for each address. Beyond the limit the connection
+that has waited longest is closed: a well-behaved peer requests its association at once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import structlog
 
 from daemon.dimse.pdu import INVALID_PARAMETER, PDU_HEADER, UNEXPECTED_PDU, UNRECOGNIZED_PDU, abort_pdu
 
-LONGEST_REQUEST = 1 << 18  # bytes; 128 presentation contexts with every transfer syntax each have 220,000
+MAX_REQUEST_SIZE = 1 << 18  # bytes; 128 presentation contexts with every transfer syntax each have 220,000
 BACKLOG = 1024
-ACCEPTED_AT_ONCE = 64  # before others get their turn
-TOLD_EVERY_S = 1.0  # what was closed is logged together
-# Descriptors below this are left to code that uses select(), such as pynetdicom's own associations.
+MAX_ACCEPTED_AT_ONCE = 64  # before other connections get their turn
+LOG_INTERVAL_S = 1.0  # closed connections are logged together
+# File descriptors below this are left to code that uses select(), such as pynetdicom's own associations.
 FIRST_DESCRIPTOR = 1024
 _A_ASSOCIATE_RQ = 1
 
@@ -40,7 +40,7 @@ Address = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """Connections that have not asked for an association yet: how many in all and from one address, and for how long."""
+    """Limits of connections without an association yet: how many, how many from one address, how long."""
 
     connections: int
     per_address: int
@@ -48,7 +48,7 @@ class Limits:
 
 
 class _ClosedError(Exception):
-    """A connection is closed, with the reason; `answer` goes out before."""
+    """A connection has to be closed, for the reason given; `answer` is sent before."""
 
     def __init__(self, reason: str, answer: bytes = b"") -> None:
         super().__init__(reason)
@@ -56,7 +56,7 @@ class _ClosedError(Exception):
 
 
 class _Waiting:
-    """One connection and what was read from it."""
+    """A connection and what was read from it."""
 
     def __init__(self, connection: socket.socket, address: Address, until: float) -> None:
         self.connection = connection
@@ -66,11 +66,11 @@ class _Waiting:
         self.received = bytearray()
 
     def advance(self) -> bytes | None:
-        """Read what is there; the A-ASSOCIATE-RQ PDU once it is complete, not a byte more.
+        """Read what was received; return the A-ASSOCIATE-RQ PDU once it is complete, and not a byte more.
 
         Raises:
             BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError: more is needed.
-            _ClosedError: it is not one, or the connection ended.
+            _ClosedError: the PDU is not an A-ASSOCIATE-RQ, or the connection ended.
             OSError: the connection broke, or the TLS handshake failed.
         """
         if self.shaking_hands:
@@ -88,9 +88,9 @@ class _Waiting:
         if len(self.received) < PDU_HEADER.size:
             return PDU_HEADER.size - len(self.received)
         kind, _, length = PDU_HEADER.unpack_from(self.received)
-        if length > LONGEST_REQUEST:
+        if length > MAX_REQUEST_SIZE:
             raise _ClosedError(
-                f"it announced a PDU of {length} bytes; an association request has at most {LONGEST_REQUEST}",
+                f"it announced a PDU of {length} bytes; an association request has at most {MAX_REQUEST_SIZE}",
                 abort_pdu(INVALID_PARAMETER),
             )
         if kind != _A_ASSOCIATE_RQ:
@@ -103,10 +103,10 @@ class _Waiting:
 
 
 class Connections:
-    """Listens on `address` and hands each connection to `serve` with its address and its A-ASSOCIATE-RQ PDU.
+    """Listens on `address` and passes each connection to `serve` with its address and its A-ASSOCIATE-RQ PDU.
 
-    `serve` gets the socket in blocking mode, must not take long, and owns the socket unless it raises. `tls` is asked for each
-    connection. `tls_failed` is told the address and reason of each TLS handshake that failed.
+    `serve` gets a blocking socket, must not take long, and owns the socket unless it raises. `tls` is called
+    for each connection. `tls_failed` is told the address and reason of each failed TLS handshake.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -114,6 +114,7 @@ class Connections:
 
     def __init__(
         self,
+        *,
         address: tuple[str, int],
         tls: Callable[[], ssl.SSLContext] | None,
         limits: Limits,
@@ -128,10 +129,10 @@ class Connections:
         self._tls_failed = tls_failed
         self._limits = limits
         self._serve = serve
-        self._waiting: dict[int, _Waiting] = {}  # by descriptor, the one that has waited longest first
+        self._waiting: dict[int, _Waiting] = {}  # by file descriptor, the one that has waited longest first
         self._per_address: Counter[str] = Counter()
         self._closed: Counter[tuple[str, str]] = Counter()
-        self._told = 0.0
+        self._logged_at = 0.0
         self._stop, self._stopped = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listening, selectors.EVENT_READ)
@@ -139,10 +140,11 @@ class Connections:
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
 
     def start(self) -> None:
+        """Start the thread that accepts connections."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the port and every connection that still waits. Harmless when repeated."""
+        """Close the port and every connection that still waits. Safe to repeat."""
         with contextlib.suppress(OSError):
             self._stop.send(b"\0")
         if self._thread.is_alive():
@@ -150,52 +152,52 @@ class Connections:
 
     @property
     def waiting(self) -> int:
-        """Connections that have not asked for an association yet."""
+        """How many connections have not requested an association yet."""
         return len(self._waiting)
 
     def _run(self) -> None:
         try:
             while True:
-                for key, _ in self._selector.select(self._patience()):
+                for key, _ in self._selector.select(self._poll_timeout()):
                     if key.fileobj is self._stopped:
                         return
                     if key.fileobj is self._listening:
                         self._accept()
-                    elif key.fd in self._waiting:  # and not closed a moment ago
+                    elif key.fd in self._waiting:  # unless it was closed a moment ago
                         self._advance(self._waiting[key.fd])
-                self._expire()
-                self._tell()
+                self._close_expired()
+                self._log_closed()
         finally:
             self._listening.close()
             for waiting in list(self._waiting.values()):
-                self._forget(waiting).close()
-            self._tell(at_once=True)
+                self._remove(waiting).close()
+            self._log_closed(at_once=True)
             self._selector.close()
             self._stop.close()
             self._stopped.close()
 
-    def _patience(self) -> float | None:
-        """Seconds until there is something to do even if nothing comes."""
+    def _poll_timeout(self) -> float | None:
+        """Return in how many seconds there is something to do without any input, None if nothing."""
         now = time.monotonic()
-        times = [self._told + TOLD_EVERY_S] if self._closed else []
+        times = [self._logged_at + LOG_INTERVAL_S] if self._closed else []
         if self._waiting:
             times.append(next(iter(self._waiting.values())).until)
         return max(min(times) - now, 0) if times else None
 
     def _accept(self) -> None:
-        for _ in range(ACCEPTED_AT_ONCE):
+        for _ in range(MAX_ACCEPTED_AT_ONCE):
             try:
                 connection, address = self._listening.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE) and not self._close_oldest("no file descriptor is left"):
-                    time.sleep(0.1)  # the connection stays pending, and would be offered again at once
+                    time.sleep(0.1)  # the connection stays pending and would be offered again at once
                 return
             try:
                 self._admit(_with_high_descriptor(connection), address)
             except OSError as error:
-                self._note(str(address[0]), _reason(error))
+                self._count_closed(str(address[0]), _reason(error))
 
     def _admit(self, connection: socket.socket, address: Address) -> None:
         connection.setblocking(False)
@@ -225,19 +227,19 @@ class Connections:
             self._selector.modify(waiting.connection, selectors.EVENT_WRITE)
         except (OSError, _ClosedError) as error:
             self._close(waiting, _reason(error), getattr(error, "answer", b""))
-            # One that merely goes away again breaks no rule.
+            # A peer that merely disconnects has failed no handshake.
             if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
                 self._tls_failed(str(waiting.address[0]), _reason(error))
         else:
             assert request is not None
-            connection = self._forget(waiting)
+            connection = self._remove(waiting)
             try:
                 self._serve(connection, waiting.address, request)
-            except Exception as error:  # such as a thread that cannot be started
+            except Exception as error:  # such as no thread left
                 log.error("connection closed", address=str(waiting.address[0]), reason=type(error).__name__)
                 connection.close()
 
-    def _expire(self) -> None:
+    def _close_expired(self) -> None:
         now = time.monotonic()
         while self._waiting and (oldest := next(iter(self._waiting.values()))).until <= now:
             self._close(oldest, f"no association request within {self._limits.seconds:g} s")
@@ -250,16 +252,16 @@ class Connections:
         return False
 
     def _close(self, waiting: _Waiting, reason: str, answer: bytes = b"") -> None:
-        connection = self._forget(waiting)
+        connection = self._remove(waiting)
         with contextlib.suppress(OSError):
             if answer and not waiting.shaking_hands:
                 connection.send(answer)
                 connection.shutdown(socket.SHUT_WR)
-                connection.recv(LONGEST_REQUEST)  # what is left unread would take the answer away from the peer
+                connection.recv(MAX_REQUEST_SIZE)  # unread bytes would make the kernel discard the answer
         connection.close()
-        self._note(str(waiting.address[0]), reason)
+        self._count_closed(str(waiting.address[0]), reason)
 
-    def _forget(self, waiting: _Waiting) -> socket.socket:
+    def _remove(self, waiting: _Waiting) -> socket.socket:
         del self._waiting[waiting.connection.fileno()]
         host = str(waiting.address[0])
         self._per_address[host] -= 1
@@ -268,21 +270,21 @@ class Connections:
         self._selector.unregister(waiting.connection)
         return waiting.connection
 
-    def _note(self, host: str, reason: str) -> None:
-        if reason:  # a connection that ended without a byte, such as a load balancer's check, is nothing to tell
+    def _count_closed(self, host: str, reason: str) -> None:
+        if reason:  # none for a connection without a byte, such as a load balancer's check
             self._closed[host, reason] += 1
 
-    def _tell(self, at_once: bool = False) -> None:
+    def _log_closed(self, at_once: bool = False) -> None:
         now = time.monotonic()
-        if self._closed and (at_once or now - self._told >= TOLD_EVERY_S):
+        if self._closed and (at_once or now - self._logged_at >= LOG_INTERVAL_S):
             for (host, reason), count in self._closed.items():
                 log.warning("connection closed before an association", address=host, reason=reason, count=count)
             self._closed.clear()
-            self._told = now
+            self._logged_at = now
 
 
 def allow_descriptors(count: int) -> None:
-    """Raise this process's limit of open files, mostly 1,024, by `count` as far as the system lets it."""
+    """Raise this process's limit of open files by `count` above 1,024, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FIRST_DESCRIPTOR + count
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -293,7 +295,7 @@ def allow_descriptors(count: int) -> None:
 def _with_high_descriptor(connection: socket.socket) -> socket.socket:
     try:
         descriptor = fcntl.fcntl(connection, fcntl.F_DUPFD_CLOEXEC, FIRST_DESCRIPTOR)
-    except OSError:  # there are no more of those
+    except OSError:  # no such file descriptor is left
         return connection
     moved = socket.socket(fileno=descriptor)
     connection.close()

@@ -1,15 +1,14 @@
-"""Which presentation contexts are accepted: every standard storage class in every transfer syntax that can be walked."""
+"""The accepted presentation contexts: every standard storage class in every known transfer syntax."""
 
 from __future__ import annotations
 
 import functools
 
-from pydicom.uid import UID_dictionary
-from pynetdicom import AllStoragePresentationContexts, build_context
+from pynetdicom import build_context
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 
-from daemon.dicom.dataset_scan import (
+from daemon.dicom.sop_classes import STORAGE_COMMITMENT, VERIFICATION, storage_classes
+from daemon.dicom.transfer_syntaxes import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
@@ -19,33 +18,24 @@ from daemon.dicom.dataset_scan import (
 _UNCOMPRESSED = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)  # best first
 
 
-def storage_classes() -> list[str]:
-    """Every storage SOP Class of the standard, retired ones and those of non-patient objects included."""
-    named = {
-        uid
-        for uid, (name, kind, *_) in UID_dictionary.items()
-        if kind == "SOP Class" and " Storage" in name and "Media Storage Directory" not in name
-    }
-    return sorted(named | {str(context.abstract_syntax) for context in AllStoragePresentationContexts})
-
-
 @functools.cache
 def supported_contexts() -> list[PresentationContext]:
-    """Verification, storage commitment results and every storage SOP Class, each with every transfer syntax.
+    """Return verification, storage commitment and every storage SOP Class, each with every transfer syntax.
 
-    Made once (it takes 0.1 s), never changed.
+    The list is made once (it takes 0.1 s); callers must not change it.
     """
     syntaxes = sorted(TRANSFER_SYNTAXES)
-    commitment = build_context(StorageCommitmentPushModel, syntaxes)
-    commitment.scu_role = commitment.scp_role = True  # its SCP calls us, in that role (PS3.4 J.3.3)
-    return [commitment, *(build_context(uid, syntaxes) for uid in (Verification, *storage_classes()))]
+    commitment = build_context(STORAGE_COMMITMENT, syntaxes)
+    commitment.scu_role = commitment.scp_role = True  # the archive reports results to us as their SCP (PS3.4 J.3.3)
+    return [commitment, *(build_context(uid, syntaxes) for uid in (VERIFICATION, *storage_classes()))]
 
 
 def choose_transfer_syntax(offered: list[str]) -> str | None:
-    """Which of the transfer syntaxes offered in one presentation context is accepted; None where none is known.
+    """Return which offered transfer syntax of a presentation context is accepted, None if none is known.
 
-    A sender names first what it holds: a compressed syntax at the head is taken as sent. Among uncompressed ones Explicit
-    VR little endian goes first whatever the order, as it keeps the value representations of private elements.
+    A sender names first how it holds the object, so a compressed syntax at the head is accepted as it is.
+    Among uncompressed ones Explicit VR Little Endian is preferred, as it keeps the value representations of
+    private elements.
     """
     known = [uid for uid in offered if uid in TRANSFER_SYNTAXES]
     if known and known[0] in _UNCOMPRESSED:

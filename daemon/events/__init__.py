@@ -1,1 +1,1 @@
-"""What happens: facts that are published where they happen, with the times of each stage."""
+"""What happens in the service: facts that are published where they happen, and the times of each stage."""

@@ -1,7 +1,7 @@
-"""What happens, as small facts that metrics and the status page count: told where it happens, heard by whoever listens.
+"""Facts that metrics and the status page count: published where they happen, received by subscribers.
 
-A fact carries nothing of a patient, and can be pickled: a process that does part of the service's work hands what it told on
-to the service's own process, which tells it there once more.
+A fact carries nothing of a patient and can be pickled. A receiver process sends the facts published there to
+the service's process, which publishes them again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from daemon.archive.store_status import StoreOutcomeKind
-from daemon.events.arrival import Arrival
-from daemon.events.outcomes import Rejection
+from daemon.events.outcomes import Arrival, Rejection, StoreOutcomeKind
 
 
 @dataclass(frozen=True)
 class AssociationAccepted:
+    """An association of a peer was accepted."""
+
     calling_ae: str
     address: str
 
@@ -36,27 +36,27 @@ class InstanceAnswered:
 
 @dataclass(frozen=True)
 class InstanceAccepted:
-    """An instance of `size` bytes is durable and recorded, by whatever way it came."""
+    """An instance of `size` bytes, however it arrived, is durable and recorded."""
 
     arrival: Arrival
     size: int
 
 
 class JobOutcome(StrEnum):
-    """What came of one attempt at a job."""
+    """How one attempt at a job ended."""
 
     CLASSIFIED = "classified"
     NOTHING = "nothing_to_classify"
-    INCOMPLETE = "incomplete"  # it turned out to need more instances, and waits for them
-    CHANGED = "input_changed"  # meanwhile: it is done again
-    POSTPONED = "postponed"  # disk full, no worker: nothing of its own was in its way
-    FAILED = "failed"  # something of ours failed: another attempt follows
+    INCOMPLETE = "incomplete"  # it needs more instances, and waits for them
+    CHANGED = "input_changed"  # in the meantime: the job runs again
+    POSTPONED = "postponed"  # disk full or no worker: not because of the job itself
+    FAILED = "failed"  # an internal failure: another attempt follows
     QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True)
 class JobAttempted:
-    """`seconds` from when all of it was here to its reports in the outbox, where it was classified."""
+    """One attempt at a job; `seconds` from the last instance to the outbox, if it was classified."""
 
     outcome: JobOutcome
     lesions: int = 0
@@ -65,10 +65,14 @@ class JobAttempted:
 
 @dataclass(frozen=True)
 class BatchClassified:
+    """A classifier process classified so many ROIs together."""
+
     rois: int
 
 
 class WorkerKind(StrEnum):
+    """What a process beside the service's own does."""
+
     RECEIVER = "receiver"
     DECODER = "decoder"
     CLASSIFIER = "classifier"
@@ -76,7 +80,7 @@ class WorkerKind(StrEnum):
 
 @dataclass(frozen=True)
 class WorkerRestarted:
-    """A process that died, or was ended because it hung, is replaced."""
+    """A process that died, or was killed because it hung, is replaced."""
 
     worker: WorkerKind
 
@@ -91,19 +95,19 @@ class ReportSent:
 
 @dataclass(frozen=True)
 class ArchiveAnswered:
-    """It accepted an association or a connection, whatever it said then."""
+    """The archive accepted an association or a connection, whatever it answered then."""
 
 
 @dataclass(frozen=True)
 class ArchiveSilent:
-    """It could not be reached, refused the association, or broke it off."""
+    """The archive could not be reached, rejected the association, or aborted it."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class DeletedForRoom:
-    """What retention by size removed from the ledger; `bytes` of the files that go with it."""
+    """What retention by size deleted from the ledger, and the `bytes` of the files that belong to it."""
 
     jobs: int = 0
     instances: int = 0
@@ -137,33 +141,41 @@ T = TypeVar("T")
 
 
 class Channel(Generic[T]):
-    """From whoever tells to whoever hears, in the teller's thread. A hearer must not take long, nor raise."""
+    """From publishers to subscribers, in the publisher's thread. Subscribers must be quick and not raise."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._hearers: tuple[Callable[[T], None], ...] = ()
+        self._subscribers: tuple[Callable[[T], None], ...] = ()
 
-    def add(self, hearer: Callable[[T], None]) -> None:
+    def subscribe(self, subscriber: Callable[[T], None]) -> None:
+        """Call `subscriber` with every fact from now on."""
         with self._lock:
-            self._hearers = (*self._hearers, hearer)
+            self._subscribers = (*self._subscribers, subscriber)
 
-    def remove(self, hearer: Callable[[T], None]) -> None:
+    def unsubscribe(self, subscriber: Callable[[T], None]) -> None:
+        """Call `subscriber` no more."""
         with self._lock:
-            self._hearers = tuple(other for other in self._hearers if other != hearer)
+            self._subscribers = tuple(other for other in self._subscribers if other != subscriber)
 
     @contextmanager
-    def heard_by(self, hearer: Callable[[T], None]) -> Iterator[None]:
-        """Tell `hearer` too until the block ends."""
-        self.add(hearer)
+    def subscribed(self, subscriber: Callable[[T], None]) -> Iterator[None]:
+        """Subscribe until the block ends."""
+        self.subscribe(subscriber)
         try:
             yield
         finally:
-            self.remove(hearer)
+            self.unsubscribe(subscriber)
 
-    def tell(self, what: T) -> None:
-        for hearer in self._hearers:
-            hearer(what)
+    def publish(self, fact: T) -> None:
+        """Call every subscriber with `fact`."""
+        for subscriber in self._subscribers:
+            subscriber(fact)
 
 
 _channel: Channel[Event] = Channel()
-add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell
+subscribe, unsubscribe, subscribed, publish = (
+    _channel.subscribe,
+    _channel.unsubscribe,
+    _channel.subscribed,
+    _channel.publish,
+)

@@ -1,7 +1,7 @@
-"""How long the stages of the way take, in seconds of the clock and of the CPU: said where the work is done, heard by metrics.
+"""How long the stages take, in wall-clock and CPU seconds, published where the work is done.
 
-Like a log line, a time is said by whoever does the work and heard by whoever listens in this process; where nobody does, it
-costs a microsecond. A process that does work for another one takes its times there as `StageTiming`, which can be pickled.
+Without a subscriber in this process a time costs a microsecond. A process that works for another one sends
+its times there as `StageTiming`, which can be pickled.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from daemon.events.bus import Channel
 
 
 class Stage(StrEnum):
+    """A stage on the way from a received instance to a stored report."""
+
     RECEIVE = "receive"  # an instance, from its first byte to our answer
-    DECODE = "decode"  # a job's lesions read, its images decoded and cut; the wait for a decoder is part of it
-    CLASSIFY = (
-        "classify"  # a job's ROIs, from the first handed over to the last answer; the wait for a batch is part of it
-    )
+    DECODE = "decode"  # a job's lesions read, its images decoded and cut, with the wait for a decoder
+    CLASSIFY = "classify"  # a job's ROIs, from the first one queued to the last answer, with the wait for a batch
     REPORT = "report"  # a job's reports built, and written to the spool
     SEND = "send"  # a report, to the archive's answer; the first of an association with its negotiation
 
 
 @dataclass(frozen=True)
 class StageTiming:
-    """One passage of a stage took `seconds` (None: this is about CPU only, of a passage told elsewhere) and `cpu_seconds`.
+    """One passage through a stage took `seconds` and `cpu_seconds`.
 
-    CPU is that of every process that worked for it. Where several jobs share the work (a classifier's batch) it comes by itself.
+    `seconds` is None for CPU time of a passage whose duration is published elsewhere. CPU time counts every
+    process that worked for the passage; the CPU time of shared work (a classifier's batch) is published on
+    its own.
     """
 
     stage: Stage
@@ -38,27 +40,32 @@ class StageTiming:
 
 
 _channel: Channel[StageTiming] = Channel()
-add, remove, heard_by, tell = _channel.add, _channel.remove, _channel.heard_by, _channel.tell
+subscribe, unsubscribe, subscribed, publish = (
+    _channel.subscribe,
+    _channel.unsubscribe,
+    _channel.subscribed,
+    _channel.publish,
+)
 
 
 @contextmanager
 def timed(stage: Stage) -> Iterator[None]:
-    """Tell how long the block takes, whether it succeeds or raises; its CPU is that of this thread."""
+    """Publish how long the block takes, whether it succeeds or raises; CPU is that of this thread."""
     began, cpu = time.monotonic(), time.thread_time()
     try:
         yield
     finally:
-        tell(StageTiming(stage, time.monotonic() - began, time.thread_time() - cpu))
+        publish(StageTiming(stage, time.monotonic() - began, time.thread_time() - cpu))
 
 
 @contextmanager
 def counted(stage: Stage) -> Iterator[None]:
-    """Tell the CPU of this thread in the block, where it succeeds: of a passage that is told elsewhere."""
+    """Publish the CPU of this thread in the block if it succeeds; its duration is published elsewhere."""
     cpu = time.thread_time()
     yield
     used(stage, time.thread_time() - cpu)
 
 
 def used(stage: Stage, cpu_seconds: float) -> None:
-    """CPU that other threads or processes spent on a stage."""
-    tell(StageTiming(stage, None, cpu_seconds))
+    """Publish CPU time that other threads or processes spent on a stage."""
+    publish(StageTiming(stage, None, cpu_seconds))

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from pydicom import Dataset
 from pydicom.filebase import DicomBytesIO
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from config.errors import MammodError
 from config.settings import Settings
@@ -29,23 +29,25 @@ from daemon.events.bus import JobAttempted, JobOutcome
 from daemon.events.timings import Stage, counted, timed
 from daemon.jobs.pipeline import Classified, Inputs, MissingInstances, Pipeline, Written, read_inputs, read_what_is_here
 from daemon.ledger import UNAVAILABLE, Ledger, instances, job_claims, outbox, recording_a_file
+from daemon.ledger.records import Instance, Job
 from daemon.reports.case import Predecessor
 from daemon.reports.registry import WITH_PICTURES
-from daemon.storage.spool import NO_ROOM, Spool
+from daemon.storage.filesystem import DISK_FULL
+from daemon.storage.spool import Spool
 from model.errors import ImageError
 
 RETRY_AFTER_S = 30
 MAX_INTERNAL_FAILURES = 3
 NOTHING = "nothing to classify"
-LEFT_OUT_TOLD = 50  # a line each; the report names all
+MAX_LEFT_OUT_LINES = 50  # in the log; the report names all
 
 log = structlog.get_logger()
 
 
 class JobRunner:
-    """Does jobs. Thread-safe: holds no state of its own; what a job came to stands in the ledger.
+    """Runs jobs. Thread-safe: it has no state, the outcome of a job is in the ledger.
 
-    `settings` is asked anew for each job, since they can be reloaded.
+    `settings` is called for each job, since the settings can be reloaded.
     """
 
     def __init__(self, settings: Callable[[], Settings], ledger: Ledger, spool: Spool, pipeline: Pipeline) -> None:
@@ -54,73 +56,73 @@ class JobRunner:
         self._spool = spool
         self._pipeline = pipeline
 
-    def do(self, job: Row) -> None:
-        """Work a claimed job to its next state; raises only when the ledger cannot be written."""
+    def run(self, job: Job) -> None:
+        """Bring a claimed job to its next state; raise only if the ledger cannot be read or written."""
         bound = log.bind(job=job.id, source_uid=job.source_uid)
         try:
-            self._do(job, bound)
+            self._run(job, bound)
         except MissingInstances as error:
             uids = error.uids
-            self._ledger.change(lambda connection: job_claims.needs_more(connection, job, uids, time.time()))
-            bus.tell(JobAttempted(JobOutcome.INCOMPLETE))
-            bound.info("waits for more instances", missing=error.uids)
+            self._ledger.transact(lambda connection: job_claims.needs_more(connection, job, uids, time.time()))
+            bus.publish(JobAttempted(JobOutcome.INCOMPLETE))
+            bound.info("job incomplete, waiting for instances", missing=error.uids)
         except (LesionError, ImageError, ReportError, DeadlyRoi) as error:
             self._quarantine(job, str(error), bound)
             bound.warning("job quarantined", reason=str(error))
         except UNAVAILABLE:
-            raise  # the ledger cannot be read or written: the dispatcher does the job again, and this attempt does not count
+            raise  # the dispatcher runs the job again, and this attempt does not count
         except (ClassifierUnavailable, DecoderUnavailable, SpoolUnavailable) as error:
             self._postpone(job, str(error), bound)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 self._postpone(job, f"the spool cannot be written: {error.strerror}", bound)
                 return
-            # A message may quote the data set: the ledger and the log get the kind and the place only.
-            ours = isinstance(error, MammodError)
-            reason = str(error) if ours else f"internal failure: {type(error).__name__} at {_place(error)}"
+            # A message may quote the data set: the ledger and the log get only the type and the place.
+            is_ours = isinstance(error, MammodError)
+            reason = str(error) if is_ours else f"internal failure: {type(error).__name__} at {_place(error)}"
             bound.error("job failed", reason=reason, attempt=job.attempts)
             if job.attempts >= MAX_INTERNAL_FAILURES:
                 self._quarantine(job, reason, bound)
             else:
-                bus.tell(JobAttempted(JobOutcome.FAILED))
-                self._ledger.change(
-                    lambda connection: job_claims.try_again(
+                bus.publish(JobAttempted(JobOutcome.FAILED))
+                self._ledger.transact(
+                    lambda connection: job_claims.retry_at(
                         connection, job, reason, time.time() + RETRY_AFTER_S * job.attempts
                     )
                 )
 
-    def _postpone(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
-        bound.warning("job put off", reason=reason)
-        bus.tell(JobAttempted(JobOutcome.POSTPONED))
-        self._ledger.change(
+    def _postpone(self, job: Job, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+        bound.warning("job postponed", reason=reason)
+        bus.publish(JobAttempted(JobOutcome.POSTPONED))
+        self._ledger.transact(
             lambda connection: job_claims.postpone(connection, job, reason, time.time() + RETRY_AFTER_S)
         )
 
-    def _do(self, job: Row, bound: structlog.stdlib.BoundLogger) -> None:
+    def _run(self, job: Job, bound: structlog.stdlib.BoundLogger) -> None:
         with self._spool.reading() as file_of:
             with counted(Stage.DECODE):
                 inputs = load_inputs(self._ledger, file_of, job)
             self._work(job, inputs, bound)
 
-    def _work(self, job: Row, inputs: Inputs, bound: structlog.stdlib.BoundLogger) -> None:
-        begun = time.monotonic()
+    def _work(self, job: Job, inputs: Inputs, bound: structlog.stdlib.BoundLogger) -> None:
+        started = time.monotonic()
         settings = self._settings()
         kinds = settings.reports.kinds
         classified = self._pipeline.classify(inputs, settings.lesions, pictures=not WITH_PICTURES.isdisjoint(kinds))
-        for left_out in classified.reading.left_out[:LEFT_OUT_TOLD]:
+        for left_out in classified.reading.left_out[:MAX_LEFT_OUT_LINES]:
             bound.info("left out", what=left_out.what, reason=left_out.reason)
-        if (more := len(classified.reading.left_out) - LEFT_OUT_TOLD) > 0:
+        if (more := len(classified.reading.left_out) - MAX_LEFT_OUT_LINES) > 0:
             bound.info("left out", what=f"{more} more")
         if not classified.results:
-            self._nothing_to_classify(job, inputs, classified)
-            bus.tell(JobAttempted(JobOutcome.NOTHING))
+            self._finish_without_result(job, inputs, classified)
+            bus.publish(JobAttempted(JobOutcome.NOTHING))
             bound.info(NOTHING)
             return
         with timed(Stage.REPORT):
             made = self._pipeline.write(inputs, classified, kinds, self._earlier(inputs.source_uid))
-            reports = [self._place(report) for report in made.written]
+            reports = [self._store(report) for report in made.written]
         for kind, reason in made.refused.items():
-            bound.warning("a kind of report is not made of this lesion object", kind=kind, reason=reason)
+            bound.warning("report kind not possible", kind=kind, reason=reason)
         result = _facts(classified) | ({"refused": dict(made.refused)} if made.refused else {})
 
         def transition(connection: Connection) -> int | None:
@@ -129,17 +131,17 @@ class JobRunner:
             current = job_claims.sending(connection, job, result, now)
             return outbox.put(connection, job.id, job.source_uid, reports, now) if current else None
 
-        new = self._ledger.change(transition)
+        new = self._ledger.transact(transition)
         if new is not None:
-            whole_s = max(0.0, time.time() - (job.complete_at or time.time()))
-            bus.tell(JobAttempted(JobOutcome.CLASSIFIED, len(classified.results), whole_s))
-            seconds = round(time.monotonic() - begun, 3)
+            total_s = max(0.0, time.time() - (job.complete_at or time.time()))
+            bus.publish(JobAttempted(JobOutcome.CLASSIFIED, len(classified.results), total_s))
+            seconds = round(time.monotonic() - started, 3)
             bound.info("job classified", lesions=len(classified.results), new_reports=new, seconds=seconds)
         else:
-            bus.tell(JobAttempted(JobOutcome.CHANGED))
-            bound.info("an input changed meanwhile, or another node has the job: this work is dropped")
+            bus.publish(JobAttempted(JobOutcome.CHANGED))
+            bound.info("job changed or taken by another node, result dropped")
 
-    def _nothing_to_classify(self, job: Row, inputs: Inputs, classified: Classified) -> None:
+    def _finish_without_result(self, job: Job, inputs: Inputs, classified: Classified) -> None:
         reports = []
         if self._settings().reports.on_nothing:
             written = self._pipeline.write_without_result(
@@ -150,7 +152,7 @@ class JobRunner:
                 failed=False,
                 left_out=classified.reading.left_out,
             )
-            reports = [self._place(written)]
+            reports = [self._store(written)]
 
         def transition(connection: Connection) -> None:
             recording_a_file(connection)
@@ -160,17 +162,17 @@ class JobRunner:
             elif job_claims.sending(connection, job, _facts(classified), now, reason=NOTHING):
                 outbox.put(connection, job.id, job.source_uid, reports, now)
 
-        self._ledger.change(transition)
+        self._ledger.transact(transition)
 
-    def _quarantine(self, job: Row, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
-        bus.tell(JobAttempted(JobOutcome.QUARANTINED))
+    def _quarantine(self, job: Job, reason: str, bound: structlog.stdlib.BoundLogger) -> None:
+        bus.publish(JobAttempted(JobOutcome.QUARANTINED))
         reports = []
         if self._settings().reports.on_failure:
             try:
-                reports = [self._place(self._failure(job, reason))]
-            except Exception as error:  # what failed may be too broken even to be referred to
-                said = str(error) if isinstance(error, MammodError) else f"{type(error).__name__} at {_place(error)}"
-                bound.warning("no report of the failure", reason=said)
+                reports = [self._store(self._failure_report(job, reason))]
+            except Exception as error:  # the lesion object may be too broken even to be referred to
+                why = str(error) if isinstance(error, MammodError) else f"{type(error).__name__} at {_place(error)}"
+                bound.warning("no report of the failure", reason=why)
 
         def transition(connection: Connection) -> None:
             recording_a_file(connection)
@@ -178,10 +180,10 @@ class JobRunner:
             if job_claims.quarantine(connection, job, reason, now) and reports:
                 outbox.put(connection, job.id, job.source_uid, reports, now)
 
-        self._ledger.change(transition)
+        self._ledger.transact(transition)
 
-    def _failure(self, job: Row, reason: str) -> Written:
-        """The report that a job failed; the same failure over the same content is the same report."""
+    def _failure_report(self, job: Job, reason: str) -> Written:
+        """Return the report that a job failed; the same failure with the same content gives the same UID."""
         with self._spool.reading() as file_of:
             source, path_of = _files(self._ledger, file_of, job)
             inputs = read_what_is_here(file_of(source.path), path_of)
@@ -196,14 +198,17 @@ class JobRunner:
 
         return find
 
-    def _place(self, written: Written) -> outbox.Report:
-        """Make a report durable; one that the outbox knows stays as it was first written, the same UID being the same object."""
+    def _store(self, written: Written) -> outbox.Report:
+        """Make a report durable and return its facts for the outbox.
+
+        A report that the outbox knows stays as it was first written: the same UID is the same object.
+        """
         report = written.report
         with self._ledger.read() as connection:
             known = outbox.by_uid(connection, written.sop_instance_uid)
         if known is not None and self._spool.has(known.path):
             return outbox.Report(**{name: getattr(known, name) for name in outbox.Report.__dataclass_fields__})
-        placed = self._spool.write_report(written.sop_instance_uid, read_part10(report))
+        stored = self._spool.write_report(written.sop_instance_uid, read_part10(report))
         return outbox.Report(
             kind=written.kind,
             sop_class_uid=str(report.SOPClassUID),
@@ -211,14 +216,14 @@ class JobRunner:
             study_uid=str(report.StudyInstanceUID),
             series_uid=str(report.SeriesInstanceUID),
             transfer_syntax_uid=str(report.file_meta.TransferSyntaxUID),
-            path=placed.path,
-            size=placed.size,
-            digest=placed.digest,
+            path=stored.path,
+            size=stored.size,
+            digest=stored.digest,
         )
 
 
-def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> Inputs:
-    """Read what the job needs, each instance in its current version; `file_of` is that of `Spool.reading`.
+def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Job) -> Inputs:
+    """Read what the job needs, each instance in its current version; `file_of` is from `Spool.reading`.
 
     Raises:
         MissingInstances, LesionError: see `daemon.jobs.pipeline.read_inputs`.
@@ -228,8 +233,8 @@ def load_inputs(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> Inp
     return read_inputs(file_of(source.path), path_of)
 
 
-def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> tuple[Row, Callable[[str], Path | None]]:
-    """The row of the job's lesion object, and the file of each instance in its current version."""
+def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Job) -> tuple[Instance, Callable[[str], Path | None]]:
+    """Return the row of the job's lesion object, and a function to find an instance's current file."""
     with ledger.read() as connection:
         source = instances.by_id(connection, job.instance_id)
 
@@ -242,14 +247,14 @@ def _files(ledger: Ledger, file_of: Callable[[str], Path], job: Row) -> tuple[Ro
 
 
 def read_part10(report: Dataset) -> bytes:
-    """A report as a Part 10 file (PS3.10 section 7)."""
+    """Return a report as a Part 10 file (PS3.10 section 7)."""
     buffer = DicomBytesIO()
     report.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
 def _facts(classified: Classified) -> dict[str, Any]:
-    """What the ledger keeps of a classified job, for `mammod jobs show`; nothing of the patient."""
+    """Return what the ledger keeps of a classified job, for `mammod jobs show`; nothing of the patient."""
     return {
         "digest": classified.digest,
         "left_out": len(classified.reading.left_out),
@@ -267,7 +272,7 @@ def _facts(classified: Classified) -> dict[str, Any]:
 
 
 def _place(error: Exception) -> str:
-    """File and line where an error arose."""
+    """Return file and line of the place where an error was raised."""
     trace, place = error.__traceback__, "?"
     while trace is not None:
         place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

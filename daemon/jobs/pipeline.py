@@ -41,7 +41,7 @@ IDENTITY_KEYWORDS = (
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What one job reads: headers of the lesion object and of its images, and where each file lies."""
+    """What one job reads: headers of the lesion object and of its images, and the path of each file."""
 
     source: Dataset
     images: Mapping[str, Dataset]
@@ -51,14 +51,16 @@ class Inputs:
 
     @property
     def source_uid(self) -> str:
+        """Return the SOP Instance UID of the lesion object."""
         return str(self.source.SOPInstanceUID)
 
 
 @dataclass(frozen=True, eq=False)
 class Classified:
-    """One lesion object, read and classified. `digest` is the sha256 of all that was read (see `reading_digest`).
+    """One lesion object, read and classified.
 
-    `views` are the frames with a lesion, by image and frame, where pictures were asked for.
+    `digest` is the sha256 of all that was read (see `reading_digest`). `views` are the frames with a lesion,
+    by image and frame, if pictures were requested.
     """
 
     reading: LesionReading
@@ -69,19 +71,20 @@ class Classified:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """One object of kind `kind`; its SOP Instance UID is derived, so the same work done twice gives the same one."""
+    """One report object; its SOP Instance UID is derived, so the same work gives the same UID."""
 
     kind: str
     report: Dataset
 
     @property
     def sop_instance_uid(self) -> str:
+        """Return the SOP Instance UID of the report."""
         return str(self.report.SOPInstanceUID)
 
 
 @dataclass(frozen=True, eq=False)
 class Reports:
-    """The objects of every kind, and by its name why a kind could not be made of this lesion object."""
+    """The reports of every kind, and for each kind that could not be made the reason."""
 
     written: tuple[Written, ...]
     refused: Mapping[str, str]
@@ -96,9 +99,9 @@ class MissingInstances(LesionError):
 
 
 def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inputs:
-    """Read a lesion object and what it names; `path_of` gives the file of a SOP Instance UID, None where it is not here.
+    """Read a lesion object and what it names; `path_of` returns the file of a UID, if it is here.
 
-    A report may name a segmentation only, which names the images: so what is missing may show in two steps.
+    A report may name only a segmentation, which names the images, so missing instances may show in two steps.
 
     Raises:
         MissingInstances: something it names is not here.
@@ -124,7 +127,7 @@ def read_inputs(source_path: Path, path_of: Callable[[str], Path | None]) -> Inp
 
 
 def read_what_is_here(source_path: Path, path_of: Callable[[str], Path | None]) -> Inputs:
-    """The headers of a lesion object and of those images it names that are here: enough to refer to them."""
+    """Return the headers of a lesion object and of its images that are here, enough to refer to them."""
     source = dcmread(source_path, stop_before_pixels=True)
     try:
         references = lesion_references(source)
@@ -145,7 +148,7 @@ def _here(uids: Sequence[str], path_of: Callable[[str], Path | None]) -> dict[st
 
 
 class Pipeline:
-    """Decoders and classifier in a row, under one bundle. Thread-safe; holds no state."""
+    """Decoders and classifier in sequence, for one bundle. Thread-safe; without state."""
 
     def __init__(self, decoders: DecoderPool, classifier: ClassifierPool, algorithm: Algorithm, bundle: str) -> None:
         self._decoders = decoders
@@ -154,11 +157,12 @@ class Pipeline:
         self._bundle = bundle
 
     def classify(self, inputs: Inputs, lesions: settings.Lesions, *, pictures: bool = False) -> Classified:
-        """Read the lesions, cut and classify each; `pictures` asks for views and heat maps too, which cost time.
+        """Read the lesions, cut and classify each; `pictures` asks for views and heat maps, too.
 
         Raises:
             LesionError: the lesion object cannot be used.
-            ImageError: an image cannot be decoded or cut, or one of the objects needs too much time or memory.
+            ImageError: an image cannot be decoded or cut, or one of the objects needs too much time or
+                memory.
             DecoderKilled, DecoderUnavailable: see `DecoderPool`.
         """
         with timed(Stage.DECODE):
@@ -174,7 +178,7 @@ class Pipeline:
         return Classified(reading, results, reading_digest(reading, rois, inputs.images), views)
 
     def _cut(self, image_paths: Mapping[str, Path], lesions: Sequence[Lesion]) -> list[Roi]:
-        """One ROI per lesion, in order; each image is decoded once."""
+        """Return one ROI per lesion, in order; each image is decoded once."""
         rois: dict[int, Roi] = {}
         for image_uid in dict.fromkeys(lesion.image_uid for lesion in lesions):
             chosen = [index for index, lesion in enumerate(lesions) if lesion.image_uid == image_uid]
@@ -183,7 +187,7 @@ class Pipeline:
         return [rois[index] for index in range(len(lesions))]
 
     def _views(self, image_paths: Mapping[str, Path], lesions: Sequence[Lesion]) -> dict[tuple[str, int], View]:
-        """The view of every frame with a lesion; one that cannot be shown is left out, its lesions were cut all the same."""
+        """Return the view of every frame with a lesion, except for frames that cannot be shown."""
         views = {}
         for uid, frame in dict.fromkeys((lesion.image_uid, lesion.frame) for lesion in lesions):
             with suppress(ImageError, DecoderKilled):
@@ -191,7 +195,7 @@ class Pipeline:
         return views
 
     def case(self, inputs: Inputs, classified: Classified) -> Case:
-        """What the reports on a classified lesion object are made from."""
+        """Return what the reports on a classified lesion object are made from."""
         return Case(
             inputs.source,
             inputs.images,
@@ -208,10 +212,11 @@ class Pipeline:
         kinds: Sequence[str],
         earlier: Callable[[str], Sequence[Predecessor]],
     ) -> Reports:
-        """The reports on a classified lesion object, of each kind one or more.
+        """Return the reports on a classified lesion object, one or more of each kind.
 
-        `earlier(kind)` gives the reports of that kind on this lesion object so far, oldest first: the newest of them is what
-        the new one replaces. A kind that cannot be made of this object does not keep the others from being made.
+        `earlier(kind)` gives the reports of that kind on this lesion object so far, oldest first; the new
+        report replaces the newest of them. A kind that cannot be made of this object does not prevent the
+        others.
 
         Raises:
             ReportError: no kind could be made.
@@ -239,9 +244,9 @@ class Pipeline:
         failed: bool,
         left_out: Sequence[LeftOut] = (),
     ) -> Written:
-        """The report that says that a lesion object has no result: nothing to classify, or failed.
+        """Return the report on a lesion object without a result: nothing to classify, or failed.
 
-        `digest` stands for what was read, in the report's UIDs.
+        The report's UIDs are derived from `digest`, which identifies what was read.
 
         Raises:
             ReportError: the lesion object does not give what a report needs.
@@ -256,10 +261,11 @@ class Pipeline:
 def _newest(
     edition: Edition, earlier: Sequence[Predecessor], build: Callable[[Edition], Sequence[Dataset]]
 ) -> list[Written]:
-    """What `build` makes of `edition` as the newest of the `earlier` reports of its kind (oldest first).
+    """Return what `build` makes of `edition` as the newest of the `earlier` reports of its kind.
 
-    A reading that was reported before, and by other reports since, is reported anew: its digest then says how often it came
-    back. What is the newest already is made once more with the same UIDs.
+    `earlier` begins with the oldest. A reading that was reported before, and replaced since, is reported
+    anew; its digest then says how often it has returned. The newest report is made once more with the same
+    UIDs.
     """
     known = {uid for _, uid, _, _ in earlier}
     digest = edition.digest
@@ -278,7 +284,10 @@ def _newest(
 
 
 def reading_digest(reading: LesionReading, rois: Sequence[Roi], images: Mapping[str, Dataset]) -> str:
-    """Sha256 of all that was read: the same objects in another encoding give the same digest, so the same report UID."""
+    """Return the sha256 of all that was read.
+
+    The same objects in another encoding give the same digest, and so the same report UID.
+    """
     read = {
         "lesions": [_lesion_facts(lesion) for lesion in reading.lesions],
         "left_out": [asdict(left_out) for left_out in reading.left_out],

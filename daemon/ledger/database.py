@@ -1,7 +1,7 @@
-"""How the ledger's database is opened: SQLite in a file of one machine, PostgreSQL where several nodes share the ledger.
+"""How the ledger's database is opened: SQLite on one machine, PostgreSQL if several nodes share it.
 
-Every writing transaction sees the ledger as if no other ran beside it: SQLite has one writer, PostgreSQL is told SERIALIZABLE
-(what it cannot put in order it refuses, and `Ledger.change` begins that transaction again).
+Every writing transaction sees the ledger as if no other ran beside it. SQLite has one writer. PostgreSQL runs
+at SERIALIZABLE: it refuses what it cannot serialize, and `Ledger.transact` retries that transaction.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from daemon.errors import LedgerError, LedgerTooNew
 MIGRATIONS = Path(__file__).parent / "migrations"
 SQLITE_BUSY_TIMEOUT_MS = 30_000
 
-# PostgreSQL: no more connections than both together for one node; the server's limit is 100 in all unless it is raised.
+# PostgreSQL: one node opens no more connections than both together. The server's default limit is 100 in all.
 POOL_SIZE, POOL_OVERFLOW = 10, 10
-# Parameters of libpq, where the URL gives none: what finds out that a server vanished without closing its connections.
+# Parameters of libpq, unless the URL gives them: they detect a server that vanished without closing its
+# connections.
 CONNECTION = {
     "application_name": "mammod",
     "connect_timeout": 10,  # seconds, as the next two
@@ -35,35 +36,36 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
-# A node that is frozen in the middle of a transaction holds others up for no longer than this.
+# A node that is frozen in the middle of a transaction blocks others for no longer than this.
 IDLE_IN_TRANSACTION_S = 15
 STATEMENT_S = 60
 
-# Advisory locks (PostgreSQL): any numbers, as long as no other program locks them in this database.
+# Advisory locks (PostgreSQL): arbitrary numbers that no other program locks in this database.
 MIGRATION_LOCK = 0x6D616D6D01
 SPOOL_LOCK = 0x6D616D6D02
 
-# What PostgreSQL answers to a transaction that is to be begun again: serialization failure, deadlock, and a unique value that
-# another transaction inserted at the same time.
-BEGIN_AGAIN = ("40001", "40P01", "23505")
+# PostgreSQL's errors after which a transaction is to be retried: serialization failure, deadlock, and a
+# unique value that another transaction inserted at the same time.
+RETRYABLE = ("40001", "40P01", "23505")
 
 
 def open_engine(url: str, password_file: Path | None = None) -> Engine:
+    """Return the engine of the database at `url`; SQLite's file is made if it is missing."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed)
     return _postgresql(parsed, password_file)
 
 
-def begin_again(error: BaseException) -> bool:
-    """Whether a transaction that failed so may succeed when it is begun again, nothing of it having been done."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in BEGIN_AGAIN
+def is_retryable(error: BaseException) -> bool:
+    """Return whether a transaction that failed with `error` may succeed when it is retried."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in RETRYABLE
 
 
 def _sqlite(url: URL) -> Engine:
     if url.database and url.database != ":memory:":
         _make_private(Path(url.database))
-    # The pool holds as many connections as there are threads that may ask at once.
+    # The pool holds as many connections as there are threads that may use it at once.
     engine = create_engine(
         url, pool_size=20, max_overflow=1000, connect_args={"check_same_thread": False}, hide_parameters=True
     )
@@ -88,7 +90,7 @@ def _sqlite(url: URL) -> Engine:
 def _postgresql(url: URL, password_file: Path | None) -> Engine:
     engine = create_engine(
         url,
-        pool_pre_ping=True,  # a server that was restarted is found again
+        pool_pre_ping=True,  # reconnects to a server that was restarted
         pool_size=POOL_SIZE,
         max_overflow=POOL_OVERFLOW,
         connect_args={name: value for name, value in CONNECTION.items() if name not in url.query},
@@ -111,7 +113,7 @@ def _postgresql(url: URL, password_file: Path | None) -> Engine:
 
 
 def read_password(file: Path) -> str:
-    """The ledger's password: all that `file` holds but the end of its line. No message quotes it.
+    """Return the ledger's password: all that `file` holds but the end of its line. No message quotes it.
 
     Raises:
         LedgerError: the file cannot be read or is empty.
@@ -126,9 +128,12 @@ def read_password(file: Path) -> str:
 
 
 def _make_private(file: Path) -> None:
-    """0600 in a directory made 0700; SQLite gives its -wal and -shm files the permissions of the database."""
+    """Set 0600, in a directory made 0700.
+
+    SQLite gives its -wal and -shm files the permissions of the database.
+    """
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(OSError):  # SQLite says better what is wrong
+    with suppress(OSError):  # SQLite reports better what is wrong
         file.touch(mode=0o600)
         for path in (file, Path(f"{file}-wal"), Path(f"{file}-shm")):
             if path.exists():
@@ -137,25 +142,25 @@ def _make_private(file: Path) -> None:
 
 @dataclass(frozen=True)
 class Schema:
-    """Revisions of a ledger's schema: the one it has (None: no tables yet), and the newest that this program knows."""
+    """Revisions of a schema: the ledger's (None: no tables yet), and the newest that this program knows."""
 
     present: str | None
     newest: str
 
 
 def missing_file(url: str) -> Path | None:
-    """The SQLite file of the ledger at `url`, where it is not there."""
+    """Return the SQLite file of the ledger at `url` if it does not exist, else None."""
     parsed = make_url(url)
     file = Path(parsed.database or "")
     return file if parsed.get_backend_name() == "sqlite" and not file.exists() else None
 
 
 def schema_of(url: str, password_file: Path | None = None) -> Schema:
-    """Of the ledger at `url`, which is left as it is; no SQLite file is made.
+    """Return the schema of the ledger at `url`, which is left as it is; no SQLite file is made.
 
     Raises:
-        LedgerTooNew: the schema is one that this program does not know.
-        SQLAlchemyError, ImportError, ValueError: it cannot be opened.
+        LedgerTooNew: this program does not know the schema.
+        SQLAlchemyError, ImportError, ValueError: the ledger cannot be opened.
     """
     if missing_file(url):
         return Schema(None, _scripts().get_current_head() or "")
@@ -168,10 +173,10 @@ def schema_of(url: str, password_file: Path | None = None) -> Schema:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest version; of nodes that start at once, one does it and the others wait.
+    """Migrate the schema to the newest version; if nodes start at once, one does it and the others wait.
 
     Raises:
-        LedgerTooNew: the schema is one that this program does not know.
+        LedgerTooNew: this program does not know the schema.
     """
     config = _config()
     scripts = ScriptDirectory.from_config(config)

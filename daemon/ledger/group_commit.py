@@ -1,8 +1,9 @@
-"""Group commit: transitions of several threads in one transaction, so that they wait for the disk once, and together.
+"""Group commit: transitions of several threads in one transaction, which waits for the disk once.
 
-Who comes while nothing is under way does what waits, its own and that of others. Who comes meanwhile waits, and the first
-of these does the next lot. Where several came last time, a moment is left for more to come: a commit costs as much as what is
-recorded by it (PostgreSQL's commit_delay and commit_siblings).
+A thread that comes while no transaction runs commits everything that waits, its own transitions and those of
+other threads. A thread that comes meanwhile waits, and the first of these commits the next group. If several
+threads came last time, the committing one waits a moment for more, since a transaction costs as much for one
+as for many (PostgreSQL's commit_delay and commit_siblings).
 """
 
 from __future__ import annotations
@@ -21,93 +22,97 @@ Transition = Callable[[Connection], Any]
 
 
 def outcome(
-    change: Callable[[Callable[[Connection], Result]], Result], transition: Callable[[Connection], Result]
+    transact: Callable[[Callable[[Connection], Result]], Result], transition: Callable[[Connection], Result]
 ) -> Result | Exception:
-    """What a change by this transition returns, or the error that it raises."""
+    """Return what `transact` returns for this transition, or the error that it raises."""
     try:
-        return change(transition)
+        return transact(transition)
     except Exception as error:
         return error
 
 
 class _Waiting:
+    """One transition that waits for its transaction."""
+
     def __init__(self, transition: Transition) -> None:
         self.transition = transition
         self.outcome: Any = None  # what it returned, or the error
 
 
-class _Brought:
-    """By one thread, at once."""
+class _Batch:
+    """The transitions that one thread brought at once."""
 
     def __init__(self, transitions: Sequence[Transition]) -> None:
         self.waiting = [_Waiting(transition) for transition in transitions]
-        self.turn = threading.Event()  # it is done, or its thread is to do what waits
+        self.turn = threading.Event()  # set when it is done, or when its thread is to commit the next group
         self.done = False
 
 
 class GroupCommit:
-    """`change` is a transaction by itself. A transaction that fails with one of `unavailable` fails for all that were in it;
-    with any other error, each is done again by itself, so that it fails only for whose it is.
+    """Commits transitions of several threads together; `transact` runs one transaction.
+
+    If a transaction fails with one of `unavailable`, all of its transitions fail. With any other error, each
+    transition is repeated in a transaction of its own, so that only the faulty one fails.
     """
 
-    def __init__(self, change: Callable[[Transition], Any], unavailable: tuple[type[Exception], ...]) -> None:
-        self._change = change
+    def __init__(self, transact: Callable[[Transition], Any], unavailable: tuple[type[Exception], ...]) -> None:
+        self._transact = transact
         self._unavailable = unavailable
         self._lock = threading.Lock()
-        self._brought: list[_Brought] = []
-        self._under_way = False
-        self._came_together = 1  # last time
+        self._batches: list[_Batch] = []
+        self._is_running = False
+        self._last_batches = 1  # how many the last group held
 
-    def change(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
-        """What each of `transitions` returns, committed, or the error it failed with.
+    def transact(self, transitions: Sequence[Callable[[Connection], Result]]) -> list[Result | Exception]:
+        """Return what each of `transitions` returned, committed, or the error it failed with.
 
-        Each may be called again: it may do nothing that may not be done twice.
+        Each may be called more than once: it must do nothing that may not be done twice.
         """
-        mine = _Brought(transitions)
+        mine = _Batch(transitions)
         with self._lock:
-            self._brought.append(mine)
-            waits, self._under_way = self._under_way, True
+            self._batches.append(mine)
+            waits, self._is_running = self._is_running, True
         if waits:
             mine.turn.wait()
         if not mine.done:
-            self._do_what_waits()
+            self._commit_waiting()
         return [one.outcome for one in mine.waiting]
 
-    def _do_what_waits(self) -> None:
-        brought: list[_Brought] = []
-        several: list[_Waiting] = []
+    def _commit_waiting(self) -> None:
+        batches: list[_Batch] = []
+        group: list[_Waiting] = []
 
-        def do(connection: Connection) -> list[Any]:
-            take()  # the first time; by now it is this transaction's turn
-            return [one.transition(connection) for one in several]
+        def run_all(connection: Connection) -> list[Any]:
+            collect()  # at the first call: the transaction has begun, and more may have come until now
+            return [one.transition(connection) for one in group]
 
-        def take() -> None:
-            if not brought:
+        def collect() -> None:
+            if not batches:
                 with self._lock:
-                    brought.extend(self._brought)
-                    self._brought.clear()
-                several.extend(one for each in brought for one in each.waiting)
+                    batches.extend(self._batches)
+                    self._batches.clear()
+                group.extend(one for batch in batches for one in batch.waiting)
 
-        if self._came_together > 1:
+        if self._last_batches > 1:
             sleep(GATHER_S)
         try:
-            results = self._change(do)
+            results = self._transact(run_all)
         except Exception as error:
-            take()
-            if len(several) == 1 or isinstance(error, self._unavailable):
-                for one in several:
+            collect()
+            if len(group) == 1 or isinstance(error, self._unavailable):
+                for one in group:
                     one.outcome = error
             else:
-                for one in several:
-                    one.outcome = outcome(self._change, one.transition)
+                for one in group:
+                    one.outcome = outcome(self._transact, one.transition)
         else:
-            for one, result in zip(several, results, strict=True):
+            for one, result in zip(group, results, strict=True):
                 one.outcome = result
-        self._came_together = len(brought)
+        self._last_batches = len(batches)
         with self._lock:
-            following = self._brought[:1]
-            self._under_way = bool(following)
-        for each in brought:
-            each.done = True
-        for each in (*brought, *following):
-            each.turn.set()
+            following = self._batches[:1]
+            self._is_running = bool(following)
+        for batch in batches:
+            batch.done = True
+        for batch in (*batches, *following):
+            batch.turn.set()

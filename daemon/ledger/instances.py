@@ -1,40 +1,44 @@
-"""Instances in the ledger: recorded once per content, the newest content of a SOP Instance UID being the current one."""
+"""Instances in the ledger: each content is recorded once.
+
+The newest of a SOP Instance UID is the current one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, exists, func, insert, select, update
 
-from daemon.events.arrival import Arrival
+from daemon.events.outcomes import Arrival
+from daemon.ledger.records import Instance, records
 from daemon.ledger.schema import UNFINISHED, InstanceState, instances, jobs, needs
 
 
 @dataclass(frozen=True)
 class StoredInstance:
-    """An instance in the spool. `path` is relative to the spool directory; `received_at` in seconds since the epoch."""
+    """An instance in the spool that is to be recorded."""
 
     sop_instance_uid: str
     sop_class_uid: str
     study_uid: str
     series_uid: str
     transfer_syntax_uid: str
-    digest: str
-    size: int
-    path: str
-    calling_ae: str
-    received_at: float
+    digest: str  # of its content: see `daemon.dicom.digest`
+    size: int  # bytes of its file
+    path: str  # of its file, relative to the spool directory
+    calling_ae: str  # AE title of the sender
+    received_at: float  # seconds since the epoch
 
 
 def record(
     connection: Connection, instance: StoredInstance, is_same: Callable[[str, str], bool] = lambda digest, path: False
 ) -> tuple[Arrival, int]:
-    """Record an accepted instance; returns what it was and its row id.
+    """Record an accepted instance; return what its arrival was, and its row id.
 
-    Content that was seen before is a duplicate, even where other content came in between: a late re-send of old content does
-    not bring it back. `is_same` says of another digest, and the path of its file, whether it is of this content; the row then
-    has the new file.
+    Content that was seen before is a duplicate, even if other content came in between: a late re-send of old
+    content does not make it current again. `is_same` takes another digest and the path of its file, and
+    returns whether that is the same content; the row then gets the new file.
     """
     uid = {"uid": instance.sop_instance_uid}
     known = connection.execute(_OF_UID, uid).all()
@@ -56,7 +60,7 @@ def record(
     return (Arrival.CHANGED if replaced else Arrival.NEW), instance_id
 
 
-# Made once: each takes as long to be put together as to be carried out.
+# Built once: building each takes as long as executing it.
 _SAME_UID = instances.c.sop_instance_uid == bindparam("uid")
 _OF_UID = select(instances.c.id, instances.c.digest, instances.c.path, instances.c.state).where(_SAME_UID)
 _SUPERSEDE = (
@@ -67,37 +71,62 @@ _SUPERSEDE = (
 _INSERT = insert(instances).returning(instances.c.id)
 
 
-def current(connection: Connection, sop_instance_uids: Iterable[str]) -> dict[str, Row]:
-    """The current row of each of these SOP Instance UIDs that is here."""
+def current(connection: Connection, sop_instance_uids: Iterable[str]) -> dict[str, Instance]:
+    """Return the current instance of each of these SOP Instance UIDs that is here."""
     rows = connection.execute(
         select(instances).where(
             instances.c.sop_instance_uid.in_(list(sop_instance_uids)), instances.c.state == InstanceState.CURRENT
         )
     )
-    return {row.sop_instance_uid: row for row in rows}
+    return {instance.sop_instance_uid: instance for instance in records(Instance, rows)}
 
 
-def by_id(connection: Connection, instance_id: int) -> Row:
-    return connection.execute(select(instances).where(instances.c.id == instance_id)).one()
+def by_id(connection: Connection, instance_id: int) -> Instance:
+    """Return the instance with this row id."""
+    (instance,) = records(Instance, connection.execute(select(instances).where(instances.c.id == instance_id)))
+    return instance
+
+
+def every(connection: Connection) -> list[Instance]:
+    """Return all instances, in every version."""
+    return records(Instance, connection.execute(select(instances)))
+
+
+def is_known(connection: Connection, instance_id: int) -> bool:
+    """Return whether there is an instance with this row id."""
+    return connection.execute(select(exists().where(instances.c.id == instance_id))).scalar_one()
+
+
+def is_unneeded() -> ColumnElement[bool]:
+    """Return the condition that no job, finished or not, is about an instance or needs it."""
+    return ~exists().where(jobs.c.instance_id == instances.c.id) & ~exists().where(
+        needs.c.sop_instance_uid == instances.c.sop_instance_uid
+    )
 
 
 def paths(connection: Connection) -> set[str]:
-    """The spool paths that rows refer to; any other file in the spool is an orphan of an interrupted arrival."""
+    """Return the spool paths that rows refer to.
+
+    Any other instance file is an orphan of an interrupted arrival.
+    """
     return set(connection.execute(select(instances.c.path)).scalars())
 
 
 def known_paths(connection: Connection, some: Sequence[str]) -> set[str]:
-    """Those of these spool paths that rows refer to."""
+    """Return those of these spool paths that rows refer to."""
     return set(connection.execute(select(instances.c.path).where(instances.c.path.in_(some))).scalars())
 
 
 def received(connection: Connection) -> int:
-    """How many instances were accepted, duplicates included."""
+    """Return how many instances were accepted, duplicates included."""
     return connection.execute(select(func.coalesce(func.sum(instances.c.times_received), 0))).scalar_one()
 
 
 def delete_older_than(connection: Connection, before: float) -> list[str]:
-    """Remove instances received before `before` that no job holds or unfinished job needs; returns their spool paths."""
+    """Delete instances received before `before` that no job holds and no unfinished job needs.
+
+    Returns their paths.
+    """
     held = select(jobs.c.instance_id)
     needed = (
         select(needs.c.sop_instance_uid)

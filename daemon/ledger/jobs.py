@@ -1,15 +1,19 @@
-"""Jobs in the ledger: one lesion object under one bundle, from waiting for its images to its report being stored.
+"""Jobs in the ledger: one lesion object under one bundle, from waiting for its images to its stored report.
 
-Here is how a job is paired, and how it ends by what becomes of its reports; the work on it in between is in `work`.
+This module pairs jobs with their images, and ends them when their reports end; `job_claims` has the work in
+between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 
-from sqlalchemy import ColumnElement, Connection, Row, bindparam, case, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, case, delete, exists, func, insert, select, update
 
+from daemon.ledger.records import Job, MissingImage, OutboxItem, record_or_none, records
 from daemon.ledger.schema import (
+    UNDELIVERED,
     UNFINISHED,
     InstanceState,
     JobState,
@@ -23,11 +27,24 @@ from daemon.ledger.schema import (
 
 REPLACED = "the lesion object was sent again with other content"
 
+# Conditions of queries on `needs` and `jobs`.
+_IS_HERE = exists().where(
+    instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
+)
+_LACKS_INSTANCES = exists().where(needs.c.job_id == jobs.c.id, ~_IS_HERE).correlate(jobs)
+# The job's lesion object was not replaced.
+_IS_CURRENT = jobs.c.instance_id.in_(select(instances.c.id).where(instances.c.state == InstanceState.CURRENT))
+# The job has reports that the archive has not taken, or not committed. A quarantined job may have one, too.
+HAS_UNDELIVERED = exists().where(outbox.c.job_id == jobs.c.id, outbox.c.state.in_(UNDELIVERED))
+
 
 def create(
     connection: Connection, instance_id: int, source_uid: str, needed: Sequence[str], bundle: str, now: float
 ) -> int:
-    """A job for this lesion object, waiting for the instances it needs or ready when they are all here."""
+    """Create a job for this lesion object, ready if all instances it needs are here, else waiting.
+
+    Returns its number.
+    """
     job_id = connection.execute(
         insert(jobs)
         .values(
@@ -49,7 +66,7 @@ def create(
 
 
 def supersede(connection: Connection, source_uid: str, keep_instance: int, now: float) -> None:
-    """Other content of this lesion object arrived: unfinished work on the old content stops."""
+    """Stop unfinished work on the old content of a lesion object, of which other content arrived."""
     connection.execute(
         update(jobs)
         .where(
@@ -67,22 +84,19 @@ def supersede(connection: Connection, source_uid: str, keep_instance: int, now: 
     )
 
 
-_NEEDING = select(needs.c.job_id).where(needs.c.sop_instance_uid == bindparam("uid"))  # made once, as it is asked often
+_NEEDING = select(needs.c.job_id).where(needs.c.sop_instance_uid == bindparam("uid"))  # built once: it is used often
 
 
 def needing(connection: Connection, sop_instance_uid: str) -> list[int]:
+    """Return the jobs that need this instance."""
     return list(connection.execute(_NEEDING, {"uid": sop_instance_uid}).scalars())
 
 
 def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -> int:
-    """Waiting jobs (these, or all) whose every needed instance is here become ready; returns how many."""
-    present = exists().where(
-        instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
-    )
-    missing = exists().where(needs.c.job_id == jobs.c.id, ~present).correlate(jobs)
+    """Make waiting jobs (these, or all) ready if every instance they need is here; return how many."""
     promotion = (
         update(jobs)
-        .where(jobs.c.state == JobState.WAITING, ~missing)
+        .where(jobs.c.state == JobState.WAITING, ~_LACKS_INSTANCES)
         .values(state=JobState.READY, reason=None, attempts=0, not_before=now, complete_at=now)
     )
     if job_ids is not None:
@@ -91,26 +105,23 @@ def promote(connection: Connection, job_ids: Iterable[int] | None, now: float) -
 
 
 def complete_but_waiting(connection: Connection) -> list[int]:
-    """Waiting jobs whose every needed instance is here; there are none unless something went wrong."""
-    present = exists().where(
-        instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
-    )
-    missing = exists().where(needs.c.job_id == jobs.c.id, ~present).correlate(jobs)
-    return list(connection.execute(select(jobs.c.id).where(jobs.c.state == JobState.WAITING, ~missing)).scalars())
+    """Return waiting jobs that lack no instance; there are none unless something went wrong."""
+    complete = select(jobs.c.id).where(jobs.c.state == JobState.WAITING, ~_LACKS_INSTANCES)
+    return list(connection.execute(complete).scalars())
 
 
 def input_changed(connection: Connection, sop_instance_uid: str, now: float) -> None:
-    """An instance that jobs read was replaced: they are done again with the new content (invariant 4).
+    """Restart the jobs that read an instance, since it was replaced by other content (invariant 4).
 
-    Not those of a lesion object that was itself replaced: a report on it would become the newest.
+    Jobs of a lesion object that was itself replaced are left alone: a report on it would become the newest.
     """
     ids = needing(connection, sop_instance_uid)
     if ids:
         connection.execute(
             update(jobs)
-            .where(jobs.c.id.in_(ids), jobs.c.state.not_in([JobState.WAITING, JobState.SUPERSEDED]), _of_current())
+            .where(jobs.c.id.in_(ids), jobs.c.state.not_in([JobState.WAITING, JobState.SUPERSEDED]), _IS_CURRENT)
             .values(
-                # A running job sees its revision overtaken when it ends, and goes back to ready by itself.
+                # A running job finds another revision when it ends, and becomes ready again then.
                 state=case((jobs.c.state == JobState.RUNNING, jobs.c.state), else_=JobState.READY.value),
                 revision=jobs.c.revision + 1,
                 attempts=0,
@@ -122,13 +133,11 @@ def input_changed(connection: Connection, sop_instance_uid: str, now: float) -> 
         )
 
 
-def _of_current() -> ColumnElement[bool]:
-    """The job's lesion object was not replaced."""
-    return jobs.c.instance_id.in_(select(instances.c.id).where(instances.c.state == InstanceState.CURRENT))
-
-
 def due_now(connection: Connection, now: float) -> int:
-    """The clock was set back, or the service starts: no job waits for a time that an earlier clock named."""
+    """Make every job due now that waits for a time, after the clock was set back or at a start.
+
+    Returns how many.
+    """
     return connection.execute(
         update(jobs)
         .where(jobs.c.state.in_([JobState.READY, JobState.WAITING]), jobs.c.not_before > now)
@@ -136,8 +145,8 @@ def due_now(connection: Connection, now: float) -> int:
     ).rowcount
 
 
-def newest_reports(items: Iterable[Row]) -> list[Row]:
-    """Of the outbox items of one job the newest of each kind; older ones were replaced by them, whatever became of those.
+def newest_reports(items: Iterable[OutboxItem]) -> list[OutboxItem]:
+    """Return the newest of each kind among the outbox items of one job; they replace the older ones.
 
     The objects of a kind that were put into the outbox together carry the same time.
     """
@@ -146,17 +155,21 @@ def newest_reports(items: Iterable[Row]) -> list[Row]:
     return [item for item in ordered if item.created_at == newest[item.kind]]
 
 
-def _newest_reports(connection: Connection, job_id: int) -> list[Row]:
-    return newest_reports(connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all())
+def reports_of(connection: Connection, job_id: int) -> list[OutboxItem]:
+    """Return the job's outbox items, oldest first."""
+    return records(
+        OutboxItem, connection.execute(select(outbox).where(outbox.c.job_id == job_id).order_by(outbox.c.id))
+    )
 
 
 def finish_if_sent(connection: Connection, job_id: int, now: float) -> None:
-    """After an outbox item ended: a sending job is done when its reports are stored (and committed, where that is asked
-    for), failed when one of the newest is refused."""
-    items = connection.execute(select(outbox).where(outbox.c.job_id == job_id)).all()
-    if any(
-        item.state in (OutboxState.QUEUED, OutboxState.COMMITTING) for item in items
-    ):  # replaced ones go out as well
+    """End a job that is sending, once all its reports have ended.
+
+    It is done if its reports are stored (and committed, if that is asked for), and failed if one of the
+    newest is refused.
+    """
+    items = reports_of(connection, job_id)
+    if any(item.state in UNDELIVERED for item in items):  # replaced ones are sent as well
         return
     refused = [item for item in newest_reports(items) if item.state == OutboxState.FAILED]
     connection.execute(
@@ -171,7 +184,7 @@ def finish_if_sent(connection: Connection, job_id: int, now: float) -> None:
 
 
 def handed_over(connection: Connection, job_id: int, to_job: int, now: float) -> None:
-    """A report of this job is that of a newer job too, which has it from now on; this one ends by what it has left."""
+    """End this job by its remaining reports, after a newer job with the same report took one over."""
     finish_if_sent(connection, job_id, now)
     connection.execute(
         update(jobs)
@@ -181,32 +194,30 @@ def handed_over(connection: Connection, job_id: int, to_job: int, now: float) ->
 
 
 def retry(connection: Connection, job_id: int, now: float) -> str:
-    """An operator asks for another attempt: quarantined work is read anew, a refused report is queued again.
+    """Retry a job for an operator: quarantined work is read again, a refused report is queued again.
 
-    Work on a lesion object that was replaced is superseded instead. Returns the job's new state; an unchanged state means
-    that there was nothing to retry.
+    Work on a lesion object that was replaced is superseded instead. Returns the job's new state; an unchanged
+    state means that there was nothing to retry.
     """
     connection.execute(
         update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.QUARANTINED, JobState.FAILED]), ~_of_current())
+        .where(jobs.c.id == job_id, jobs.c.state.in_([JobState.QUARANTINED, JobState.FAILED]), ~_IS_CURRENT)
         .values(state=JobState.SUPERSEDED, reason=REPLACED, finished_at=now)
     )
     state = connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
     if state == JobState.QUARANTINED:
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id == job_id)
-            .values(state=JobState.WAITING, attempts=0, reason=None, finished_at=None, revision=jobs.c.revision + 1)
-        )
+        _read_again(connection, jobs.c.id == job_id)
         promote(connection, [job_id], now)
     elif state == JobState.FAILED:
-        refused = [item.id for item in _newest_reports(connection, job_id) if item.state == OutboxState.FAILED]
+        refused = [
+            item.id for item in newest_reports(reports_of(connection, job_id)) if item.state == OutboxState.FAILED
+        ]
         connection.execute(
             update(outbox)
             .where(outbox.c.id.in_(refused))
             .values(state=OutboxState.QUEUED, attempts=0, commit_attempts=0, next_attempt_at=now, reason=None)
         )
-        # A promise about the earlier copy says nothing about the one that goes out now.
+        # A promise about the earlier copy does not hold for the one that is sent now.
         connection.execute(delete(commitments).where(commitments.c.outbox_id.in_(refused)))
         connection.execute(
             update(jobs).where(jobs.c.id == job_id).values(state=JobState.SENDING, reason=None, finished_at=None)
@@ -214,14 +225,33 @@ def retry(connection: Connection, job_id: int, now: float) -> str:
     return connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one()
 
 
+def rewrite_reports(connection: Connection, job_id: int, now: float) -> None:
+    """Restart a done job whose lesion object is current, so that its reports are written again."""
+    _read_again(connection, _is_rewritable(job_id))
+    promote(connection, [job_id], now)
+
+
+def is_rewritable(connection: Connection, job_id: int) -> bool:
+    """Return whether the job is done and its lesion object was not replaced."""
+    return connection.execute(select(exists().where(_is_rewritable(job_id)))).scalar_one()
+
+
+def _is_rewritable(job_id: int) -> ColumnElement[bool]:
+    return (jobs.c.id == job_id) & (jobs.c.state == JobState.DONE) & _IS_CURRENT
+
+
+def _read_again(connection: Connection, which: ColumnElement[bool]) -> None:
+    values = {"attempts": 0, "reason": None, "finished_at": None, "revision": jobs.c.revision + 1}
+    connection.execute(update(jobs).where(which).values(state=JobState.WAITING, **values))
+
+
 def delete_finished(connection: Connection, before: float, states: Sequence[JobState]) -> list[str]:
-    """Remove jobs in these finished states that ended before `before`, with their outbox rows; returns the reports' paths."""
-    # A quarantined job may have a report that says so and that still waits for the archive.
-    waiting = exists().where(
-        outbox.c.job_id == jobs.c.id, outbox.c.state.in_([OutboxState.QUEUED, OutboxState.COMMITTING])
-    )
+    """Delete jobs in these finished states that ended before `before`, with their outbox rows.
+
+    Returns the paths of their reports.
+    """
     chosen = select(jobs.c.id).where(
-        jobs.c.state.in_([str(state) for state in states]), jobs.c.finished_at < before, ~waiting
+        jobs.c.state.in_([str(state) for state in states]), jobs.c.finished_at < before, ~HAS_UNDELIVERED
     )
     ids = list(connection.execute(chosen).scalars())
     reports: list[str] = []
@@ -234,16 +264,13 @@ def delete_finished(connection: Connection, before: float, states: Sequence[JobS
     return reports
 
 
-def waiting_for(connection: Connection, created_before: float, now: float, limit: int) -> Sequence[Row]:
-    """What jobs have waited for since before `created_before`: rows of (job_id, attempts, study_uid, sop_instance_uid).
+def waiting_for(connection: Connection, created_before: float, now: float, limit: int) -> list[MissingImage]:
+    """Return what jobs have waited for since before `created_before`.
 
-    `study_uid` is the lesion object's own study. Rows whose job was asked for already are due again at its `not_before`.
+    Images that the archive was asked for already are due again at the `not_before` of their job.
     """
-    present = exists().where(
-        instances.c.sop_instance_uid == needs.c.sop_instance_uid, instances.c.state == InstanceState.CURRENT
-    )
     source = instances.alias("source")
-    return connection.execute(
+    missing = (
         select(jobs.c.id.label("job_id"), jobs.c.attempts, source.c.study_uid, needs.c.sop_instance_uid)
         .join(needs, needs.c.job_id == jobs.c.id)
         .join(source, source.c.id == jobs.c.instance_id)
@@ -251,15 +278,16 @@ def waiting_for(connection: Connection, created_before: float, now: float, limit
             jobs.c.state == JobState.WAITING,
             (jobs.c.created_at <= created_before) | (jobs.c.created_at > now),  # the clock was set back since
             jobs.c.not_before <= now,
-            ~present,
+            ~_IS_HERE,
         )
         .order_by(jobs.c.id)
         .limit(limit)
-    ).all()
+    )
+    return records(MissingImage, connection.execute(missing))
 
 
 def asked(connection: Connection, job_id: int, again_at: float, reason: str) -> None:
-    """The archive was asked for a waiting job's images; `reason` shows why it still waits, `again_at` when to ask next."""
+    """Record that the archive was asked for a job's images, why the job waits on, and when to ask again."""
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state == JobState.WAITING)
@@ -268,19 +296,42 @@ def asked(connection: Connection, job_id: int, again_at: float, reason: str) -> 
 
 
 def by_state(connection: Connection) -> dict[str, int]:
-    """The number of jobs in each state, every state named."""
+    """Return the number of jobs in each state, every state named."""
+    return count_by_state(connection, jobs, JobState)
+
+
+def count_by_state(connection: Connection, table: Table, states: type[StrEnum]) -> dict[str, int]:
+    """Return the number of rows of `table` in each of `states`, every state named."""
     counted = {
         row.state: row.number
-        for row in connection.execute(select(jobs.c.state, func.count().label("number")).group_by(jobs.c.state))
+        for row in connection.execute(select(table.c.state, func.count().label("number")).group_by(table.c.state))
     }
-    return {state.value: counted.get(state.value, 0) for state in JobState}
+    return {state.value: counted.get(state.value, 0) for state in states}
+
+
+def by_id(connection: Connection, job_id: int) -> Job | None:
+    """Return the job with this number; None if there is none."""
+    return record_or_none(Job, connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none())
+
+
+def every(connection: Connection) -> list[Job]:
+    """Return all jobs."""
+    return records(Job, connection.execute(select(jobs)))
+
+
+def newest(connection: Connection, limit: int, state: str | None = None) -> list[Job]:
+    """Return the newest jobs, in this state if one is given, newest first."""
+    query = select(jobs).order_by(jobs.c.id.desc()).limit(limit)
+    return records(Job, connection.execute(query if state is None else query.where(jobs.c.state == state)))
 
 
 def needed_by(connection: Connection, job_id: int) -> list[str]:
+    """Return the SOP Instance UIDs that the job needs."""
     return list(connection.execute(select(needs.c.sop_instance_uid).where(needs.c.job_id == job_id)).scalars())
 
 
 def unfinished(connection: Connection) -> int:
+    """Return the number of unfinished jobs."""
     return connection.execute(
         select(func.count()).select_from(jobs).where(jobs.c.state.in_([str(state) for state in UNFINISHED]))
     ).scalar_one()

@@ -1,109 +1,113 @@
-"""Nodes in the ledger: the service processes that share it, each alive as long as it gives a sign of life within its lease.
+"""Nodes in the ledger: the service processes that share it, each alive while its heartbeats keep its lease.
 
-All times of this table are the database's clock, so that the nodes' own clocks need not agree.
+All times of this table are by the database's clock, so that the nodes' own clocks need not agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Double, Row, cast, delete, extract, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from daemon.ledger import job_claims
+from daemon.ledger.records import NodeRecord, records
 from daemon.ledger.schema import duties, nodes, outbox
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself; `process` names the process on its machine (see `daemon.system.process_identity`)."""
+    """What a node says of itself."""
 
     host: str
     pid: int
-    process: str
-    address: str
-    bundle: str
-    version: str
+    process: str  # identity of the process on its machine: see `daemon.system.process_identity`
+    address: str  # where it listens, as host:port
+    bundle: str  # digest of its model bundle
+    version: str  # of mammod
     lease_s: float
 
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What was given back: nodes that are gone, running jobs (`given_up` of them quarantined), reports under way."""
+    """How much was taken over from nodes that are gone."""
 
     nodes: int = 0
-    jobs: int = 0
-    given_up: int = 0
-    reports: int = 0
+    jobs: int = 0  # that were running
+    given_up: int = 0  # of these, quarantined after too many attempts
+    reports: int = 0  # that were being sent or asked about
 
 
 def clock(connection: Connection) -> ColumnElement[float]:
-    """Seconds since the epoch by the database's clock, while the transaction runs."""
+    """Return seconds since the epoch by the database's clock, as an expression of a query."""
     if connection.dialect.name == "postgresql":
         return cast(extract("epoch", func.clock_timestamp()), Double)
     return (func.julianday("now") - 2_440_587.5) * 86_400.0
 
 
 def _alive(connection: Connection) -> ColumnElement[bool]:
-    """Neither too old nor, where the database's clock was set back since, from the future."""
+    """Return the condition that a node's lease has not expired.
+
+    The last heartbeat is neither too old nor, after the database's clock was set back, too far ahead.
+    """
     return func.abs(clock(connection) - nodes.c.beat_at) <= nodes.c.lease_s
 
 
 def join(connection: Connection, node_id: str, facts: NodeFacts) -> None:
-    """From here on this node may own rows."""
+    """Add a node, which may own rows from then on."""
     now = clock(connection)
     connection.execute(insert(nodes).values(id=node_id, **vars(facts), started_at=now, beat_at=now))
 
 
 def beat(connection: Connection, node_id: str) -> bool:
-    """A sign of life; False where the node was taken for dead meanwhile and has to join anew."""
+    """Record a heartbeat; return False if the node's lease expired meanwhile, so that it has to rejoin."""
     beaten = update(nodes).where(nodes.c.id == node_id).values(beat_at=clock(connection))
     return bool(connection.execute(beaten).rowcount)
 
 
-def lives(connection: Connection, node_id: str) -> bool:
-    """Whether a node may claim work: nobody took it for dead."""
+def is_joined(connection: Connection, node_id: str) -> bool:
+    """Return whether a node may claim work: no other node has removed it."""
     return connection.execute(select(nodes.c.id).where(nodes.c.id == node_id)).one_or_none() is not None
 
 
 def ids(connection: Connection) -> set[str]:
+    """Return the ids of all nodes."""
     return set(connection.execute(select(nodes.c.id)).scalars())
 
 
-def all(connection: Connection) -> Sequence[Row]:
-    """Every node, the oldest first, with `alive` and `silent_s`, the seconds since its last sign of life."""
+def all(connection: Connection) -> list[NodeRecord]:
+    """Return every node, the oldest first."""
     silent = (clock(connection) - nodes.c.beat_at).label("silent_s")
-    return connection.execute(
-        select(nodes, silent, _alive(connection).label("alive")).order_by(nodes.c.started_at, nodes.c.id)
-    ).all()
+    query = select(nodes, silent, _alive(connection).label("alive")).order_by(nodes.c.started_at, nodes.c.id)
+    return records(NodeRecord, connection.execute(query))
 
 
-def silent(connection: Connection) -> list[str]:
-    """The nodes whose lease ran out."""
+def expired(connection: Connection) -> list[str]:
+    """Return the ids of nodes whose lease expired."""
     return list(connection.execute(select(nodes.c.id).where(~_alive(connection))).scalars())
 
 
 def take_over(connection: Connection, gone: Iterable[str], now: float, by: str | None = None) -> TakenOver:
-    """Remove the nodes `gone` and those whose lease ran out, but for `by` itself, and give back what belongs to no node.
+    """Remove the nodes `gone` and those whose lease expired, except `by` itself; release what they owned.
 
-    An attempt at a job counts as begun, as it does when a service dies over it.
+    The attempts at their jobs count, as they do when a service dies over a job.
     """
     removed = delete(nodes).where(nodes.c.id.in_(list(gone)) | ~_alive(connection), nodes.c.id != (by or ""))
     number = connection.execute(removed).rowcount
-    given_up, again = job_claims.give_back_orphans(connection, now)
-    reports = connection.execute(update(outbox).where(_orphaned(outbox.c.owner)).values(owner=None)).rowcount
-    connection.execute(delete(duties).where(_orphaned(duties.c.owner)))
+    given_up, again = job_claims.release_orphans(connection, now)
+    reports = connection.execute(update(outbox).where(_is_orphan(outbox.c.owner)).values(owner=None)).rowcount
+    connection.execute(delete(duties).where(_is_orphan(duties.c.owner)))
     return TakenOver(number, again + given_up, given_up, reports)
 
 
-def _orphaned(owner: ColumnElement[Any]) -> ColumnElement[bool]:
+def _is_orphan(owner: ColumnElement[Any]) -> ColumnElement[bool]:
     return owner.is_not(None) & owner.not_in(select(nodes.c.id))
 
 
 def leave(connection: Connection, node_id: str, now: float) -> None:
-    """The node stops: what it has begun is free at once, as if never begun."""
+    """Remove a node that stops; its work is free at once, as if never begun."""
     job_claims.return_to_ready(connection, node_id, None, now)
     connection.execute(update(outbox).where(outbox.c.owner == node_id).values(owner=None))
     connection.execute(delete(duties).where(duties.c.owner == node_id))
@@ -111,8 +115,11 @@ def leave(connection: Connection, node_id: str, now: float) -> None:
 
 
 def take_duty(connection: Connection, node_id: str, name: str) -> bool:
-    """Whether this node has the duty from here on; it does what it stands for alone until `end_duty`, or until it is dead."""
-    if not lives(connection, node_id):
+    """Take a duty that one node does at a time, until `end_duty` or until its lease expires.
+
+    Returns whether it is had.
+    """
+    if not is_joined(connection, node_id):
         return False
     new: Any = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     connection.execute(new(duties).values(name=name, owner=node_id).on_conflict_do_nothing())
@@ -120,4 +127,5 @@ def take_duty(connection: Connection, node_id: str, name: str) -> bool:
 
 
 def end_duty(connection: Connection, node_id: str, name: str) -> None:
+    """Give a duty back."""
     connection.execute(delete(duties).where(duties.c.name == name, duties.c.owner == node_id))

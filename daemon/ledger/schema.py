@@ -1,22 +1,24 @@
 """The ledger's tables and the states that rows pass through. Migrations stand in `daemon/ledger/migrations`.
 
-Times are seconds since the epoch (UTC), by the clock of the node that wrote them; those of `nodes` are by the database's.
-Paths are relative to the spool directory. No column holds patient data.
+Times are seconds since the epoch (UTC), by the clock of the node that wrote them; those of `nodes` are by the
+database's clock. Paths are relative to the spool directory. No column holds patient data.
 
-What a node is at carries its id as `owner`: a running job, a report that it sends or asks about, a duty that one node does
-at a time. A node without a sign of life for its lease loses its row and all that it owned (`nodes.take_over`); what it still
-does counts for nothing, since every end of work asks for the owner.
+Work that a node has claimed carries its id in `owner`: a running job, a report that it sends or asks about, a
+duty that one node does at a time. A node whose lease expires loses its row and all that it owned
+(`nodes.take_over`). Results that it delivers later are ignored, because every transition that ends work
+compares the owner.
 
 Instance:  current -> superseded (other content came under the same SOP Instance UID)
 Job:       waiting -> ready -> running -> sending -> done
-                                  |          `-> failed (the archive refuses the report for good)
-                                  |-> done (nothing to classify, or nothing new to report)
-                                  |-> ready (interrupted, or an input changed meanwhile)
-                                  `-> quarantined (input cannot be used; the reason says why; there may be a report of it)
+                                  |          `-> failed (the archive refuses the report for good) |-> done
+                                  (nothing to classify, or nothing new to report) |-> ready (interrupted, or
+                                  an input changed meanwhile) `-> quarantined (input cannot be used: see the
+                                  reason; may have a report of it)
            any unfinished state -> superseded (the lesion object itself was replaced)
            done, failed, quarantined -> ready (an image was replaced, or an operator retries)
 Outbox:    queued -> stored | failed;  failed -> queued (an operator retries)
-           with storage commitment: queued -> committing (stored, not yet committed) -> stored | queued (sent again) | failed
+           with storage commitment: queued -> committing (stored, not yet committed)
+                                    -> stored | queued (sent again) | failed
 """
 
 from __future__ import annotations
@@ -57,21 +59,26 @@ ROW_ID = BigInteger().with_variant(Integer, "sqlite")
 
 
 class SafeText(TypeDecorator[str]):
-    """Text that may quote what a peer sent: PostgreSQL stores no NUL, and neither database a lone surrogate."""
+    """Text that may quote a peer's input, without what databases cannot store: NUL and lone surrogates."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Return `value` with replacement characters for what the database cannot store."""
         return value and value.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 class InstanceState(StrEnum):
+    """Whether an instance holds the newest content of its SOP Instance UID."""
+
     CURRENT = "current"
     SUPERSEDED = "superseded"
 
 
 class JobState(StrEnum):
+    """How far a job has come; the module's docstring shows the transitions."""
+
     WAITING = "waiting"
     READY = "ready"
     RUNNING = "running"
@@ -83,6 +90,8 @@ class JobState(StrEnum):
 
 
 class OutboxState(StrEnum):
+    """How far a report has come on its way to the archive; the module's docstring shows the transitions."""
+
     QUEUED = "queued"
     COMMITTING = "committing"
     STORED = "stored"
@@ -90,6 +99,8 @@ class OutboxState(StrEnum):
 
 
 UNFINISHED = (JobState.WAITING, JobState.READY, JobState.RUNNING, JobState.SENDING)
+# Reports that the archive has not taken, or not committed.
+UNDELIVERED = (OutboxState.QUEUED, OutboxState.COMMITTING)
 
 
 def _one_of(states: type[StrEnum]) -> CheckConstraint:
@@ -128,7 +139,7 @@ jobs = Table(
     Column("state", String(16), nullable=False),
     Column("reason", SafeText),
     Column("owner", NODE_ID),  # the node that works on it
-    # Raised whenever an input changes: work begun under an older revision is done again.
+    # Raised whenever an input changes: work that was begun under an older revision is repeated.
     Column("revision", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("not_before", Float, nullable=False),
@@ -190,14 +201,15 @@ commitments = Table(
 )
 Index("ix_commitments_outbox_id", commitments.c.outbox_id)
 
-# The service processes that share the ledger. A process that was taken for dead comes back under another id.
+# The service processes that share the ledger. A process whose lease expired rejoins under another id.
 nodes = Table(
     "nodes",
     metadata,
     Column("id", NODE_ID, primary_key=True),
     Column("host", String(255), nullable=False),
     Column("pid", Integer, nullable=False),
-    # Which process that is, for one on the same machine to see whether it lives (`daemon.system.process_identity`).
+    # Identity of the process, by which others on its machine see whether it lives
+    # (`daemon.system.process_identity`).
     Column("process", String(128), nullable=False),
     Column("address", String(300), nullable=False),  # where it listens, as host:port
     Column("bundle", String(64), nullable=False),
@@ -207,7 +219,7 @@ nodes = Table(
     Column("beat_at", Float, nullable=False),
 )
 
-# What one node at a time does for all.
+# Work that one node at a time does for all.
 duties = Table(
     "duties",
     metadata,

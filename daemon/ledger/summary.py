@@ -1,4 +1,4 @@
-"""What metrics and the status page ask the ledger: counts, ages and the last jobs, by queries that an index answers."""
+"""Counts, ages and the last jobs, for metrics and the status page, by queries that use an index."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from daemon.ledger.schema import UNFINISHED, JobState, OutboxState, instances, jobs, outbox
 
-# States that wait for somebody or something; the others only grow until retention removes them.
+# States in which something still has to happen; in the others, rows only gather until retention deletes them.
 PRESSING = (*UNFINISHED, JobState.FAILED, JobState.QUARANTINED)
 PRESSING_REPORTS = (OutboxState.QUEUED, OutboxState.COMMITTING, OutboxState.FAILED)
 
 
 @dataclass(frozen=True)
 class InState:
-    """How many are in a state, and since when the one that has been longest (seconds since the epoch; None: there is none).
+    """How many jobs or reports are in a state, and since when the oldest of them.
 
-    A job counts as waiting since its lesion object came, as ready, running or sending since all of it was here, and as failed
-    or quarantined since that was found; a report since it was made.
+    A job counts as waiting since its lesion object came, as ready, running or sending since all of it was
+    here, and as failed or quarantined since it ended; a report since it was made.
     """
 
     count: int
-    since: float | None
+    since: float | None  # seconds since the epoch; None if there is none
 
 
 @dataclass(frozen=True)
 class UrgentWork:
-    """Jobs and reports in every state that wants something done, by state."""
+    """Jobs and reports in every state in which something has to be done, by state."""
 
     jobs: Mapping[JobState, InState]
     reports: Mapping[OutboxState, InState]
@@ -36,22 +36,20 @@ class UrgentWork:
 
 @dataclass(frozen=True)
 class LastJob:
-    """One job as the status page shows it: nothing that could be a patient's, and no probability.
-
-    `seconds` from when all of it was here to its end, or None; `reports` the number of its reports in each state, by kind.
-    """
+    """One job as the status page shows it, without patient data and probabilities."""
 
     job_id: int
     state: str
-    source_class: str
-    lesions: int
+    source_class: str  # SOP Class UID of its lesion object
+    lesions: int  # how many were classified
     created_at: float
     finished_at: float | None
-    seconds: float | None
-    reports: Mapping[str, Mapping[str, int]]
+    seconds: float | None  # from when all of it was here to its end
+    reports: Mapping[str, Mapping[str, int]]  # by kind: the number of its reports in each state
 
 
 def urgent_work(connection: Connection) -> UrgentWork:
+    """Return the number and age of jobs and reports in each state in which something has to be done."""
     since = case(
         (jobs.c.state == JobState.WAITING, jobs.c.created_at),
         (jobs.c.state.in_([JobState.FAILED, JobState.QUARANTINED]), jobs.c.finished_at),
@@ -81,7 +79,7 @@ def _by_state(
 
 
 def last_jobs(connection: Connection, limit: int) -> list[LastJob]:
-    """The newest jobs, newest first."""
+    """Return the newest jobs, newest first."""
     rows = connection.execute(
         select(jobs, instances.c.sop_class_uid)
         .join(instances, instances.c.id == jobs.c.instance_id)

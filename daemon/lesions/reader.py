@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from daemon.dicom.sop_classes import REPORT_CLASSES
+from daemon.dicom.sop_classes import SR_CLASS_PREFIX
 from daemon.errors import LesionError
 from daemon.lesions.cad_sr import CAD_ROOT, cad_marks
 from daemon.lesions.generic_sr import generic_marks
@@ -114,7 +114,7 @@ def _references(marks: list[Mark]) -> References | None:
 
 
 def _marks(dataset: Dataset) -> list[Mark]:
-    if not str(dataset.get("SOPClassUID") or "").startswith(REPORT_CLASSES):
+    if not str(dataset.get("SOPClassUID") or "").startswith(SR_CLASS_PREFIX):
         return []
     tree = ContentTree(dataset)
     marks = cad_marks(tree) if tree.root.named(*CAD_ROOT) else measurement_marks(tree) + generic_marks(tree)

@@ -1,4 +1,4 @@
-"""`mammod check --deep`: ledger and spool against each other, every file hashed again, every state against what it claims."""
+"""`mammod check --deep`: compare ledger and spool, hash every file again, check what every state claims."""
 
 from __future__ import annotations
 
@@ -9,137 +9,144 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom import dcmread
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import Connection, text
 
 from daemon.dicom.digest import has_digest
-from daemon.ledger import Ledger, jobs
+from daemon.ledger import Ledger, instances, jobs, outbox
 from daemon.ledger.jobs import newest_reports
-from daemon.ledger.schema import InstanceState, JobState, OutboxState
-from daemon.ledger.schema import instances as instance_table
-from daemon.ledger.schema import jobs as job_table
-from daemon.ledger.schema import outbox as outbox_table
+from daemon.ledger.records import Instance, Job, OutboxItem
+from daemon.ledger.schema import UNDELIVERED, InstanceState, JobState, OutboxState
 from daemon.storage.spool import Spool
 
-# A running service writes a file before its row: only a file that nothing touched for so long has lost its row.
-SETTLED_S = 60.0
+# A running service writes a file before its row: only a file that was not modified for this long has lost its
+# row.
+ORPHAN_AFTER_S = 60.0
 
 
 @dataclass
 class ConsistencyReport:
-    """What was looked at, and `faults`: what is wrong, in plain words, each with what to do."""
+    """How much was checked, and what is wrong."""
 
     instances: int = 0
     reports: int = 0
     jobs: int = 0
     bytes_hashed: int = 0
-    faults: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # in plain words, each with what to do
 
 
 def check_consistency(ledger: Ledger, spool: Spool) -> ConsistencyReport:
-    """Walk ledger and spool, both ways. May run beside the service: what changes meanwhile is looked at again."""
+    """Compare ledger and spool, both ways.
+
+    May run beside the service: what changes meanwhile is checked again.
+    """
     began = time.time()
     entries = spool.entries()
     with ledger.read() as connection:
         found = ConsistencyReport(faults=list(_database_faults(connection)))
-        instances = connection.execute(select(instance_table)).all()
-        reports = connection.execute(select(outbox_table)).all()
-        job_rows = connection.execute(select(job_table)).all()
+        every_instance = instances.every(connection)
+        reports = outbox.every(connection)
+        every_job = jobs.every(connection)
         complete = set(jobs.complete_but_waiting(connection))
-    found.instances, found.reports, found.jobs = len(instances), len(reports), len(job_rows)
-    for row in (*instances, *reports):
-        size, faults = file_faults(spool, row)
+    found.instances, found.reports, found.jobs = len(every_instance), len(reports), len(every_job)
+    with_files: list[Instance | OutboxItem] = [*every_instance, *reports]
+    for record in with_files:
+        size, faults = file_faults(spool, record)
         found.bytes_hashed += size
-        # Retention may have removed row and file since the rows were read.
-        if faults and _still_there(ledger, row):
+        # Retention may have deleted row and file since the rows were read.
+        if faults and _is_known(ledger, record):
             found.faults += faults
-    known = {row.path for row in (*instances, *reports)}
+    known = {record.path for record in with_files}
     for entry in entries:
-        if entry.path in known or began - entry.modified <= SETTLED_S:
+        if entry.path in known or began - entry.modified <= ORPHAN_AFTER_S:
             continue
         modified = spool.modified(entry.path)
-        if modified is not None and began - modified > SETTLED_S:
-            remedy = "restart the service, which removes such files"
+        if modified is not None and began - modified > ORPHAN_AFTER_S:
+            remedy = "restart the service, which deletes such files"
             if spool.store is not None:
-                remedy = "a running service removes such files within two hours"
+                remedy = "a running service deletes such files within two hours"
             found.faults.append(f"file {entry.path}: no row knows it; {remedy}")
-    found.faults += _instance_faults(instances)
-    found.faults += _job_faults(job_rows, instances, reports, complete)
+    found.faults += _instance_faults(every_instance)
+    found.faults += _job_faults(every_job, every_instance, reports, complete)
     return found
 
 
 def _database_faults(connection: Connection) -> Iterator[str]:
     if connection.dialect.name != "sqlite":
         return  # other databases check themselves
-    for (said,) in connection.execute(text("PRAGMA integrity_check")):
-        if said != "ok":
-            yield f"ledger: SQLite's integrity check says: {said}; stop the service and restore the ledger"
+    for (result,) in connection.execute(text("PRAGMA integrity_check")):
+        if result != "ok":
+            yield f"ledger: SQLite's integrity check says: {result}; stop the service and restore the ledger"
     for broken in connection.execute(text("PRAGMA foreign_key_check")):
         yield f"ledger: a row of {broken[0]} refers to a row of {broken[2]} that is not there; restore the ledger"
 
 
-def file_faults(spool: Spool, row: Row) -> tuple[int, list[str]]:
-    """Bytes read, and what is wrong with the file of an instance's or report's row."""
-    with spool.as_stored(row.path) as path:
-        return _path_faults(path, row)
+def file_faults(spool: Spool, record: Instance | OutboxItem) -> tuple[int, list[str]]:
+    """Return the bytes read, and what is wrong with the file of an instance or report."""
+    with spool.as_stored(record.path) as path:
+        return _path_faults(path, record)
 
 
-def _path_faults(path: Path, row: Row) -> tuple[int, list[str]]:
-    is_report = hasattr(row, "job_id")
-    name = f"{'report' if is_report else 'instance'} {row.sop_instance_uid} (row {row.id})"
+def _path_faults(path: Path, record: Instance | OutboxItem) -> tuple[int, list[str]]:
+    is_report = isinstance(record, OutboxItem)
+    name = f"{'report' if is_report else 'instance'} {record.sop_instance_uid} (row {record.id})"
     again = "run its job again with `mammod jobs retry`" if is_report else "have its sender send it again"
     try:
         size = path.stat().st_size
-        if size != row.size:
-            return 0, [f"{name}: its file {row.path} has {size} bytes and the ledger says {row.size}; {again}"]
-        whole = _is_whole_report(path, row.digest) if is_report else has_digest(path, row.digest)
-        if not whole:
-            return size, [f"{name}: the content of its file {row.path} is not what was written; {again}"]
+        if size != record.size:
+            return 0, [f"{name}: its file {record.path} has {size} bytes and the ledger says {record.size}; {again}"]
+        if not _has_content(path, record):
+            return size, [f"{name}: the content of its file {record.path} is not what was written; {again}"]
         uid = str(dcmread(path, specific_tags=["SOPInstanceUID"]).get("SOPInstanceUID", ""))
-        if uid != row.sop_instance_uid:
-            return size, [f"{name}: its file {row.path} holds SOP Instance UID {uid or 'none'}; {again}"]
+        if uid != record.sop_instance_uid:
+            return size, [f"{name}: its file {record.path} holds SOP Instance UID {uid or 'none'}; {again}"]
     except FileNotFoundError:
-        return 0, [f"{name}: its file {row.path} is missing; {again}"]
+        return 0, [f"{name}: its file {record.path} is missing; {again}"]
     except OSError as error:
-        return 0, [f"{name}: its file {row.path} cannot be read ({error.strerror}); run as the service's user"]
+        return 0, [f"{name}: its file {record.path} cannot be read ({error.strerror}); run as the service's user"]
     except Exception as error:  # pydicom raises many kinds over broken files
-        return 0, [f"{name}: its file {row.path} is not DICOM any more ({type(error).__name__}); {again}"]
+        return 0, [f"{name}: its file {record.path} is not DICOM any more ({type(error).__name__}); {again}"]
     return size, []
 
 
-def _still_there(ledger: Ledger, row: Row) -> bool:
-    table = outbox_table if hasattr(row, "job_id") else instance_table
+def _is_known(ledger: Ledger, record: Instance | OutboxItem) -> bool:
     with ledger.read() as connection:
-        return connection.execute(select(table.c.id).where(table.c.id == row.id)).one_or_none() is not None
+        if isinstance(record, OutboxItem):
+            return outbox.is_known(connection, record.id)
+        return instances.is_known(connection, record.id)
 
 
-def _is_whole_report(path: Path, sha256: str | None) -> bool:
+def _has_content(path: Path, record: Instance | OutboxItem) -> bool:
+    """Return whether the file holds the content that was recorded."""
+    if isinstance(record, Instance):
+        return has_digest(path, record.digest)
     with path.open("rb") as file:
-        return sha256 in (None, hashlib.file_digest(file, "sha256").hexdigest())
+        return record.digest in (None, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _instance_faults(instances: Sequence[Row]) -> list[str]:
+def _instance_faults(every_instance: Sequence[Instance]) -> list[str]:
     current: dict[str, int] = {}
-    for row in instances:
-        current[row.sop_instance_uid] = current.get(row.sop_instance_uid, 0) + (row.state == InstanceState.CURRENT)
+    for instance in every_instance:
+        uid = instance.sop_instance_uid
+        current[uid] = current.get(uid, 0) + (instance.state == InstanceState.CURRENT)
     return [
         f"instance {uid}: {number} of its versions are marked current, only one may be; send it again"
         for uid, number in current.items()
-        if number > 1  # none: retention took the current one, and keeps an older one for its quarantined job
+        if number > 1  # none: retention deleted the current one, and keeps an older one for its quarantined job
     ]
 
 
 def _job_faults(
-    job_rows: Sequence[Row], instances: Sequence[Row], reports: Sequence[Row], complete: set[int]
+    every_job: Sequence[Job], every_instance: Sequence[Instance], reports: Sequence[OutboxItem], complete: set[int]
 ) -> Iterator[str]:
-    """What a job's state claims about its reports and reason, and does not hold."""
-    here = {row.id for row in instances}
-    reports_of: dict[int, list[Row]] = {}
+    """Yield what a job's state claims about its reports and reason, and is not so."""
+    here = {instance.id for instance in every_instance}
+    reports_of: dict[int, list[OutboxItem]] = {}
     for report in reports:
         reports_of.setdefault(report.job_id, []).append(report)
-    for job in job_rows:
+    for job in every_job:
         own = reports_of.get(job.id, [])
         states = {report.state for report in newest_reports(own)}
-        unsent = [report for report in own if report.state in (OutboxState.QUEUED, OutboxState.COMMITTING)]
+        unsent = [report for report in own if report.state in UNDELIVERED]
         name = f"job {job.id} ({job.state})"
         if job.instance_id not in here:
             yield f"{name}: its lesion object has no row; have it sent again"

@@ -1,4 +1,8 @@
-"""What the service does by the clock: housekeeping, missing images, certificates, the bundle, what metrics need."""
+"""What the service does at intervals: housekeeping, retrieval, certificates, the bundle, samples for metrics.
+
+APScheduler keeps the intervals by the wall clock. `PeriodicTasks.all_now` is the one place that makes up for
+a clock that was set back; after one that was set forward, a task runs early, once.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,9 @@ from daemon.system.tls import expiries, warn_of_ends
 from daemon.workers.pinned_bundle import BundleWatch
 
 HOUSEKEEPING_S = 3600
-SHRINK_S = 300
+SIZE_LIMIT_S = 300
+# The names of duties stand in the ledger, which nodes of an older version share: they must not change.
+SIZE_LIMIT_DUTY = "shrink"
 RETRIEVAL_S = 5
 CERTIFICATES_S = 86_400
 BUNDLE_WATCH_S = 60
@@ -39,13 +45,15 @@ log = structlog.get_logger()
 
 
 class PeriodicTasks:
-    """A thread that starts each of these when it is time, one of a kind at once; what is for all nodes, on one at a time.
+    """A thread that starts each task at its interval, never twice at once.
 
-    `settings` is asked anew each time, since they can be reloaded. `on_ready` is called when jobs may have become ready.
+    Tasks for all nodes run on one at a time. `settings` is called each time, since they can be reloaded.
+    `on_ready` is called when jobs may have become ready.
     """
 
     def __init__(
         self,
+        *,
         ledger: Ledger,
         node: Node,
         spool: Spool,
@@ -71,15 +79,16 @@ class PeriodicTasks:
         self._scheduler = BackgroundScheduler(timezone=UTC)
 
     def start(self) -> None:
+        """Start the scheduler's thread."""
         observed, soon = self._observation, {"next_run_time": datetime.now(UTC)}
         for name, seconds, work, when in (
             ("housekeeping", HOUSEKEEPING_S, self._housekeep, {}),
-            ("shrink", SHRINK_S, self._shrink, {}),
+            ("size-limit", SIZE_LIMIT_S, self._enforce_size_limit, {}),
             ("retrieval", RETRIEVAL_S, self._retrieve, {}),
             ("certificates", CERTIFICATES_S, self.check_certificates, {}),
             ("bundle", BUNDLE_WATCH_S, self._watch_bundle, {}),
             ("sample", SAMPLE_S, observed.sample, soon),
-            ("ask-archive", ASK_ARCHIVE_S, observed.ask_archive, {}),
+            ("ask-archive", ASK_ARCHIVE_S, observed.probe_archive, {}),
             ("count-spool", COUNT_SPOOL_S, observed.count_spool, soon),
         ):
             once = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
@@ -87,21 +96,22 @@ class PeriodicTasks:
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Start nothing more; does not wait for what is under way."""
+        """Start nothing more; does not wait for tasks that run."""
         self._scheduler.shutdown(wait=False)
 
     def all_now(self) -> None:
-        """The clock was set back: what would wait for a time that it named earlier is begun now."""
+        """Start every task now, after the clock was set back: their next times are too far ahead."""
         for job in self._scheduler.get_jobs():
             with suppress(JobLookupError):
                 job.modify(next_run_time=datetime.now(UTC))
 
     def retention_now(self) -> None:
-        """Its settings changed: what is kept no longer goes now."""
-        for name in ("housekeeping", "shrink"):
+        """Delete now what changed settings no longer keep."""
+        for name in ("housekeeping", "size-limit"):
             self._scheduler.modify_job(name, next_run_time=datetime.now(UTC))
 
     def check_certificates(self) -> None:
+        """Warn of certificates that expire soon."""
         warn_of_ends(expiries(self._settings()))
 
     def _retrieve(self) -> None:
@@ -123,21 +133,21 @@ class PeriodicTasks:
             missing_images.retrieve_missing(self._ledger, self._archive, settings, accept)
         finally:
             for association in associations:
-                self._audit.association_ended(association, we_asked=True)
+                self._audit.association_ended(association, is_ours=True)
 
     def _watch_bundle(self) -> None:
         if found := self._bundle_watch.look():
-            log.warning("the bundle's folder was changed; the service keeps the one it verified", found=found)
+            log.warning("bundle folder changed; the service keeps the verified bundle", found=found)
 
     def _housekeep(self) -> None:
         with self._node.duty("housekeeping") as mine:
             if mine:
                 retention.delete_orphans(self._ledger, self._spool)
                 retention.delete_expired(self._ledger, self._spool, self._settings().retention)
-                self._ledger.change(lambda connection: jobs.promote(connection, None, time.time()))
+                self._ledger.transact(lambda connection: jobs.promote(connection, None, time.time()))
         self._on_ready()
 
-    def _shrink(self) -> None:
-        with self._node.duty("shrink") as mine:
+    def _enforce_size_limit(self) -> None:
+        with self._node.duty(SIZE_LIMIT_DUTY) as mine:
             if mine:
                 self.removed += retention.enforce_size_limit(self._ledger, self._spool, self._settings().retention)

@@ -1,10 +1,9 @@
-"""Retention by age and by size: what is finished leaves ledger and spool; what is not finished is never touched."""
+"""Retention by age and by size: finished work is deleted, unfinished work is never touched."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,50 +14,51 @@ from config.settings import Retention
 from daemon.events import bus
 from daemon.events.bus import DeletedForRoom
 from daemon.ledger import Ledger, instances, jobs, outbox, retention
-from daemon.ledger.database import IDLE_IN_TRANSACTION_S
+from daemon.ledger.records import FinishedJob, UnneededInstance
 from daemon.ledger.schema import JobState
+from daemon.storage.deletion import delete_files, exclusive_until
 from daemon.storage.spool import Spool
 
 DAY_S = 86_400
-STRAY_AFTER_S = 3600
-# An image that came less than this ago may still get its lesion object: size alone does not remove it.
-UNMARKED_KEPT_S = DAY_S
-AT_ONCE = 100  # jobs removed in one transaction, which intake waits for
-FILES_AT_ONCE = 100  # removed while intake waits
+ORPHAN_AFTER_S = 3600
+# An image that came less than this ago may still get its lesion object: size alone does not delete it.
+MIN_UNNEEDED_AGE_S = DAY_S
+MAX_JOBS = 100  # deleted in one transaction, for which intake waits
 
 log = structlog.get_logger()
 
 
 def delete_orphans(ledger: Ledger, spool: Spool) -> int:
-    """Remove files without a row that nothing touched for an hour; returns how many.
+    """Delete files without a row that were not modified for an hour; return how many.
 
-    They are left where the ledger could not be written after the file was (disk full, ledger locked), which the sender was told.
+    They are left behind if the ledger cannot be written after the file (disk full, ledger locked). Their
+    senders were told of the failure.
     """
-    before = time.time() - STRAY_AFTER_S
-    old = spool.strays(before)
+    before = time.time() - ORPHAN_AFTER_S
+    old = spool.written_before(before)
     if not old:
         return 0
-    removed = 0
-    # Alone, so that intake never finds the file of a row gone that it is about to record.
+    deleted = 0
+    # Under the lock, so that no file is deleted while intake records it.
     with ledger.alone_with_spool() as connection:
-        end = _end()
+        end = exclusive_until()
         known = instances.paths(connection) | outbox.paths(connection)
         for path in old:
             if path in known:
                 continue
-            # Looked at again: an intake may be placing the same content, which touches the file.
+            # Checked again: an intake may be storing the same content, which touches the file.
             modified = spool.modified(path)
             if modified is not None and modified < before and time.monotonic() < end:
-                removed += spool.remove([path])
-    if removed:
-        log.warning("files without a row removed", files=removed)
-    return removed
+                deleted += spool.delete([path])
+    if deleted:
+        log.warning("orphaned files deleted", files=deleted)
+    return deleted
 
 
 def delete_expired(ledger: Ledger, spool: Spool, settings: Retention) -> int:
-    """Remove finished jobs with their reports, then instances that no job holds or waits for, past their days.
+    """Delete finished jobs with their reports, and instances without a job, whose days are over.
 
-    Returns how many files went.
+    An instance that an unfinished job waits for is kept. Returns how many files were deleted.
     """
     now = time.time()
     finished = now - settings.finished_days * DAY_S
@@ -69,95 +69,76 @@ def delete_expired(ledger: Ledger, spool: Spool, settings: Retention) -> int:
         reports += jobs.delete_finished(connection, quarantined, [JobState.QUARANTINED, JobState.FAILED])
         return reports, instances.delete_older_than(connection, finished)
 
-    reports, files = ledger.change(transition)
-    removed = delete_files(ledger, spool, [*reports, *files])
-    if removed:
-        log.info("retention", reports=len(reports), instances=len(files), files_removed=removed)
-    return removed
-
-
-def delete_files(ledger: Ledger, spool: Spool, paths: Sequence[str]) -> int:
-    """Remove files whose rows were forgotten, but for those that were received or written again since; returns how many.
-
-    One that is left here by a crash has no row, and goes as a stray.
-    """
-    removed = 0
-    for start in range(0, len(paths), FILES_AT_ONCE):
-        some = paths[start : start + FILES_AT_ONCE]
-        with ledger.alone_with_spool() as connection:
-            end = _end()
-            known = instances.known_paths(connection, some) | outbox.known_paths(connection, some)
-            gone = [path for path in some if path not in known]
-            if time.monotonic() < end:
-                removed += spool.remove(gone)
-    return removed
-
-
-def _end() -> float:
-    """Until when this node surely has the spool alone: one that is frozen in between loses that, and removes nothing more."""
-    return time.monotonic() + IDLE_IN_TRANSACTION_S / 2
+    reports, files = ledger.transact(transition)
+    deleted = delete_files(ledger, spool, [*reports, *files])
+    if deleted:
+        log.info("expired work deleted", reports=len(reports), instances=len(files), files=deleted)
+    return deleted
 
 
 def size_limit(settings: Retention, directory: Path | None) -> int | None:
-    """Bytes that the spool may fill: `max_bytes`, `max_share` of its disk, or the smaller of both; None without a limit.
+    """Return how many bytes the spool may hold: `max_bytes` or a share of its disk, the smaller one.
 
-    Without a directory the spool is a bucket, of which there is no share.
+    None if there is no limit. Without a `directory` the spool is a bucket, which has no disk.
     """
     limits = [] if settings.max_bytes is None else [int(settings.max_bytes)]
-    if settings.max_share is not None and directory is not None:
-        limits.append(int(settings.max_share * shutil.disk_usage(directory).total))
+    if settings.max_disk_fraction is not None and directory is not None:
+        limits.append(int(settings.max_disk_fraction * shutil.disk_usage(directory).total))
     return min(limits, default=None)
 
 
 def enforce_size_limit(ledger: Ledger, spool: Spool, settings: Retention) -> DeletedForRoom:
-    """Remove what is finished, oldest first, until the spool is within its `size_limit` or only unfinished work is left.
+    """Delete finished work, oldest first, until the spool is within its `size_limit` or none is left.
 
-    A job goes with its reports and with what only it was about. An instance that no job is about counts as ended when it came.
+    A job is deleted with its reports and with the instances that only it was about. An instance without a job
+    counts as ended when it came.
     """
     limit = size_limit(settings, None if spool.store is not None else spool.directory)
     if limit is None:
         return DeletedForRoom()
-    removed = DeletedForRoom()
+    deleted = DeletedForRoom()
     excess = 0
     while True:
-        excess, step, paths = ledger.change(partial(_shrink_to, limit))
+        excess, step, paths = ledger.transact(partial(_delete_oldest, limit))
         if step != DeletedForRoom():
-            bus.tell(step)
+            bus.publish(step)
         delete_files(ledger, spool, paths)
-        removed += step
+        deleted += step
         if not step.jobs + step.instances:
             break
-    if removed != DeletedForRoom():
-        log.info("retention by size", limit=limit, **vars(removed))
+    if deleted != DeletedForRoom():
+        log.info("work deleted to keep the size limit", limit=limit, **vars(deleted))
     if excess > 0:
-        log.warning(
-            "the spool is larger than [retention] allows, and nothing finished is left to remove", excess=excess
-        )
-    return removed
+        log.warning("the spool exceeds its size limit, and no finished work is left to delete", excess=excess)
+    return deleted
 
 
-def _shrink_to(limit: int, connection: Connection) -> tuple[int, DeletedForRoom, list[str]]:
-    """One transaction's worth of removing, oldest first, until `limit` is kept: bytes in excess before, and files to remove."""
+def _delete_oldest(limit: int, connection: Connection) -> tuple[int, DeletedForRoom, list[str]]:
+    """Delete rows in one transaction, oldest first, until `limit` is kept.
+
+    Returns how many bytes there were in excess, what was deleted, and the paths of the files to delete.
+    """
     excess = retention.spool_bytes(connection) - limit
     if excess <= 0:
         return excess, DeletedForRoom(), []
-    finished = retention.oldest_finished(connection, AT_ONCE)
-    unmarked = retention.oldest_unmarked(connection, time.time() - UNMARKED_KEPT_S, AT_ONCE)
-    # What lies beyond the end of a full list may be older than the rest of the other one.
-    horizon = min((rows[-1].ended_at for rows in (finished, unmarked) if len(rows) == AT_ONCE), default=float("inf"))
-    candidates = sorted(
-        (row for row in (*finished, *unmarked) if row.ended_at <= horizon), key=lambda row: row.ended_at
-    )
-    removed, paths = DeletedForRoom(), []
-    for row in candidates:
-        if removed.bytes >= excess:
+    finished = retention.oldest_finished(connection, MAX_JOBS)
+    unneeded = retention.oldest_unneeded(connection, time.time() - MIN_UNNEEDED_AGE_S, MAX_JOBS)
+    # Rows beyond the end of a full list may be older than the rest of the other list.
+    ends = [rows[-1].ended_at for rows in (finished, unneeded) if len(rows) == MAX_JOBS]
+    horizon = min(ends, default=float("inf"))
+    both: list[FinishedJob | UnneededInstance] = [*finished, *unneeded]
+    candidates = sorted((record for record in both if record.ended_at <= horizon), key=lambda record: record.ended_at)
+    deleted, paths = DeletedForRoom(), []
+    for record in candidates:
+        if deleted.bytes >= excess:
             break
-        if hasattr(row, "path"):
-            retention.delete_instances(connection, [row.id])
-            paths.append(row.path)
-            removed += DeletedForRoom(instances=1, bytes=row.size)
+        if isinstance(record, UnneededInstance):
+            retention.delete_instances(connection, [record.id])
+            paths.append(record.path)
+            deleted += DeletedForRoom(instances=1, bytes=record.size)
         else:
-            reports, left = retention.delete_job(connection, row.id)
-            paths += [item.path for item in (*reports, *left)]
-            removed += DeletedForRoom(1, len(left), len(reports), sum(item.size for item in (*reports, *left)))
-    return excess, removed, paths
+            reports, left = retention.delete_job(connection, record.id)
+            files = (*reports, *left)
+            paths += [file.path for file in files]
+            deleted += DeletedForRoom(1, len(left), len(reports), sum(file.size for file in files))
+    return excess, deleted, paths

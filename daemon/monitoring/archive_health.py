@@ -1,4 +1,4 @@
-"""Whether the archive answers, by all that was asked of it lately; where nothing was, it is asked (C-ECHO)."""
+"""Track whether the archive answers, from every request to it; send a C-ECHO if there was none lately."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from dataclasses import dataclass, replace
 import structlog
 
 from daemon.archive.client import Archive
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError
 from daemon.events.bus import ArchiveAnswered, ArchiveSilent, Event, ReportSent
+from daemon.events.outcomes import StoreOutcomeKind
 
-ASK_AFTER_S = 60.0  # without an answer to anything else
+ECHO_AFTER_S = 60.0  # since the last answer to any request
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class Health:
-    """`up` is None before anything was asked. Times are seconds since the epoch; `problem` is why it did not answer last."""
+    """State of the archive; `up` is None before the first request.
+
+    Times are seconds since the epoch; `problem` is why the last request got no answer.
+    """
 
     up: bool | None = None
     failures_in_a_row: int = 0
@@ -30,7 +33,7 @@ class Health:
 
 
 class ArchiveHealth:
-    """Thread-safe. `hear` is to be told what happens."""
+    """Archive state built from events, which `record` takes. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,9 +41,11 @@ class ArchiveHealth:
 
     @property
     def health(self) -> Health:
+        """Return the current state."""
         return self._health
 
-    def hear(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
+        """Update the state from an event; log when the archive stops or starts answering."""
         now = time.time()
         with self._lock:
             before = self._health
@@ -53,16 +58,16 @@ class ArchiveHealth:
                 self._health = replace(before, last_stored=now)
             after = self._health
         if before.up is not False and after.up is False:
-            log.warning("the archive does not answer", reason=after.problem)
+            log.warning("archive does not answer", reason=after.problem)
         elif before.up is False and after.up:
-            log.info("the archive answers again", failures=before.failures_in_a_row)
+            log.info("archive answers again", failures=before.failures_in_a_row)
 
-    def ask(self, archive: Archive) -> None:
-        """C-ECHO, unless it answered something else a moment ago; what came of it is heard like everything else."""
+    def probe(self, archive: Archive) -> None:
+        """Send a C-ECHO unless the archive answered lately; the result arrives as an event like any other."""
         last = self._health.last_answer
         # A clock that was set back makes an answer lie in the future.
-        if last is None or not 0 <= time.time() - last < ASK_AFTER_S:
+        if last is None or not 0 <= time.time() - last < ECHO_AFTER_S:
             try:
                 archive.echo()
             except ArchiveError:
-                return  # heard already, and logged when it is news
+                return  # recorded by its event, and logged if the state changed

@@ -1,13 +1,14 @@
-"""The status port: the status page, metrics, health.
+"""Serve the status port: status page, metrics and health.
 
-    /          the status page for a browser; it asks /overview every two seconds
+    /          the status page for a browser; it requests /overview every two seconds
+    /overview  what the status page shows; JSON
     /metrics   for Prometheus
-    /healthz   200 where the process lives, 503 where it should be restarted; JSON with the reasons
-    /readyz    200 where it accepts work, 503 where senders should come back later; JSON with the reasons
-    /status    what `mammod status --json` says (it asks the archive too)
-    /live      the part of /status that only the running process knows; asks nobody else
+    /healthz   200 if the process is alive, 503 if it should be restarted; JSON with the reasons
+    /readyz    200 if it accepts work, 503 if senders should come back later; JSON with the reasons
+    /status    the same as `mammod status --json` (sends a C-ECHO to the archive)
+    /live      the part of /status that only the running process knows; contacts no other system
 
-Nothing here can change anything, and nothing names a patient.
+Every path is read-only and carries no patient data.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from daemon.monitoring.monitor import Monitor
 from daemon.monitoring.status_report import collect
 from model.bundle import Bundle
 
-REQUEST_LIMIT_S = 10
+REQUEST_TIMEOUT_S = 10
 PAGE = Path(__file__).parent / "page"
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -39,7 +40,7 @@ FILES = {
     "/plots.js": ("plots.js", "text/javascript; charset=utf-8"),
 }
 HEADERS = {
-    # What the page needs and no more: nothing inline, nothing of another machine, in nobody's frame.
+    # Only what the page needs: nothing inline, nothing from other hosts, no framing.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -53,7 +54,10 @@ log = structlog.get_logger()
 
 
 class StatusHttpServer:
-    """Serves on `[status] host` and `port`; `live` gives what /live answers, `observation` all but that and /status."""
+    """HTTP server on `[status] host` and `port`, in its own thread.
+
+    `live` returns the answer to /live; `monitor` answers every other path but /status.
+    """
 
     def __init__(
         self,
@@ -62,19 +66,19 @@ class StatusHttpServer:
         archive: Archive,
         bundle: Bundle,
         live: Callable[[], dict[str, Any]],
-        observation: Monitor,
+        monitor: Monitor,
     ) -> None:
         answers: dict[str, Callable[[str], tuple[int, str, bytes]]] = {
-            "/metrics": lambda accept: _metrics(observation, accept),
-            "/healthz": lambda _: _judged("alive", observation.alive()),
-            "/readyz": lambda _: _judged("ready", observation.ready()),
-            "/overview": lambda _: _json(200, observation.overview()),
+            "/metrics": lambda accept: _metrics(monitor, accept),
+            "/healthz": lambda _: _verdict("alive", monitor.why_not_alive()),
+            "/readyz": lambda _: _verdict("ready", monitor.why_not_ready()),
+            "/overview": lambda _: _json(200, monitor.overview()),
             "/status": lambda _: _json(200, collect(ledger, archive, bundle, live())),
             "/live": lambda _: _json(200, live()),
         }
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = REQUEST_LIMIT_S
+            timeout = REQUEST_TIMEOUT_S
             server_version, sys_version = "mammod", ""
 
             def do_GET(self) -> None:
@@ -88,7 +92,7 @@ class StatusHttpServer:
                     else:
                         answer = _json(404, {"paths": ["/", *answers]})
                 except Exception as error:
-                    log.error("the status port cannot answer", path=path, error=type(error).__name__)
+                    log.error("status request failed", path=path, error=type(error).__name__)
                     answer = _json(500, {"error": "see the service's log"})
                 self._send(*answer)
 
@@ -102,16 +106,18 @@ class StatusHttpServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Requests are not worth a log line."""
+                """Log nothing: a request is not worth a line."""
 
         self._server = ThreadingHTTPServer((settings.status.host, settings.status.port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="status", daemon=True)
 
     def start(self) -> None:
+        """Start serving."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop serving and close the port."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -120,12 +126,12 @@ def _json(code: int, content: object) -> tuple[int, str, bytes]:
     return code, "application/json", json.dumps(content).encode()
 
 
-def _judged(what: str, reasons: list[str]) -> tuple[int, str, bytes]:
+def _verdict(what: str, reasons: list[str]) -> tuple[int, str, bytes]:
     return _json(503 if reasons else 200, {what: not reasons, "reasons": reasons})
 
 
-def _metrics(observation: Monitor, accept: str) -> tuple[int, str, bytes]:
-    body, kind = observation.metrics(accept)
+def _metrics(monitor: Monitor, accept: str) -> tuple[int, str, bytes]:
+    body, kind = monitor.metrics(accept)
     return 200, kind, body
 
 

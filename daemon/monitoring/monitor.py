@@ -1,4 +1,4 @@
-"""What is seen of a running service from outside: brought together here from its parts, for metrics, health and status page."""
+"""Collect the state of a running service from its parts, for metrics, health and the status page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from daemon.events.timings import StageTiming
 from daemon.ledger import Ledger
 from daemon.ledger.retention import spool_bytes
 from daemon.ledger.summary import LastJob, last_jobs, urgent_work
-from daemon.monitoring import health, metrics
+from daemon.monitoring import health, state_metrics
 from daemon.monitoring.archive_health import ArchiveHealth
 from daemon.monitoring.history import SAMPLE_S, SPAN_S, History, Sample
-from daemon.monitoring.metrics import Disk, Metrics, Now, WorkerState, age, kind_of
+from daemon.monitoring.metrics import Metrics, kind_of
 from daemon.monitoring.recent_callers import RecentCallers
+from daemon.monitoring.state_metrics import Disk, ServiceState, WorkerState, age
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.receiving.listener import Listener
 from daemon.storage.spool import Spool
@@ -37,17 +38,18 @@ from daemon.workers.classifier_pool import ClassifierPool
 from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import Bundle
 
-LAST_JOBS = 15
-RATE_OVER_S = 60
+MAX_LAST_JOBS = 15
+RATE_WINDOW_S = 60
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class MonitoredParts:
-    """The parts of a running service that are looked at; `settings` is asked anew, since they can be reloaded.
+    """The monitored parts of a running service.
 
-    `beats` gives the seconds since each loop was last alive, `phase` "starting", "draining" or None.
+    `settings` returns the current settings, which a reload may change; `beats` the seconds since each loop's
+    last heartbeat; `phase` "starting", "draining" or None.
     """
 
     settings: Callable[[], Settings]
@@ -64,9 +66,10 @@ class MonitoredParts:
 
 
 class Monitor:
-    """Hears what happens from its making until `close`. Thread-safe.
+    """Subscriber to events and timings from creation until `close`. Thread-safe.
 
-    `sample` is to be called every `daemon.monitoring.history.SAMPLE_S`, `ask_archive` every minute, `count_spool` every ten.
+    Call `sample` every `daemon.monitoring.history.SAMPLE_S`, `probe_archive` every minute and
+    `count_spool` every ten minutes.
     """
 
     def __init__(self, parts: MonitoredParts) -> None:
@@ -79,58 +82,62 @@ class Monitor:
         self._history = History()
         self._probe = health.LedgerProbe(parts.ledger)
         self._spool_bytes: int | None = None
-        bus.add(self._hear)
-        timings.add(self._hear_stage)
+        bus.subscribe(self._record)
+        timings.subscribe(self._record_stage)
 
     def close(self) -> None:
-        bus.remove(self._hear)
-        timings.remove(self._hear_stage)
+        """Unsubscribe."""
+        bus.unsubscribe(self._record)
+        timings.unsubscribe(self._record_stage)
 
-    def _hear(self, event: Event) -> None:
-        self._metrics.hear(event)
-        self._archive.hear(event)
-        self._callers.hear(event)
-        self._history.hear(event)
+    def _record(self, event: Event) -> None:
+        self._metrics.record(event)
+        self._archive.record(event)
+        self._callers.record(event)
+        self._history.record(event)
 
-    def _hear_stage(self, took: StageTiming) -> None:
-        self._metrics.hear_stage(took)
-        self._history.hear_stage(took)
+    def _record_stage(self, timing: StageTiming) -> None:
+        self._metrics.record_stage(timing)
+        self._history.record_stage(timing)
 
-    # --- what is done by the clock ---------------------------------------------------------------------------------
+    # --- periodic tasks ------------------------------------------------------------
 
     def sample(self) -> None:
+        """Add a sample of the backlog to the history."""
         with suppress(SQLAlchemyError), self._parts.ledger.read() as connection:
             self._history.sample(urgent_work(connection), time.time())
 
-    def ask_archive(self) -> None:
-        self._archive.ask(self._parts.archive)
+    def probe_archive(self) -> None:
+        """Send a C-ECHO to the archive if it did not answer anything lately."""
+        self._archive.probe(self._parts.archive)
 
     def count_spool(self) -> None:
+        """Count the bytes in the spool, by the ledger."""
         with suppress(SQLAlchemyError), self._parts.ledger.read() as connection:
             self._spool_bytes = spool_bytes(connection)
 
-    # --- what is asked ---------------------------------------------------------------------------------------------
+    # --- answers of the status port ------------------------------------------------
 
-    def alive(self) -> list[str]:
-        """Why the service should be restarted; empty where it lives."""
+    def why_not_alive(self) -> list[str]:
+        """Return why the service should be restarted; empty if it is alive."""
         return health.not_alive(self._parts.beats())
 
-    def ready(self) -> list[str]:
-        """Why senders should come back later; empty where it accepts work."""
+    def why_not_ready(self) -> list[str]:
+        """Return why senders should come back later; empty if the service accepts work."""
         parts = self._parts
         workers = {"decoder": parts.decoders.trouble, "classifier": parts.classifier.trouble}
         return health.not_ready(parts.phase(), parts.spool.check_room, self._probe.problem(), workers)
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
-        """What Prometheus reads, and its content type."""
+        """Return the metrics for Prometheus and their content type."""
         return self._metrics.render(accept)
 
     def _collect(self) -> Iterable[Metric]:
-        return metrics.collect(self._now(self.ready()), self._parts.ledger)
+        return state_metrics.collect(self._now(self.why_not_ready()), self._parts.ledger)
 
-    def _now(self, not_ready: list[str]) -> Now:
+    def _now(self, not_ready: list[str]) -> ServiceState:
         parts = self._parts
-        return Now(
+        return ServiceState(
             ready=not not_ready,
             associations_open=parts.listener.open_associations,
             connections_waiting=parts.listener.waiting,
@@ -152,23 +159,23 @@ class Monitor:
         )
 
     def overview(self) -> dict[str, Any]:
-        """What the status page shows, ready for JSON: times in seconds since the epoch, nothing of a patient."""
-        not_ready, parts = self.ready(), self._parts
+        """Return what the status page shows, JSON-ready: times in seconds since 1970, no patient data."""
+        not_ready, parts = self.why_not_ready(), self._parts
         now = self._now(not_ready)
         try:
             with parts.ledger.read() as connection:
-                urgent, last = urgent_work(connection), last_jobs(connection, LAST_JOBS)
+                urgent, last = urgent_work(connection), last_jobs(connection, MAX_LAST_JOBS)
         except SQLAlchemyError as error:
-            log.error("the ledger cannot be read for the status page", error=type(error).__name__)
+            log.error("ledger not readable for the status page", error=type(error).__name__)
             urgent, last = None, []
-        chosen, clock = parts.settings(), datetime.now(UTC)
+        settings, clock = parts.settings(), datetime.now(UTC)
         return {
             "now": time.time(),
             "started": self._started,
             "version": config.__version__,
-            "ae_title": chosen.listener.ae_title,
-            "port": chosen.listener.port,
-            "not_alive": self.alive(),
+            "ae_title": settings.listener.ae_title,
+            "port": settings.listener.port,
+            "not_alive": self.why_not_alive(),
             "not_ready": not_ready,
             "note": RESEARCH_USE,
             "jobs": urgent and {state.value: _in_state(found) for state, found in urgent.jobs.items()},
@@ -187,7 +194,7 @@ class Monitor:
             "last_jobs": [_job(job) for job in last],
             "callers": [asdict(caller) for caller in self._callers.last()],
             "workers": {worker.value: asdict(state) for worker, state in now.workers.items()},
-            "archive": asdict(now.archive) | {"name": chosen.archive.ae_title, "by": _way(chosen)},
+            "archive": asdict(now.archive) | {"name": settings.archive.ae_title, "by": _protocol(settings)},
             "spool": {
                 "free": now.disk and now.disk.free,
                 "disk": now.disk and now.disk.total,
@@ -195,7 +202,8 @@ class Monitor:
                 "bytes": now.spool_bytes,
             },
             "certificates": [
-                {"setting": one.setting, "days_left": round(one.days_left(clock), 1)} for one in now.certificates
+                {"setting": expiry.setting, "days_left": round(expiry.days_left(clock), 1)}
+                for expiry in now.certificates
             ],
             "audit": now.audit and dict(now.audit),
             "bundle": _bundle(now),
@@ -214,7 +222,7 @@ def _in_state(found: Any) -> dict[str, Any]:
     return {"count": found.count, "oldest_seconds": age(found.since) if found.count else None}
 
 
-def _way(settings: Settings) -> str:
+def _protocol(settings: Settings) -> str:
     return "STOW-RS" if settings.archive.stow_url else "C-STORE"
 
 
@@ -224,7 +232,7 @@ def _job(job: LastJob) -> dict[str, Any]:
     return shown
 
 
-def _bundle(now: Now) -> dict[str, Any]:
+def _bundle(now: ServiceState) -> dict[str, Any]:
     manifest = now.bundle.manifest
     return {
         "name": manifest.name,
@@ -238,11 +246,11 @@ def _bundle(now: Now) -> dict[str, Any]:
 
 
 def _plots(samples: list[Sample]) -> dict[str, Any]:
-    """Backlog by state, and what was done per minute: over the minute before each sample, or what there is of it."""
+    """Return the backlog by state, and the throughput per minute over the last minute before each sample."""
     rates: dict[str, list[float]] = {"instances": [], "lesions": [], "reports": []}
     for name, values in rates.items():
         for index, after in enumerate(samples):
-            before = samples[max(0, index - round(RATE_OVER_S / SAMPLE_S))]
+            before = samples[max(0, index - round(RATE_WINDOW_S / SAMPLE_S))]
             minutes = (after.at - before.at) / 60
             values.append(round((getattr(after, name) - getattr(before, name)) / minutes, 2) if minutes > 0 else 0.0)
     return {

@@ -1,4 +1,4 @@
-"""Who called lately, for the status page: AE titles and addresses, what they were given and what they were refused."""
+"""Remember recent callers for the status page: AE title, address, and what was accepted or rejected."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from daemon.events.bus import AssociationAccepted, Event, InstanceAnswered
 from daemon.events.outcomes import Rejection
 
-MOST = 100  # remembered; strangers are forgotten before those that were let in
+MAX_CALLERS = 100  # callers that were never accepted are dropped first
 
 
 @dataclass(frozen=True)
 class Caller:
-    """One AE title at one address ("" where none was said); `last_seen` in seconds since the epoch."""
+    """One AE title at one address ("" if unknown); `last_seen` in seconds since the epoch."""
 
     ae_title: str
     address: str
@@ -28,13 +28,14 @@ class Caller:
 
 
 class RecentCallers:
-    """Thread-safe. `hear` is to be told what happens."""
+    """Callers by AE title and address, built from events, which `record` takes. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: OrderedDict[tuple[str, str], Caller] = OrderedDict()  # the one longest silent first
+        self._seen: OrderedDict[tuple[str, str], Caller] = OrderedDict()  # least recently seen first
 
-    def hear(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
+        """Count an association, a rejection or an answered instance for its caller."""
         if not isinstance(event, AssociationAccepted | Rejection | InstanceAnswered):
             return
         key, now = (event.calling_ae, event.address), time.time()
@@ -49,11 +50,11 @@ class RecentCallers:
             else:
                 caller = replace(caller, refused=caller.refused + 1)
             self._seen[key] = caller
-            if len(self._seen) > MOST:
-                strangers = (key for key, one in self._seen.items() if not one.accepted)
-                del self._seen[next(strangers, next(iter(self._seen)))]
+            if len(self._seen) > MAX_CALLERS:
+                never_accepted = (key for key, caller in self._seen.items() if not caller.accepted)
+                del self._seen[next(never_accepted, next(iter(self._seen)))]
 
     def last(self) -> list[Caller]:
-        """The one seen last first."""
+        """Return all callers, most recently seen first."""
         with self._lock:
             return list(reversed(self._seen.values()))

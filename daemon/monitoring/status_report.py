@@ -1,4 +1,4 @@
-"""What an operator is told of the service: read from ledger, archive and bundle, without patient data."""
+"""Report the service's status to an operator, from ledger, archive and bundle, without patient data."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from daemon.ledger import Ledger, instances, jobs, nodes, outbox, retention
 from daemon.system.tls import expiries
 from model.bundle import Bundle
 
-LIVE_LIMIT_S = 5
+LIVE_TIMEOUT_S = 5
 RESEARCH_USE = "research software, not a medical device"
 
 
 def collect(
     ledger: Ledger, archive: Archive, bundle: Bundle | None, live: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The status as one JSON-ready mapping: received, jobs by state, reports, spool bytes, nodes, archive reachable, bundle.
+    """Return the status as one JSON-ready mapping.
 
-    `live` is what only the running service knows (callers rejected), None where it does not run.
+    It holds instances received, jobs and reports by state, spool bytes, nodes, archive and bundle.
+    `live` is what only the running service knows (rejected callers), None if it is not running.
     """
     with ledger.read() as connection:
         reports = outbox.by_state(connection)
@@ -66,35 +67,35 @@ def collect(
     return state
 
 
-def in_short(ledger: Ledger) -> str:
-    """What is unfinished, in a line (of `systemctl status`)."""
+def summary_line(ledger: Ledger) -> str:
+    """Return what is unfinished as one line for `systemctl status`."""
     try:
         with ledger.read() as connection:
             counted, queued = jobs.by_state(connection), outbox.by_state(connection)["queued"]
     except SQLAlchemyError as error:
         return f"the ledger does not answer ({type(error).__name__})"
-    at_work = counted["ready"] + counted["running"]
+    in_progress = counted["ready"] + counted["running"]
     unusable = counted["quarantined"] + counted["failed"]
     return (
-        f"jobs: {counted['waiting']} wait for images, {at_work} at work, {unusable} quarantined or failed; "
+        f"jobs: {counted['waiting']} waiting for images, {in_progress} in progress, {unusable} quarantined or failed; "
         f"{queued} reports to send"
     )
 
 
 def certificates(settings: Settings) -> list[dict[str, Any]]:
-    """When the certificates of the settings end, in days from now."""
+    """Return when each certificate in the settings expires, in days from now."""
     now = datetime.now(UTC)
     return [
-        {"setting": one.setting, "ends": one.ends.isoformat(), "days_left": round(one.days_left(now), 1)}
-        for one in expiries(settings)
+        {"setting": expiry.setting, "ends": expiry.ends.isoformat(), "days_left": round(expiry.days_left(now), 1)}
+        for expiry in expiries(settings)
     ]
 
 
 def live(settings: StatusSettings) -> dict[str, Any] | None:
-    """What the service that runs under these settings says of itself; None where none answers."""
+    """Return the running service's answer to /live, or None if no service answers on its status port."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     try:
-        with closing(HTTPConnection(host, settings.port, timeout=LIVE_LIMIT_S)) as connection:
+        with closing(HTTPConnection(host, settings.port, timeout=LIVE_TIMEOUT_S)) as connection:
             connection.request("GET", "/live")
             answer = json.loads(connection.getresponse().read(1 << 20))
     except (OSError, HTTPException, ValueError):

@@ -1,1 +1,1 @@
-"""Instances in: the listener, who may send, and what is accepted."""
+"""Instances in: the listener, admission, C-STORE, and the intake into spool and ledger."""

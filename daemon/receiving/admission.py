@@ -1,4 +1,4 @@
-"""Who may have an association: the settings' peers and limits, for all that are open, in whatever process they are served."""
+"""Decides who may have an association, by the settings' peers and limits, for all processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from config import settings
+from config.settings import Listener, Peer
 from daemon.dimse.presentation_contexts import supported_contexts
 from daemon.events import bus
 from daemon.events.outcomes import Rejection, RejectionKind
@@ -20,12 +20,12 @@ CALLED_AE_NOT_RECOGNIZED = (1, 1, 7)
 TEMPORARY_CONGESTION = (2, 3, 1)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
-SPARE = 32  # associations that are about to be rejected, beyond those that may be open
+SPARE_ASSOCIATIONS = 32  # that are about to be rejected, beyond those that may be open
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What of an A-ASSOCIATE-RQ is decided on."""
+class AssociationRequest:
+    """The parts of an A-ASSOCIATE-RQ that decide on it."""
 
     calling_ae: str
     called_ae: str
@@ -33,8 +33,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Refused:
-    """The association is rejected: A-ASSOCIATE-RJ result, source and reason, and the reason in words."""
+class Rejected:
+    """The association is rejected; `codes` are result, source and reason of A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
 
     codes: tuple[int, int, int]
     reason: str
@@ -42,104 +42,111 @@ class Refused:
 
 @dataclass(frozen=True)
 class Admitted:
-    """It is accepted. The peer may not use the SOP Classes `denied`, of which it asks for `in_vain` for the `reason`."""
+    """The association is accepted.
+
+    The peer may not use the SOP Classes `denied`; `requested_denied` are those of them that it requests, for
+    `reason`.
+    """
 
     denied: frozenset[str] = frozenset()
-    in_vain: frozenset[str] = frozenset()
+    requested_denied: frozenset[str] = frozenset()
     reason: str = ""
 
 
-Decision = Refused | Admitted
+Decision = Rejected | Admitted
 
 
 class Admission:
-    """Decides on associations, by their ids, from `enter` to `leave`. Thread-safe.
+    """Decides on associations, named by their ids, from `enter` to `leave`. Thread-safe.
 
-    `full` gives a reason why nothing more can be taken at present, or None. `on_rejection` is told of each caller not let in.
+    `full` returns why no instance can be taken now, or None. `on_rejection` is told of each rejected caller.
     """
 
     def __init__(
         self,
-        chosen: settings.Listener,
+        settings: Listener,
         full: Callable[[], str | None],
         on_rejection: Callable[[Rejection], None],
     ) -> None:
-        self._settings = chosen
+        self._settings = settings
         self._full = full
         self._on_rejection = on_rejection
         self._lock = threading.Lock()
-        self._address: dict[str, str] = {}  # of each that is open
+        self._address: dict[str, str] = {}  # of each open association
         self._admitted: set[str] = set()
         self._rejected: Counter[RejectionKind] = Counter()
         self.stopping = False
 
     @property
     def admitted(self) -> int:
-        """Associations that were accepted and have not ended."""
+        """How many associations were accepted and have not ended."""
         return len(self._admitted)
 
     @property
     def open(self) -> int:
-        """These, and those that are asked for, rejected or ended just now."""
+        """How many associations are open, including those not decided on or being rejected."""
         return len(self._address)
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Callers not let in since the start, by kind."""
+        """Callers rejected since the start, by kind."""
         with self._lock:
             return {kind.value: self._rejected[kind] for kind in RejectionKind}
 
-    def replace_peers(self, peers: tuple[settings.Peer, ...]) -> None:
+    def replace_peers(self, peers: tuple[Peer, ...]) -> None:
+        """Decide by these peers from now on."""
         self._settings = self._settings.model_copy(update={"peers": peers})
 
     def enter(self, association_id: str, address: str) -> bool:
-        """Whether there is a place for one more, were it to be rejected in due form."""
-        chosen = self._settings
+        """Register a requested association; return False if there are too many even to reject it."""
+        settings = self._settings
         with self._lock:
             here = sum(other == address for other in self._address.values())
-            if len(self._address) >= chosen.max_associations + SPARE:
+            if len(self._address) >= settings.max_associations + SPARE_ASSOCIATIONS:
                 return False
-            if here >= chosen.max_associations_per_address + SPARE:
+            if here >= settings.max_associations_per_address + SPARE_ASSOCIATIONS:
                 return False
             self._address[association_id] = address
             return True
 
     def leave(self, association_id: str) -> None:
-        """Harmless when repeated."""
+        """Forget an association that has ended. Safe to repeat."""
         with self._lock:
             self._address.pop(association_id, None)
             self._admitted.discard(association_id)
 
-    def decide(self, association_id: str, asked: Asked) -> Decision:
-        """Admit an association that has entered, or refuse it with the reason (PS3.8 table 9-21)."""
+    def decide(self, association_id: str, request: AssociationRequest) -> Decision:
+        """Accept an association that has entered, or reject it with the reason (PS3.8 table 9-21)."""
         with self._lock:
             address = self._address.get(association_id)
         if address is None:
-            return Refused(TEMPORARY_CONGESTION, "it is over: the process that served it ended")
-        refusal = self._refusal(association_id, address, asked)
-        if refusal is not None:
-            codes, kind, reason = refusal
-            self.tell(Rejection(kind, address, asked.calling_ae, asked.called_ae, reason))
-            return Refused(codes, reason)
-        bus.tell(bus.AssociationAccepted(asked.calling_ae, address))
+            return Rejected(TEMPORARY_CONGESTION, "the association ended with the process that served it")
+        rejection = self._rejection(association_id, address, request)
+        if rejection is not None:
+            codes, kind, reason = rejection
+            self.count_rejection(Rejection(kind, address, request.calling_ae, request.called_ae, reason))
+            return Rejected(codes, reason)
+        bus.publish(bus.AssociationAccepted(request.calling_ae, address))
         if not (peers := self._settings.peers):
             return Admitted()
-        entries = entries_for(peers, asked.calling_ae, address)
+        entries = entries_for(peers, request.calling_ae, address)
         denied = denied_classes(entries, _supported())
-        if not (in_vain := asked.abstract_syntaxes & denied):
+        if not (requested_denied := request.abstract_syntaxes & denied):
             return Admitted(denied)
-        reason = "listener.peers does not let this peer do all that it asks for"
-        self.tell(Rejection(RejectionKind.NOT_PERMITTED, address, asked.calling_ae, asked.called_ae, reason))
-        return Admitted(denied, in_vain, reason)
+        reason = "listener.peers does not permit this peer some of the SOP Classes that it requests"
+        self.count_rejection(
+            Rejection(RejectionKind.NOT_PERMITTED, address, request.calling_ae, request.called_ae, reason)
+        )
+        return Admitted(denied, requested_denied, reason)
 
-    def _refusal(
-        self, association_id: str, address: str, asked: Asked
+    def _rejection(
+        self, association_id: str, address: str, request: AssociationRequest
     ) -> tuple[tuple[int, int, int], RejectionKind, str] | None:
-        chosen = self._settings
-        if chosen.called_ae_required and asked.called_ae != chosen.ae_title:
-            reason = f"the called AE title is not {chosen.ae_title}"
+        settings = self._settings
+        if settings.called_ae_required and request.called_ae != settings.ae_title:
+            reason = f"the called AE title is not {settings.ae_title}"
             return CALLED_AE_NOT_RECOGNIZED, RejectionKind.CALLED_AE_TITLE, reason
-        if chosen.peers and not entries_for(chosen.peers, asked.calling_ae, address):
+        if settings.peers and not entries_for(settings.peers, request.calling_ae, address):
             reason = "listener.peers does not name this calling AE title at this address"
             return CALLING_AE_NOT_RECOGNIZED, RejectionKind.UNKNOWN_PEER, reason
         if self.stopping:
@@ -147,23 +154,23 @@ class Admission:
         if full := self._full():
             return TEMPORARY_CONGESTION, RejectionKind.BUSY, full
         with self._lock:
-            if len(self._admitted) >= chosen.max_associations:
-                reason = f"listener.max_associations = {chosen.max_associations} are open"
+            if len(self._admitted) >= settings.max_associations:
+                reason = f"listener.max_associations = {settings.max_associations} are open"
                 return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
             here = sum(self._address.get(other) == address for other in self._admitted)
-            if here >= (most := chosen.max_associations_per_address):
+            if here >= (most := settings.max_associations_per_address):
                 reason = f"listener.max_associations_per_address = {most} are open"
                 return LOCAL_LIMIT_EXCEEDED, RejectionKind.BUSY, reason
-            if association_id not in self._address:  # it left meanwhile, and would never leave again
-                return TEMPORARY_CONGESTION, RejectionKind.BUSY, "it is over: the process that served it ended"
+            if association_id not in self._address:  # it has left, and would stay admitted for ever
+                return TEMPORARY_CONGESTION, RejectionKind.BUSY, "the association ended with the process that served it"
             self._admitted.add(association_id)
         return None
 
-    def tell(self, rejection: Rejection) -> None:
-        """Count a caller that was not let in."""
+    def count_rejection(self, rejection: Rejection) -> None:
+        """Count a rejected caller, and publish it."""
         with self._lock:
             self._rejected[rejection.kind] += 1
-        bus.tell(rejection)
+        bus.publish(rejection)
         self._on_rejection(rejection)
 
 

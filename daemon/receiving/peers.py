@@ -1,17 +1,16 @@
-"""Who may call and what they may do: `listener.peers` applied to an AE title at an address."""
+"""Applies `listener.peers` to an AE title at an address: who may call, and what they may do."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from pynetdicom.sop_class import Verification
-
 from config.settings import Peer
+from daemon.dicom.sop_classes import VERIFICATION
 
 
 def entries_for(peers: Iterable[Peer], ae_title: str, address: str) -> list[Peer]:
-    """The entries that name this AE title at this address; an IPv4 address seen through IPv6 counts as itself."""
+    """Return the entries for an AE title at an address; an IPv4 address mapped to IPv6 counts as IPv4."""
     source = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(source, ipaddress.IPv6Address) and source.ipv4_mapped:
         source = source.ipv4_mapped
@@ -24,9 +23,9 @@ def entries_for(peers: Iterable[Peer], ae_title: str, address: str) -> list[Peer
 
 
 def denied_classes(entries: Sequence[Peer], supported: Iterable[str]) -> frozenset[str]:
-    """Those of the `supported` SOP Classes that a peer with these entries may not use.
+    """Return which of the `supported` SOP Classes a peer with these entries may not use.
 
-    Verification is "echo"; all else, storage commitment results among it, is "store".
+    Verification needs the permission "echo"; all else, storage commitment results included, needs "store".
     """
-    may = {permission for peer in entries for permission in peer.may}
-    return frozenset(uid for uid in supported if ("echo" if uid == Verification else "store") not in may)
+    permitted = {permission for peer in entries for permission in peer.permissions}
+    return frozenset(uid for uid in supported if ("echo" if uid == VERIFICATION else "store") not in permitted)

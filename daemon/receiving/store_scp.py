@@ -1,7 +1,7 @@
-"""Serving associations in one process: C-ECHO, C-STORE and storage commitment results of those that are admitted.
+"""Serves the associations of one process: C-ECHO, C-STORE and storage commitment results.
 
-An instance is answered with success only after `accept` made it durable. What is wrong with a request costs that one
-request a status (PS3.4 table B.2-1, PS3.7 annex C), and the association goes on.
+An instance is answered with success only after `accept` made it durable. A fault in a request is answered
+with a failure status (PS3.4 table B.2-1, PS3.7 annex C), and the association goes on.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from pynetdicom import AE, evt
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext
 
-from config import settings
-from daemon.dicom.dataset_scan import DOES_NOT_MATCH_SOP_CLASS, scan_data_set
+from config.settings import Listener as ListenerSettings
+from daemon.dicom.dataset_scan import scan_data_set
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.dicom.status import (
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SOP_CLASS_NOT_SUPPORTED,
+    SUCCESS,
+)
 from daemon.dimse.association import Acceptor, IncomingAssociation
 from daemon.dimse.n_event_report import take_report
 from daemon.dimse.pending_connections import Address
@@ -31,35 +38,36 @@ from daemon.dimse.presentation_contexts import choose_transfer_syntax, supported
 from daemon.dimse.upper_layer import MAX_UNANSWERED
 from daemon.errors import RefusedInstance
 from daemon.events import bus
-from daemon.events.timings import Stage, StageTiming, tell
-from daemon.receiving.admission import SPARE, TEMPORARY_CONGESTION, Asked, Decision, Refused
-from daemon.storage.received_instance import ReceivedInstance
-from daemon.storage.spool import NO_ROOM
+from daemon.events.timings import Stage, StageTiming, publish
+from daemon.receiving.admission import (
+    SPARE_ASSOCIATIONS,
+    TEMPORARY_CONGESTION,
+    AssociationRequest,
+    Decision,
+    Rejected,
+)
+from daemon.storage.filesystem import DISK_FULL
+from daemon.storage.received_instance import ReceivedInstance, received_instance
 
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110  # PS3.7 C.5.17
-SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
-OUT_OF_RESOURCES = 0xA700  # PS3.4 table B.2-1
-
-DESCRIPTORS_EACH = 2 + MAX_UNANSWERED  # of an association: its connection, what wakes its thread, files being received
-IDLE_S = 1.0  # a stopping listener aborts an association that has sent nothing for so long
-ABORT_LIMIT_S = 2.0
+DESCRIPTORS_EACH = 2 + MAX_UNANSWERED  # of an association: connection, eventfd, files being received
+IDLE_S = 1.0  # without data, after which a stopping listener aborts an association
+MAX_ABORT_S = 2.0  # for an abort; then the connection is closed
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ScpCallbacks:
-    """What stands behind a reception; all are called from its threads, several at a time.
+    """What a `StoreScp` calls, from several threads at a time.
 
-    `decide` on an association that is asked for; `full` gives a reason why no instance can be taken at present, or None;
-    `accept` returns when an instance is durable, and may raise RefusedInstance (its status is the answer) or OSError; it
-    copies, links or moves the file away, whose name is removed afterwards. `commitment` takes a storage commitment result: the
-    calling AE title and the event information (PS3.4 J.3.3), and gives the status to answer. `ended` is told of each
-    association that was served, by its id.
+    `decide` accepts or rejects a requested association. `full` returns why no instance can be taken now, or
+    None. `accept` returns when an instance is durable; it may raise RefusedInstance (its status is the
+    answer) or OSError, and copies, links or moves the file, whose name is removed afterwards. `commitment`
+    takes a storage commitment result (calling AE title, event information of PS3.4 J.3.3) and returns the
+    status to answer. `ended` is told the id of each association that has ended.
     """
 
-    decide: Callable[[str, Asked], Decision]
+    decide: Callable[[str, AssociationRequest], Decision]
     full: Callable[[], str | None]
     accept: Callable[[ReceivedInstance], None]
     commitment: Callable[[str, Dataset], int] | None
@@ -67,26 +75,26 @@ class ScpCallbacks:
 
 
 class StoreScp:
-    """Serves the associations it is given. `folder` takes what is being received, `address` is the one that was called."""
+    """Serves the associations that it is given; received files go into `folder`, `address` was called."""
 
-    def __init__(self, chosen: settings.Listener, folder: Path, address: Address, behind: ScpCallbacks) -> None:
+    def __init__(self, settings: ListenerSettings, *, folder: Path, address: Address, callbacks: ScpCallbacks) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        ae = AE(ae_title=chosen.ae_title)
+        ae = AE(ae_title=settings.ae_title)
         ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        ae.maximum_pdu_size = chosen.max_pdu
-        ae.network_timeout = chosen.network_timeout_s
-        # What stands behind decides on these, so that every rejection has its reason and is logged.
-        ae.maximum_associations = chosen.max_associations + SPARE
+        ae.maximum_pdu_size = settings.max_pdu
+        ae.network_timeout = settings.network_timeout_s
+        # `decide` checks these instead, so that every rejection has a reason and is logged.
+        ae.maximum_associations = settings.max_associations + SPARE_ASSOCIATIONS
         ae.require_called_aet = False
-        self._behind = behind
+        self._callbacks = callbacks
         self._acceptor = Acceptor(
             ae=ae,
             address=address,
             contexts=supported_contexts(),
             folder=folder,
-            max_instance=chosen.max_instance,
-            rules=self._rules,
+            max_instance=settings.max_instance,
+            rules=self._negotiate,
             store=self._store,
             ended=self._ended,
         )
@@ -96,21 +104,23 @@ class StoreScp:
 
     @property
     def open(self) -> list[IncomingAssociation]:
-        """Those that have not ended, admitted or not."""
+        """The associations that have not ended, admitted or not."""
         with self._lock:
             return list(self._open)
 
     def serve(self, association_id: str, connection: socket.socket, address: Address, request: bytes) -> None:
-        """Start the association that a connection asked for; it owns the connection, unless this raises.
+        """Start the association that a connection requested; it owns the connection unless this raises.
 
         Raises:
             RuntimeError: the system has no more threads.
             OSError: it has no more file descriptors.
         """
         try:
-            association = IncomingAssociation(self._acceptor, association_id, connection, address, request)
+            association = IncomingAssociation(
+                self._acceptor, id=association_id, connection=connection, address=address, request=request
+            )
         except Exception:
-            self._behind.ended(association_id)
+            self._callbacks.ended(association_id)
             raise
         with self._lock:
             self._open.add(association)
@@ -122,24 +132,24 @@ class StoreScp:
             raise
 
     def stop(self, limit_s: float) -> None:
-        """Let associations finish within `limit_s` seconds; idle and late ones are aborted.
+        """Let associations finish within `limit_s` seconds; abort idle and late ones.
 
-        An instance that is being received is received and answered, unless the limit comes first.
+        An instance that is being received is still answered, unless that takes longer than the limit.
         """
         end = time.monotonic() + limit_s
         while associations := self.open:
             now = time.monotonic()
             for association in associations:
-                if association not in self._admitted or now > end + ABORT_LIMIT_S:
+                if association not in self._admitted or now > end + MAX_ABORT_S:
                     association.disconnect()
                 elif now > end or (not association.files and now - association.last_active > IDLE_S):
                     association.abort(block=False)
-            if now > end + 2 * ABORT_LIMIT_S:
-                log.error("associations do not end", count=len(associations))
+            if now > end + 2 * MAX_ABORT_S:
+                log.error("associations did not end in time", count=len(associations))
                 return
             time.sleep(0.02)
 
-    def _rules(self, association: IncomingAssociation) -> None:
+    def _negotiate(self, association: IncomingAssociation) -> None:
         """Accept a requested association, or reject it with the reason."""
         request = association.requestor.primitive
         if not isinstance(request, A_ASSOCIATE):
@@ -147,13 +157,15 @@ class StoreScp:
         caller = request.calling_ae_title
         association.log = association.log.bind(calling_ae=caller, called_ae=request.called_ae_title)
         contexts = request.presentation_context_definition_list
-        asked = Asked(caller, request.called_ae_title, frozenset(str(context.abstract_syntax) for context in contexts))
+        requested = AssociationRequest(
+            caller, request.called_ae_title, frozenset(str(context.abstract_syntax) for context in contexts)
+        )
         try:
-            decision = self._behind.decide(association.id, asked)
+            decision = self._callbacks.decide(association.id, requested)
         except Exception:  # pynetdicom would go on to accept it
-            association.log.exception("association cannot be decided on")
-            decision = Refused(TEMPORARY_CONGESTION, "processing failure")
-        if isinstance(decision, Refused):
+            association.log.exception("association admission failed")
+            decision = Rejected(TEMPORARY_CONGESTION, "processing failure")
+        if isinstance(decision, Rejected):
             association.log.warning("association rejected", reason=decision.reason)
             association.reject(*decision.codes)
             return
@@ -162,35 +174,35 @@ class StoreScp:
         association.log.info("association accepted")
         if decision.denied:
             association.deny(decision.denied)
-        if decision.in_vain:
+        if decision.requested_denied:
             association.log.warning(
-                "presentation contexts rejected", reason=decision.reason, contexts=len(decision.in_vain)
+                "presentation contexts rejected", reason=decision.reason, contexts=len(decision.requested_denied)
             )
-        if (commitment := self._behind.commitment) is not None:
+        if (commitment := self._callbacks.commitment) is not None:
             association.bind(
                 evt.EVT_N_EVENT_REPORT,
                 lambda event: (take_report(event, lambda information: commitment(caller, information)), None),
             )
         for context in contexts:
-            # pynetdicom takes the first of its own list that was offered; offering it one leaves the choice to us.
-            if chosen := choose_transfer_syntax([str(uid) for uid in context.transfer_syntax]):
-                context.transfer_syntax = [UID(chosen)]
+            # pynetdicom accepts the first of its own list that was offered: leave it the one of our choice.
+            if preferred := choose_transfer_syntax([str(uid) for uid in context.transfer_syntax]):
+                context.transfer_syntax = [UID(preferred)]
 
     def _store(self, association: IncomingAssociation, request: Any, context: PresentationContext) -> tuple[int, str]:
-        """Receive one instance; its C-STORE response status and, for a refusal, the reason."""
+        """Accept one instance; return its C-STORE response status and, for a failure, the reason."""
         file = request._dataset_file
         cpu = time.thread_time()
         sop_class_uid, status = str(request.AffectedSOPClassUID), SUCCESS
         bound = association.log.bind(sop_class_uid=sop_class_uid, sop_instance_uid=str(request.AffectedSOPInstanceUID))
         try:
-            if reason := self._behind.full():
+            if reason := self._callbacks.full():
                 raise RefusedInstance(OUT_OF_RESOURCES, reason)
-            self._behind.accept(_incoming(association, request, context))
+            self._callbacks.accept(_checked_instance(association, request, context))
         except RefusedInstance as refused:
             status, reason = refused.status, refused.reason
             bound.warning("instance refused", status=f"{status:04X}", reason=reason)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 status, reason = OUT_OF_RESOURCES, f"the instance cannot be written: {error.strerror}"
                 bound.error("instance refused", status=f"{status:04X}", reason=reason)
             else:
@@ -202,9 +214,9 @@ class StoreScp:
         finally:
             file.discard()
             caller = association.requestor.primitive.calling_ae_title
-            bus.tell(bus.InstanceAnswered(sop_class_uid, status, caller, association.peer_address))
+            bus.publish(bus.InstanceAnswered(sop_class_uid, status, caller, association.peer_address))
             cpu_seconds = file.cpu_seconds + time.thread_time() - cpu
-            tell(StageTiming(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
+            publish(StageTiming(Stage.RECEIVE, time.monotonic() - file.began, cpu_seconds))
         association.refused += 1
         return status, reason
 
@@ -215,20 +227,21 @@ class StoreScp:
         if was_admitted:
             how = "released" if association.is_released else "aborted" if association.is_aborted else "connection lost"
             association.log.info("association ended", how=how, stored=association.stored, refused=association.refused)
-        self._behind.ended(association.id)
+        self._callbacks.ended(association.id)
         with self._lock:
-            self._open.discard(association)  # the last of it: a stop waits for this
+            self._open.discard(association)  # last, as `stop` waits for it
 
 
-def _incoming(association: IncomingAssociation, request: Any, context: PresentationContext) -> ReceivedInstance:
-    """The received instance, checked.
+def _checked_instance(association: IncomingAssociation, request: Any, context: PresentationContext) -> ReceivedInstance:
+    """Return the received instance, once command, presentation context and data set agree.
 
     Raises:
-        RefusedInstance: see `check_data_set`; 0122 and A900 where command, context and data set do not agree.
+        RefusedInstance: see `scan_data_set`; 0122 and A900 if they do not agree.
         OSError: it could not be written.
     """
+    file = request._dataset_file
     transfer_syntax_uid = str(context.transfer_syntax[0])
-    data_set = request._dataset_file.data_set()
+    data_set = file.data_set()
     if request.AffectedSOPClassUID != context.abstract_syntax:
         raise RefusedInstance(
             SOP_CLASS_NOT_SUPPORTED,
@@ -240,18 +253,16 @@ def _incoming(association: IncomingAssociation, request: Any, context: Presentat
         ("SOP Instance UID (0008,0018)", facts.sop_instance_uid, request.AffectedSOPInstanceUID),
     ):
         if in_data_set != in_request:
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set's {name} differs from the C-STORE request's")
-    return ReceivedInstance(
-        path=request._dataset_file.path,
-        sop_class_uid=facts.sop_class_uid,
-        sop_instance_uid=facts.sop_instance_uid,
+            raise RefusedInstance(
+                DATA_SET_DOES_NOT_MATCH_SOP_CLASS, f"the data set's {name} differs from the C-STORE request's"
+            )
+    return received_instance(
+        file.path,
+        facts,
         transfer_syntax_uid=transfer_syntax_uid,
         calling_ae=association.requestor.primitive.calling_ae_title,
         called_ae=association.requestor.primitive.called_ae_title,
         peer_address=association.peer_address,
         association_id=association.id,
-        is_large=facts.is_large,
-        study_uid=facts.study_uid,
-        series_uid=facts.series_uid,
-        digest=request._dataset_file.digest,
+        digest=file.digest,
     )

@@ -1,1 +1,1 @@
-"""Reports: from lesions and predictions to the DICOM objects that are stored in the archive; pure functions."""
+"""Results as DICOM objects: the report kinds, what all of them have in common, and the picture of a case."""

@@ -16,8 +16,9 @@ from config import __version__
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, MODEL_NAME
 from daemon.errors import ReportError
 from daemon.reports import image_header
-from daemon.reports.case import Algorithm, Case, Edition, series_description
+from daemon.reports.case import Algorithm, Case, Edition
 from daemon.reports.charset import CharacterSet
+from daemon.reports.statements import series_description
 
 # May be empty in patient and study, must be there (PS3.3 C.7.1.1, C.7.2.1).
 _TYPE_2 = (
@@ -35,10 +36,11 @@ PROCESSING_EQUIPMENT = Concept("109102", "DCM", "Processing Equipment")
 
 
 def shown_images(case: Case) -> dict[str, Dataset]:
-    """The images that lesions lie on, in the order of the report.
+    """Return the images that lesions lie on, in the order of the report.
 
     Raises:
-        ReportError: no lesion, a lesion on an image or frame that is not there, or images of different patients.
+        ReportError: no lesion, a lesion on an image or frame that is missing, or images of different
+            patients.
     """
     if not case.results:
         raise ReportError("there is no lesion to report on; a report needs at least one result")
@@ -57,14 +59,20 @@ def shown_images(case: Case) -> dict[str, Dataset]:
 
 
 def home_image(case: Case, shown: Mapping[str, Dataset]) -> Dataset:
-    """The image whose patient and study an object takes: the first of the lesion object's own study, else the first."""
+    """Return the image whose patient and study an object takes over.
+
+    It is the first image in the lesion object's own study, else the first image.
+    """
     study = case.source.get("StudyInstanceUID")
     in_study = (image for image in shown.values() if image.get("StudyInstanceUID") == study)
     return next(in_study, next(iter(shown.values())))
 
 
 def in_zone_of(written_at: datetime, header: Dataset) -> datetime:
-    """`written_at` in the image's Timezone Offset From UTC, which our object copies and which rules all its times."""
+    """Return `written_at` in the image's Timezone Offset From UTC, which our object copies.
+
+    The offset applies to all times of the object.
+    """
     offset = str(header.get("TimezoneOffsetFromUTC") or "").strip()
     try:
         zone = datetime.strptime(offset, "%z").tzinfo
@@ -77,15 +85,16 @@ def on_image(
     image: Dataset,
     case: Case,
     edition: Edition,
+    *,
     sop_class_uid: str,
     modality: str,
     series_number: int,
     part: str = "",
 ) -> Dataset:
-    """A new object about one image, in a series of its own in the image's study, with all that no kind is particular in.
+    """Return a new object about one image, in a series of its own in the image's study.
 
-    `part` tells several objects about the same image apart. The object holds the modules
-    patient, general study, general series, general equipment and SOP common.
+    It holds the modules patient, general study, general series, general equipment and SOP common; the kind of
+    report adds its own. `part` tells several objects about the same image apart.
 
     Raises:
         ReportError: the image has no Study Instance UID or Series Instance UID.
@@ -96,7 +105,15 @@ def on_image(
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
         if not image.get(keyword):
             raise ReportError(f"image {uid} has no {keyword}; without it nothing can refer to it")
-    made = new_object(header, case.algorithm, edition, sop_class_uid, modality, series_number, part)
+    made = new_object(
+        header,
+        case.algorithm,
+        edition,
+        sop_class_uid=sop_class_uid,
+        modality=modality,
+        series_number=series_number,
+        part=part,
+    )
     made.StudyInstanceUID = image.StudyInstanceUID
     side = image_header.laterality(image)
     made.Laterality = {image_header.LEFT: "L", image_header.RIGHT: "R"}.get(side, "") if side else ""
@@ -107,12 +124,13 @@ def new_object(
     header: Dataset,
     algorithm: Algorithm,
     edition: Edition,
+    *,
     sop_class_uid: str,
     modality: str,
     series_number: int,
     part: str = "",
 ) -> Dataset:
-    """What is the same in every object of ours, all of it but the Study Instance UID.
+    """Return an object with what all our objects have in common, except for the Study Instance UID.
 
     `header` is what `image_header.patient_and_study` gives of the home image.
     """
@@ -138,7 +156,7 @@ def new_object(
 
 
 def _equipment(algorithm: Algorithm, written_at: datetime, text: CharacterSet) -> Dataset:
-    """The bundle as contributing equipment (PS3.3 C.12.1.5); its Device UID changes with every retraining."""
+    """Return the bundle as contributing equipment (PS3.3 C.12.1.5); retraining changes its Device UID."""
     equipment: Dataset = hd.ContributingEquipment(
         manufacturer=MANUFACTURER,
         purpose_of_reference=PROCESSING_EQUIPMENT,
@@ -153,7 +171,7 @@ def _equipment(algorithm: Algorithm, written_at: datetime, text: CharacterSet) -
 
 
 def _put_header(made: Dataset, header: Dataset) -> None:
-    """Put the image's patient and study into `made` so that writing it copies what was never decoded as it is."""
+    """Put the image's patient and study into `made`; what was never decoded is written byte for byte."""
     for tag in header.keys():  # noqa: SIM118 - iterating a Dataset itself would decode its elements
         made[tag] = header.get_item(tag)
     declared = made.get("SpecificCharacterSet")

@@ -14,34 +14,34 @@ from daemon.lesions.lesion import Code
 
 @dataclass(frozen=True)
 class CharacterSet:
-    """Writes with the Specific Character Set of the image, which the report keeps so that names stay byte for byte.
+    """The Specific Character Set of the image, which the report keeps so that names stay byte for byte.
 
-    A character of a lesion object that this set cannot say becomes a question mark.
+    A character of a lesion object that this set cannot encode becomes a question mark.
     """
 
     encodings: tuple[str, ...]
 
     @classmethod
     def encodable_with(cls, header: Dataset) -> CharacterSet:
-        """Text for a data set with the Specific Character Set of `header`."""
+        """Return the character set for a data set with the Specific Character Set of `header`."""
         declared = header.get("SpecificCharacterSet")
         encodings = convert_encodings(declared) if declared else ["ascii"]
         # An empty first value of several means the default repertoire, which is ASCII (PS3.5 6.1.2.1).
         return cls(tuple("ascii" if encoding == "iso8859" else encoding for encoding in encodings))
 
     def __call__(self, value: str) -> str:
-        """`value` without control characters (line breaks stay) and with only encodable characters."""
+        """Return `value` without control characters (line breaks stay) and with only encodable characters."""
         return "".join(c if self._encodable(c) else "?" for c in value if c.isprintable() or c in "\r\n").strip()
 
     def concept(self, code: Code | None) -> CodedConcept | None:
-        """`code` as a code sequence item (PS3.3 section 8); None where a part of it is missing."""
+        """Return `code` as a code sequence item (PS3.3 section 8), or None if a part of it is missing."""
         if code is None:
             return None
         value, scheme, meaning = (self._short(part) for part in (code.value, code.scheme, code.meaning))
         return CodedConcept(value, scheme[:16], meaning[:64]) if value and scheme and meaning else None
 
     def concepts(self, codes: Iterable[Code]) -> list[CodedConcept]:
-        """Those of `codes` that are complete."""
+        """Return those of `codes` that are complete, as code sequence items."""
         return [concept for concept in map(self.concept, codes) if concept is not None]
 
     def _short(self, value: str) -> str:

@@ -13,20 +13,23 @@ from model.normalise import NormalisationPolicy, normalise
 
 FIT = (900, 1050)  # width and height that a view fits into, pixels
 
-# For people, whatever the bundle's own policy: the image's window, else what most of its pixels fill.
+# For people, whatever the bundle's own policy: the image's window, else the range of most of its pixels.
 _FOR_DISPLAY = NormalisationPolicy(intensity="voi", without_voi="percentiles", for_processing=True)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """`grey` is uint8 (height, width), bright = dense; `scale` picture pixels stand for one image pixel, both ways."""
+    """One frame as a small picture.
+
+    `grey` is uint8 (height, width), bright = dense; `scale` is the size of an image pixel in picture pixels.
+    """
 
     grey: np.ndarray
     scale: float
 
 
 def view_of(dataset: Dataset, frame: int = 1) -> View:
-    """Frame `frame` (from 1) of an image made to fit `FIT`, never enlarged.
+    """Return frame `frame` (from 1) of an image, reduced to fit `FIT`; it is never enlarged.
 
     Raises:
         ImageError: it cannot be decoded or normalised.

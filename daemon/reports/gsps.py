@@ -1,7 +1,7 @@
-"""Grayscale Softcopy Presentation State: outlines and results drawn on each image, for viewers that show no SR graphics.
+"""Grayscale Softcopy Presentation State: outlines and results on each image, for viewers without SR graphics.
 
-One object for each image with a lesion (PS3.3 A.33.1). It keeps the image's own grey scale transformations and shows the
-whole image, so that applying it adds the drawing and changes nothing else.
+There is one object for each image with a lesion (PS3.3 A.33.1). It keeps the image's own grey scale
+transformations and shows the whole image, so applying it adds the drawing and changes nothing else.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from daemon.errors import ReportError
 from daemon.lesions.lesion import Lesion
 from daemon.reports import image_header
 from daemon.reports.base_object import on_image, shown_images
-from daemon.reports.case import Algorithm, Case, Edition, Result, series_description, short_result
+from daemon.reports.case import Algorithm, Case, Edition, Result
+from daemon.reports.statements import RESEARCH_USE_SHORT, UNTRAINED_SHORT, series_description, short_result
 
 SERIES_NUMBER = 9148
 LAYER = "RESEARCH"
 LAYER_DESCRIPTION = "Research only: what a program says of marked lesions"
 _WHITE = 0xFFFF
 _YELLOW = (0xF0F0, 0x7373, 0xDADA)  # CIELab of about (255, 230, 60), as PS3.3 C.10.7.1.1 scales it to 16 bits
-_MOST_POINTS = 8191  # of (column, row) as FL in Explicit VR, whose length has 16 bits
+MAX_POINTS = 8191  # of (column, row) as FL in Explicit VR, whose length has 16 bits
 _LETTER = 0.015  # height of a line of text, as a share of the image's longer side; where a box for it is placed
 
 _MODALITY_LUT = ("ModalityLUTSequence", "RescaleIntercept", "RescaleSlope", "RescaleType")
@@ -36,11 +37,11 @@ _LUT_ITEM = ("LUTDescriptor", "LUTExplanation", "ModalityLUTType", "LUTData")
 
 
 def build(case: Case, edition: Edition) -> list[Dataset]:
-    """One presentation state for each image with a lesion, in the order of the report.
+    """Return one presentation state for each image with a lesion, in the order of the report.
 
     Raises:
-        ReportError: see `own_object.shown_images`; an image without Rows and Columns, or with grey scale attributes that
-            cannot be read.
+        ReportError: see `base_object.shown_images`; an image without Rows and Columns, or with grey scale
+            attributes that cannot be read.
     """
     return [_state(image, case, edition) for image in shown_images(case).values()]
 
@@ -53,7 +54,14 @@ def _state(image: Dataset, case: Case, edition: Edition) -> Dataset:
         )
     rows, columns = size
     numbered = [pair for pair in enumerate(case.results, start=1) if pair[1].lesion.image_uid == image.SOPInstanceUID]
-    state = on_image(image, case, edition, GrayscaleSoftcopyPresentationStateStorage, "PR", SERIES_NUMBER)
+    state = on_image(
+        image,
+        case,
+        edition,
+        sop_class_uid=GrayscaleSoftcopyPresentationStateStorage,
+        modality="PR",
+        series_number=SERIES_NUMBER,
+    )
     state.PresentationCreationDate = state.InstanceCreationDate
     state.PresentationCreationTime = state.InstanceCreationTime
     state.ContentLabel = "RESEARCH LESIONS"
@@ -95,7 +103,7 @@ def _reference(image: Dataset, frames: Sequence[int] = ()) -> Dataset:
 
 
 def _whole_image(image: Dataset, rows: int, columns: int) -> Dataset:
-    """The displayed area (C.10.4): pixels are counted from 1\\1 here, other than in the graphics."""
+    r"""Return the displayed area (C.10.4): pixels are counted from 1\1 here, unlike in the graphics."""
     spacing = image_header.pixel_spacing(image)
     aspect = Fraction(1) if spacing is None else Fraction(spacing[0] / spacing[1]).limit_denominator(1000)
     return _item(
@@ -108,7 +116,7 @@ def _whole_image(image: Dataset, rows: int, columns: int) -> Dataset:
 
 
 def _drawn(number: int, result: Result, algorithm: Algorithm, image: Dataset, rows: int, columns: int) -> Dataset:
-    """Outline and result of one lesion (C.10.5)."""
+    """Return outline and result of one lesion (C.10.5)."""
     points = graphic_points(result.lesion, rows, columns)
     graphic = _item(
         GraphicAnnotationUnits="PIXEL",
@@ -130,24 +138,26 @@ def _drawn(number: int, result: Result, algorithm: Algorithm, image: Dataset, ro
 
 
 def graphic_points(lesion: Lesion, rows: int, columns: int) -> np.ndarray:
-    """The outline as Graphic Data in PIXEL units: float32 (N, 2) of (column, row), a closed one ends where it began.
+    r"""Return the outline as Graphic Data in PIXEL units: float32 (N, 2) of (column, row).
 
-    SCOORD's numbers as they are: C.10.5.1.1 (Table C.10-5) too puts 0.0\\0.0 at the top left CORNER of the first pixel,
-    1.0\\1.0 at its bottom right corner and Columns\\Rows at that of the last, the bounds within which values must lie. (Only
-    the displayed area counts whole pixels from 1\\1.) Circles and ellipses are drawn as polygons, which viewers agree on.
+    A closed outline ends where it began. SCOORD coordinates are taken over unchanged: C.10.5.1.1 (Table
+    C.10-5), too, puts 0.0\0.0 at the top left CORNER of the first pixel, 1.0\1.0 at its bottom right corner
+    and Columns\Rows at the bottom right corner of the last pixel. Values must lie within these bounds. (Only
+    the displayed area counts whole pixels from 1\1.) Circles and ellipses are drawn as polygons, on which
+    viewers agree.
     """
     points = lesion.outline
     if lesion.region.graphic_type == "POLYLINE":
         points = lesion.region.points  # thinned
     elif len(points) > 2:
         points = np.vstack([points, points[:1]])
-    if len(points) > _MOST_POINTS:
-        raise ReportError(f"an outline has {len(points)} points; a presentation state holds at most {_MOST_POINTS}")
+    if len(points) > MAX_POINTS:
+        raise ReportError(f"an outline has {len(points)} points; a presentation state holds at most {MAX_POINTS}")
     return np.clip(points, 0, [columns, rows]).astype(np.float32)
 
 
 def _beside(points: np.ndarray, words: str, rows: int, columns: int) -> Dataset:
-    """A text in a box right of the outline, left of it where there is more room, anchored at the outline."""
+    """Return a text in a box right of the outline, or left if there is more room, anchored at the outline."""
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     height = _LETTER * max(rows, columns)
     width, gap = 0.6 * height * len(words), height / 2
@@ -169,10 +179,10 @@ def _beside(points: np.ndarray, words: str, rows: int, columns: int) -> Dataset:
 
 
 def _marking(image: Dataset, trained: bool) -> Dataset:
-    """The research marking, at the top of the displayed area."""
-    lines = ["RESEARCH USE ONLY - not a medical device"]
+    """Return the research notice, at the top of the displayed area."""
+    lines = [RESEARCH_USE_SHORT]
     if not trained:
-        lines.append("UNTRAINED MODEL - the results are meaningless")
+        lines.append(UNTRAINED_SHORT)
     texts = [
         _item(
             BoundingBoxAnnotationUnits="DISPLAY",  # shares of the displayed area
@@ -187,7 +197,7 @@ def _marking(image: Dataset, trained: bool) -> Dataset:
 
 
 def _keep_grey_scale(state: Dataset, image: Dataset) -> None:
-    """Modality LUT, VOI LUT and polarity of the image, which a presentation state replaces as a whole (PS3.4 N.2.1)."""
+    """Copy modality LUT, VOI LUT and polarity of the image, all of which the state replaces (PS3.4 N.2.1)."""
     modality = _transformation(image, 1, "PixelValueTransformationSequence", _MODALITY_LUT)
     state.update({element.tag: element for element in modality})
     vois: list[tuple[Dataset, list[int]]] = []
@@ -209,7 +219,7 @@ def _keep_grey_scale(state: Dataset, image: Dataset) -> None:
 
 
 def _transformation(image: Dataset, frame: int, macro: str, keywords: tuple[str, ...]) -> Dataset:
-    """One of a frame's transformations: its LUT where there is one, else the numbers that stand for one.
+    """Return one of a frame's transformations: its LUT if there is one, else the numbers that stand for one.
 
     An image may offer several windows to choose from, a presentation state has one (C.11.8): the first.
     """
@@ -230,7 +240,7 @@ def _transformation(image: Dataset, frame: int, macro: str, keywords: tuple[str,
 
 
 def _headers(image: Dataset, frame: int, macro: str) -> Iterator[Dataset]:
-    """Where a frame's transformation may stand, the most particular last (PS3.3 C.7.6.16)."""
+    """Yield where a frame's transformation may stand, the most specific last (PS3.3 C.7.6.16)."""
     yield image
     for sequence, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame - 1)):
         groups = image.get(sequence) or []
@@ -239,7 +249,7 @@ def _headers(image: Dataset, frame: int, macro: str) -> Iterator[Dataset]:
 
 
 def _first_of(element: DataElement) -> DataElement:
-    """An element with its first value only; of a LUT what a presentation state has a place for."""
+    """Return an element with its first value only, and a LUT with a presentation state's attributes only."""
     copy = deepcopy(element)
     if copy.VR == "SQ":
         copy.value = copy.value[:1]

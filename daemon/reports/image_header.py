@@ -1,6 +1,7 @@
-"""What a report takes from the header of an image: patient and study as they are, and facts for the image library.
+"""What a report takes from an image header: patient and study unchanged, and facts for the image library.
 
-Ordinary mammograms lack attributes or hold odd values; each reader here answers None where the header does not say.
+Ordinary mammograms lack attributes or hold odd values; each function here returns None if the header does not
+say.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ _VIEWS = {
 }
 
 
-# Of what can be decoded here: what is always compressed with loss, and what may be (PS3.5 section 8.2, annex A.4).
+# Transfer syntaxes that are always lossy, and those that may be (PS3.5 section 8.2, annex A.4).
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 _MAY_BE_LOSSY = (JPEG2000, HTJ2K)
 
 
 def patient_and_study(image: Dataset) -> Dataset:
-    """The patient and study attributes of `image`, byte for byte where they were not decoded yet."""
+    """Return the patient and study attributes of `image`, byte for byte if they were not decoded yet."""
     copy = Dataset()
     for keyword in _PATIENT_AND_STUDY:
         tag = Tag(keyword)
@@ -96,13 +97,13 @@ def _element(image: Dataset, tag: BaseTag) -> DataElement | RawDataElement:
 
 
 def patient_key(image: Dataset) -> tuple[str, str]:
-    """Patient ID and its issuer without insignificant spaces, to compare patients; never to be shown or logged."""
+    """Return Patient ID and issuer without insignificant spaces, to compare patients; never show them."""
     copy = patient_and_study(image)
     return str(copy.get("PatientID") or "").strip(), str(copy.get("IssuerOfPatientID") or "").strip()
 
 
 def laterality(image: Dataset) -> Code | None:
-    """Left, right or both, from Image Laterality, else Laterality, else the frame anatomy of an enhanced image."""
+    """Return left, right or both: from Image Laterality, else Laterality, else the frame anatomy."""
     frame_anatomy = _first(_first(image, "SharedFunctionalGroupsSequence"), "FrameAnatomySequence")
     for header, keyword in ((image, "ImageLaterality"), (image, "Laterality"), (frame_anatomy, "FrameLaterality")):
         code = _LATERALITIES.get(_single(header, keyword))
@@ -112,21 +113,22 @@ def laterality(image: Dataset) -> Code | None:
 
 
 def shows_breast(image: Dataset) -> bool:
-    """Whether the header says that the image is of a breast."""
+    """Return whether the header says that the image is of a breast."""
     return _single(image, "Modality") == "MG" or _single(image, "BodyPartExamined") == "BREAST"
 
 
 def view(image: Dataset) -> Code | None:
-    """The view (CID 4014), from the View Code Sequence, else from View Position.
+    """Return the view (CID 4014), from the View Code Sequence, else from View Position.
 
-    Digitised films of CBIS-DDSM hold it as the one value of Patient Orientation, where no orientation can be meant.
+    Digitised films of CBIS-DDSM hold it as the only value of Patient Orientation, which cannot be an
+    orientation.
     """
     code = coded(_first(image, "ViewCodeSequence"))
     return code or _VIEWS.get(_single(image, "ViewPosition")) or _VIEWS.get(_single(image, "PatientOrientation"))
 
 
 def view_position(image: Dataset) -> str | None:
-    """The view's abbreviation, such as MLO, from this module's own table and never a header's free words."""
+    """Return the view's abbreviation, such as MLO, from this module's own table and never from free text."""
     code = view(image)
     coded_as = next((name for name, known in _VIEWS.items() if code and known.value == code.value), None)
     named = (_single(image, keyword) for keyword in ("ViewPosition", "PatientOrientation"))
@@ -134,13 +136,13 @@ def view_position(image: Dataset) -> str | None:
 
 
 def view_modifiers(image: Dataset) -> list[Code]:
-    """The view modifiers (CID 4015) of the View Code Sequence."""
+    """Return the view modifiers (CID 4015) of the View Code Sequence."""
     codes = (coded(item) for item in _items(_first(image, "ViewCodeSequence"), "ViewModifierCodeSequence"))
     return [code for code in codes if code is not None]
 
 
 def orientation(image: Dataset) -> tuple[str, str] | None:
-    """Patient Orientation (row direction, column direction) where the header gives both."""
+    """Return Patient Orientation (row direction, column direction) if the header gives both."""
     value = _value(image, "PatientOrientation")
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         return None
@@ -149,7 +151,7 @@ def orientation(image: Dataset) -> tuple[str, str] | None:
 
 
 def pixel_spacing(image: Dataset) -> tuple[float, float] | None:
-    """Millimetres between rows and between columns, as the header gives them; which plane they hold for is not said."""
+    """Return millimetres between rows and between columns as the header gives them, for whichever plane."""
     shared = _first(_first(image, "SharedFunctionalGroupsSequence"), "PixelMeasuresSequence")
     for header, keyword in (
         (image, "PixelSpacing"),
@@ -167,60 +169,60 @@ def pixel_spacing(image: Dataset) -> tuple[float, float] | None:
 
 
 def day(image: Dataset, keyword: str) -> str | None:
-    """A date (YYYYMMDD) of the header, None where it is none."""
+    """Return a date (YYYYMMDD) of the header, or None if it is no valid date."""
     value = str(_value(image, keyword) or "").strip()
     return value if re.fullmatch("[0-9]{8}", value) else None
 
 
 def moment(image: Dataset, keyword: str) -> str | None:
-    """A time of day (HHMMSS, with fractions where given) of the header, None where it is none."""
+    """Return a time of day (HHMMSS, with a fraction if given) of the header, or None if it is not valid."""
     value = str(_value(image, keyword) or "").strip()
     return value if re.fullmatch(r"[0-9]{6}(\.[0-9]{1,6})?", value) else None
 
 
 def size(image: Dataset) -> tuple[int, int] | None:
-    """Rows and columns."""
+    """Return rows and columns."""
     rows, columns = _value(image, "Rows"), _value(image, "Columns")
     return (rows, columns) if isinstance(rows, int) and isinstance(columns, int) else None
 
 
 def frames(image: Dataset) -> int:
-    """Number of frames; 1 where the header does not say."""
+    """Return the number of frames; 1 if the header does not say."""
     return int(_number(_value(image, "NumberOfFrames")) or 1)
 
 
 def is_lossy(image: Dataset) -> bool:
-    """Whether the pixels went through a compression with loss: Lossy Image Compression says so, or the transfer syntax."""
-    said = _single(image, "LossyImageCompression")
+    """Return whether the pixels were compressed with loss, by attribute or transfer syntax."""
+    declared = _single(image, "LossyImageCompression")
     syntax = getattr(getattr(image, "file_meta", None), "TransferSyntaxUID", None)
-    return said == "01" or syntax in _LOSSY or (syntax in _MAY_BE_LOSSY and said != "00")
+    return declared == "01" or syntax in _LOSSY or (syntax in _MAY_BE_LOSSY and declared != "00")
 
 
 def compression_ratios(image: Dataset) -> list[str]:
-    """Lossy Image Compression Ratio, one for each compression, as written; none where one of them is no ratio."""
+    """Return Lossy Image Compression Ratio as written, one per compression; nothing if one is not valid."""
     ratios = [str(ratio).strip() for ratio in _values(image, "LossyImageCompressionRatio")]
     return ratios if all(map(_number, ratios)) else []
 
 
 def compression_methods(image: Dataset) -> list[str]:
-    """Lossy Image Compression Method, one for each compression; none where one of them is no code string."""
+    """Return Lossy Image Compression Method, one per compression; nothing if one is no code string."""
     methods = [str(method).strip() for method in _values(image, "LossyImageCompressionMethod")]
     return methods if all(re.fullmatch("[A-Z0-9_ ]{1,16}", method) for method in methods) else []
 
 
 def modality(image: Dataset) -> Code | None:
-    """The modality, where it is one of projection radiography."""
+    """Return the modality if it is one of projection radiography."""
     return _MODALITIES.get(_single(image, "Modality"))
 
 
 def procedures(image: Dataset) -> list[Code]:
-    """The codes of the imaging procedure (Procedure Code Sequence), none where the header gives none."""
+    """Return the codes of the imaging procedure (Procedure Code Sequence)."""
     codes = (coded(item) for item in _items(image, "ProcedureCodeSequence"))
     return [code for code in codes if code is not None]
 
 
 def coded(item: Dataset | None) -> Code | None:
-    """A code sequence item, None where value, scheme or meaning is missing."""
+    """Return a code sequence item as a code, or None if value, scheme or meaning is missing."""
     value = next((v for k in ("CodeValue", "LongCodeValue", "URNCodeValue") if (v := _value(item, k))), None)
     scheme, meaning = _value(item, "CodingSchemeDesignator"), _value(item, "CodeMeaning")
     return Code(str(value), str(scheme), str(meaning)) if value and scheme and meaning else None
@@ -238,7 +240,7 @@ def _items(header: Dataset | None, keyword: str) -> list[Dataset]:
 
 
 def _values(header: Dataset | None, keyword: str) -> list[Any]:
-    """The values of an element that may have one or several."""
+    """Return the values of an element that may have one or several."""
     value = _value(header, keyword)
     return [] if value is None else list(value) if isinstance(value, MultiValue) else [value]
 
@@ -253,7 +255,7 @@ def _single(header: Dataset | None, keyword: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number above zero, else None."""
+    """Return a finite number above zero, else None."""
     try:
         number = float(value)
     except (TypeError, ValueError):

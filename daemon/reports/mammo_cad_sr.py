@@ -1,8 +1,8 @@
 """The report as Mammography CAD SR (PS3.16 TID 4000), for mammography workstations; one per lesion object.
 
-TID 4000 cannot be extended: what TID 1500 says in comments stands here in the Impression Description (TID 4002).
-mammod detects nothing, others marked the lesions: so Summary of Detections is Not Attempted, and each lesion is the
-result of an analysis that succeeded.
+TID 4000 cannot be extended: what TID 1500 says in comments stands in the Impression Description (TID 4002)
+here. mammod detects nothing, others marked the lesions. So Summary of Detections is Not Attempted, and each
+lesion is the result of an analysis that succeeded.
 """
 
 from __future__ import annotations
@@ -22,19 +22,10 @@ from daemon.lesions.geometry import region_of_outline
 from daemon.lesions.lesion import Code, Lesion
 from daemon.reports import image_header, sr_content_items
 from daemon.reports.base_object import home_image, shown_images
-from daemon.reports.case import (
-    UNTRAINED,
-    Algorithm,
-    Case,
-    Edition,
-    Result,
-    algorithm_parameters,
-    lesion_statements,
-    percent,
-    report_statements,
-)
+from daemon.reports.case import Algorithm, Case, Edition, Result
 from daemon.reports.charset import CharacterSet
 from daemon.reports.sr_document import sr_document
+from daemon.reports.statements import UNTRAINED, algorithm_parameters, lesion_statements, percent, report_statements
 from daemon.reports.tracking import tracking
 
 SERIES_NUMBER = 9150
@@ -74,10 +65,10 @@ Places = Mapping[tuple[str, int], tuple[int, ...]]
 
 
 def build(case: Case, edition: Edition) -> list[Dataset]:
-    """The one report on all lesions of one lesion object; the same arguments give the same bytes.
+    """Return the one report on all lesions of one lesion object; the same arguments give the same bytes.
 
     Raises:
-        ReportError: what `shown_images` refuses; an image whose header does not say laterality and view, without which a
+        ReportError: what `shown_images` refuses; an image without laterality or view, without which a
             workstation does not know where to show a mark; a region that its graphic type does not allow.
     """
     shown = shown_images(case)
@@ -85,8 +76,16 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
     header = image_header.patient_and_study(home)
     text = CharacterSet.encodable_with(header)
     root = _root(case, shown, text)
-    evidence = (home, *shown.values(), case.source)
-    return [sr_document(MammographyCADSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
+    made = sr_document(
+        root,
+        sop_class_uid=MammographyCADSRStorage,
+        evidence=(home, *shown.values(), case.source),
+        header=header,
+        algorithm=case.algorithm,
+        edition=edition,
+        series_number=SERIES_NUMBER,
+    )
+    return [made]
 
 
 def _root(case: Case, shown: Mapping[str, Dataset], text: CharacterSet) -> Dataset:
@@ -142,18 +141,18 @@ def _root(case: Case, shown: Mapping[str, Dataset], text: CharacterSet) -> Datas
 
 
 def _impression(case: Case, known_as: Sequence[tuple[str, str]], text: CharacterSet) -> str:
-    """What a reader must know of the report and of each lesion, one statement a line."""
+    """Return what a reader must know of the report and of each lesion, one statement per line."""
     lines = report_statements(case.algorithm, case.left_out)
     lines.append(f"The lesions were marked in instance {case.source.SOPInstanceUID}, not by this program.")
     for result, (name, _uid) in zip(case.results, known_as, strict=True):
-        said = (statement for statement in lesion_statements(result, case.algorithm) if statement != UNTRAINED)
+        details = (statement for statement in lesion_statements(result, case.algorithm) if statement != UNTRAINED)
         called = "malignant" if result.prediction.malignant else "benign"
-        lines.append(f"{name}: called {called}. {' '.join(said)}")
+        lines.append(f"{name}: called {called}. {' '.join(details)}")
     return text("\r\n".join(lines))
 
 
 def _library_entry(image: Dataset, frame: int, text: CharacterSet) -> Dataset:
-    """One image, or one frame of several, with its descriptors (TID 4020)."""
+    """Return one image, or one frame of several, with its descriptors (TID 4020)."""
     context = "HAS ACQ CONTEXT"
     side, view = image_header.laterality(image), text.concept(image_header.view(image))
     if side is None or view is None:
@@ -197,7 +196,7 @@ def _library_entry(image: Dataset, frame: int, text: CharacterSet) -> Dataset:
 def _finding(
     result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, places: Places, text: CharacterSet
 ) -> Dataset:
-    """A Single Image Finding (TID 4006) with centre and outline (TID 4021)."""
+    """Return a Single Image Finding (TID 4006) with centre and outline (TID 4021)."""
     lesion, probability = result.lesion, result.prediction.probability
     if not 0 <= probability <= 1:
         raise ReportError(f"the predicted probability is {probability}; it must lie in 0..1")
@@ -224,20 +223,20 @@ def _shape(concept: Concept, graphic_type: str, points: np.ndarray, place: Seque
 
 
 def _rendering() -> Dataset:
-    """Each lesion is the answer to a mark that somebody made: to leave one out would hide an answer."""
+    """Return the intent to present each lesion: it answers somebody's mark, and must not be hidden."""
     return sr_content_items.code(
         "HAS CONCEPT MOD", DCM.RenderingIntent, DCM.PresentationRequiredRenderingDeviceIsExpectedToPresent
     )
 
 
 def _finding_code(lesion: Lesion, text: CharacterSet) -> Concept | CodedConcept:
-    """A code of CID 6014, where the lesion object says what the lesion is; its own code otherwise (the CID is extensible)."""
+    """Return a code of CID 6014 for what the lesion object names, else its own code (extensible CID)."""
     finding = lesion.finding or _LESION
     return _FINDINGS.get((finding.value, finding.scheme)) or text.concept(finding) or text.concept(_LESION)
 
 
 def _algorithm(result: Result, algorithm: Algorithm, text: CharacterSet) -> Iterable[Dataset]:
-    """TID 4019."""
+    """Return the algorithm identification (TID 4019)."""
     relationship = "HAS PROPERTIES"
     return (
         sr_content_items.text(relationship, DCM.AlgorithmName, text(algorithm.name)),
@@ -251,12 +250,15 @@ def _algorithm(result: Result, algorithm: Algorithm, text: CharacterSet) -> Iter
 
 
 def _centre(lesion: Lesion) -> np.ndarray:
-    """The middle of the box around the outline."""
+    """Return the middle of the box around the outline."""
     return (lesion.outline.min(axis=0) + lesion.outline.max(axis=0)) / 2
 
 
 def _outline(lesion: Lesion) -> list[tuple[str, np.ndarray]]:
-    """The region as its source draws it; scattered points by the line around them, a single point not at all (TID 4021)."""
+    """Return the region as its source draws it (TID 4021).
+
+    Scattered points are replaced by the line around them; a single point has no outline.
+    """
     graphic_type, points = lesion.region.graphic_type, np.asarray(lesion.region.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise ReportError(f"a region of type {graphic_type} does not consist of finite (column, row) points")

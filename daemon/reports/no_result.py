@@ -1,6 +1,7 @@
-"""The TID 1500 report that says that a lesion object has no result: nothing to classify, or the classification failed.
+"""The TID 1500 report on a lesion object without a result: nothing to classify, or the classification failed.
 
-Its one measurement group is image-level (TID 1501) and says the status of the analysis; there is no region and no number.
+Its one measurement group is image-level (TID 1501) and gives the status of the analysis, without region or
+number.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from daemon.dicom.uids import tracking_uid
 from daemon.reports import image_header
-from daemon.reports.case import Case, Edition, without_result_statements
+from daemon.reports.case import Case, Edition
 from daemon.reports.charset import CharacterSet
 from daemon.reports.sr_document import sr_document
+from daemon.reports.statements import without_result_statements
 from daemon.reports.tid1500 import SERIES_NUMBER, algorithm_identification, comment, measurement_report
 
 KIND = "tid1500"
 
 
 def build(case: Case, edition: Edition, failed: bool, reason: str) -> Dataset:
-    """The report on a lesion object without results; the same arguments give the same bytes.
+    """Return the report on a lesion object without results; the same arguments give the same bytes.
 
-    Patient and study are those of the lesion object. `case.images` are those that it names and that are here, none where it
-    names none. `failed` says that there should have been a result; `reason` why there is none, without patient data.
+    Patient and study are those of the lesion object. `case.images` are the images that it names and that are
+    here. `failed` says that there should have been a result, `reason` why there is none, without patient
+    data.
 
     Raises:
         ReportError: the lesion object has no UID of its own, its series or its study.
@@ -49,8 +52,14 @@ def build(case: Case, edition: Edition, failed: bool, reason: str) -> Dataset:
     statements = without_result_statements(case.algorithm, failed, reason, case.left_out)
     group[0].ContentSequence.append(comment(statements[1], text))
     home = next(iter(shown.values()), case.source)
-    root = measurement_report(case, home, shown, [group], statements, text)
-    evidence = (case.source, *shown.values())
-    made = sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)
+    made = sr_document(
+        measurement_report(case, home=home, shown=shown, groups=[group], statements=statements, text=text),
+        sop_class_uid=Comprehensive3DSRStorage,
+        evidence=(case.source, *shown.values()),
+        header=header,
+        algorithm=case.algorithm,
+        edition=edition,
+        series_number=SERIES_NUMBER,
+    )
     made.SeriesDescription = f"RESEARCH ONLY: no result: {name}"
     return made

@@ -18,7 +18,7 @@ from daemon.reports.case import Case, Edition
 Build = Callable[[Case, Edition], Sequence[Dataset]]
 """A pure function: the objects of one kind on one case, one or more; the same arguments give the same bytes.
 
-Raises ReportError where this kind cannot be made of this case; the other kinds go on.
+Raises ReportError if this kind cannot be made of this case; the other kinds go on.
 """
 
 KINDS: Mapping[str, Build] = {

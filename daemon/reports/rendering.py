@@ -1,7 +1,7 @@
-"""The picture of a case: each view with its outlines, beside it what the network saw of each lesion and its heat map.
+"""The picture of a case: each view with outlines, and each lesion as the network saw it, with its heat map.
 
-Drawn with Pillow and the font that comes with it, so that the same case gives the same pixels on every machine. Nothing
-that names a patient is drawn: lesions are numbered as in the report, and views named from codes.
+It is drawn with Pillow and its own font, so the same case gives the same pixels on every machine. Nothing
+that names a patient is drawn: lesions are numbered as in the report, and views are named from codes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from daemon.errors import ReportError
 from daemon.lesions.geometry import is_closed
 from daemon.reports import image_header
 from daemon.reports.base_object import shown_images
-from daemon.reports.case import Algorithm, Case, Result, in_full, short_result
+from daemon.reports.case import Algorithm, Case, Result
 from daemon.reports.display_image import View
+from daemon.reports.statements import RESEARCH_USE_SHORT, UNTRAINED_SHORT, in_full, short_result
 
-RESEARCH = "RESEARCH USE ONLY - not a medical device"
-UNTRAINED = "UNTRAINED MODEL - the results are meaningless"
 HEAT_MAP = (
     "Heat map: Grad-CAM. Warm is where the picture raises the score for malignancy, scaled to the map's own maximum. It "
     "shows what the score is sensitive to, in coarse cells; it is no outline of the lesion and no explanation of it."
@@ -42,13 +41,13 @@ _BENIGN: Colour = (90, 200, 250)
 _RAMP = np.array([(60, 10, 90), (150, 30, 100), (225, 70, 60), (250, 150, 30), (255, 245, 150)], np.float32)
 
 _GAP = 16
-_SIDES = (440, 299, 250, 200, 150, 120)  # of a crop; the first at which all lesions find room
+_SIDES = (440, 299, 250, 200, 150, 120)  # of a crop; the first at which all lesions fit is taken
 _PANELS_WIDTH = 1100
-_LEAST_HEIGHT = 760
+_MIN_HEIGHT = 760
 _TITLE, _NOTE = 34, 44  # height above and below the two crops of a lesion
 _HEAT_OPACITY = 0.75
 _PRINT_WIDTH = 0.7  # of the picture, in its middle: viewers write into the four corners
-_LABELS_WITH_RESULT = 12  # of more lesions only the number stands in the view: long labels would land far away
+_MAX_LONG_LABELS = 12  # with more lesions only numbers stand in the view: long labels would land far away
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +60,10 @@ class Picture:
 
 
 def pictures(case: Case) -> list[Picture]:
-    """One picture for each frame with a lesion, in the order of the report; `case.views` holds each frame's view.
+    """Return one picture for each frame with a lesion, in the order of the report, made from `case.views`.
 
     Raises:
-        ReportError: see `own_object.shown_images`; a frame without view.
+        ReportError: see `base_object.shown_images`; a frame without view.
     """
     shown = shown_images(case)
     numbered: dict[tuple[str, int], list[tuple[int, Result]]] = {}
@@ -90,11 +89,11 @@ def _caption(image: Dataset, frame: int) -> str:
 
 def _draw(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorithm, caption: str) -> np.ndarray:
     picture = _with_outlines(view, numbered, algorithm)
-    side, rows, columns = _grid(len(numbered), max(picture.height, _LEAST_HEIGHT))
+    side, rows, columns = _grid(len(numbered), max(picture.height, _MIN_HEIGHT))
     drawn = numbered[: rows * columns]
     columns = math.ceil(len(drawn) / rows)
     width = picture.width + columns * (2 * side + 2 * _GAP) + 2 * _GAP
-    heads = [(RESEARCH, _AMBER, _GROUND)] + ([] if algorithm.trained else [(UNTRAINED, _INK, _RED)])
+    heads = [(RESEARCH_USE_SHORT, _AMBER, _GROUND)] + ([] if algorithm.trained else [(UNTRAINED_SHORT, _INK, _RED)])
     lines = _wrapped(_small_print(algorithm, len(numbered) - len(drawn)), round(_PRINT_WIDTH * width))
     top = _GAP + 40 * len(heads) + 30
     bottom = top + max(picture.height, min(rows, len(drawn)) * (side + _TITLE + _NOTE)) + _GAP
@@ -116,7 +115,7 @@ def _draw(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorit
 
 
 def _grid(count: int, height: int) -> tuple[int, int, int]:
-    """Side of a crop, rows and columns of panels in which `count` lesions find room, or as many as can be."""
+    """Return side of a crop, rows and columns of panels for `count` lesions, or for as many as fit."""
     for side in _SIDES:
         rows = max(1, height // (side + _TITLE + _NOTE))
         columns = max(1, _PANELS_WIDTH // (2 * side + 2 * _GAP))
@@ -138,7 +137,7 @@ def _small_print(algorithm: Algorithm, left_over: int) -> list[str]:
 def _panel(
     canvas: Image.Image, left: int, top: int, side: int, number: int, result: Result, algorithm: Algorithm
 ) -> None:
-    """One lesion: its result, what the network saw, and the heat map over it."""
+    """Draw one lesion: its result, what the network saw, and the heat map over it."""
     draw = ImageDraw.Draw(canvas)
     words = f"{number}  {short_result(result.prediction, algorithm)}"
     draw.text((left, top), words, _colour(result), _font(24 if side > 150 else 20))
@@ -166,7 +165,7 @@ def _panel(
 
 
 def _heated(seen: Image.Image, result: Result) -> Image.Image:
-    """The crop with its heat map over it and the outline, which the network did not see."""
+    """Return the crop with its heat map and its outline, which the network did not see."""
     grey = np.asarray(seen, np.float32)[..., None].repeat(3, axis=2)
     heat = result.prediction.heat_map
     if heat is not None and heat.max() > 0:
@@ -181,7 +180,7 @@ def _heated(seen: Image.Image, result: Result) -> Image.Image:
 
 
 def _ramp(share: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) float32 for shares of 0 to 1."""
+    """Return colours (..., 3) float32 for shares of 0 to 1."""
     place = share * (len(_RAMP) - 1)
     low = np.minimum(place.astype(int), len(_RAMP) - 2)
     part = (place - low)[..., None]
@@ -189,12 +188,12 @@ def _ramp(share: np.ndarray) -> np.ndarray:
 
 
 def _with_outlines(view: View, numbered: Sequence[tuple[int, Result]], algorithm: Algorithm) -> Image.Image:
-    """The view with every outline, each with its number and result beside it."""
+    """Return the view with every outline, each with its number and result beside it."""
     lines = [(result.lesion.outline * view.scale, _is_open(result), _colour(result)) for _, result in numbered]
     picture = _outlined(Image.fromarray(view.grey).convert("RGB"), lines, 3)
     draw = ImageDraw.Draw(picture)
     taken: list[Place] = [_bounds(points) for points, _, _ in lines]
-    crowded = len(numbered) > _LABELS_WITH_RESULT
+    crowded = len(numbered) > _MAX_LONG_LABELS
     font = _font(15 if crowded else 20)
     for (number, result), (points, _, colour) in zip(numbered, lines, strict=True):
         words = f"{number} {short_result(result.prediction, algorithm)}"
@@ -217,9 +216,9 @@ def _bounds(points: np.ndarray) -> Place:
 
 
 def _free_place(grey: np.ndarray, lesion: Place, width: float, height: float, taken: Sequence[Place]) -> Place:
-    """Where a label covers no outline, no other label and as little tissue as can be, near its lesion.
+    """Return a place for a label near its lesion, over no outline, no label and as little tissue as possible.
 
-    Beside, above or below the lesion, else further up or down, else over others.
+    That is beside, above or below the lesion, else further up or down, else over other labels.
     """
     rows, columns = grey.shape
     left, top, right, bottom = lesion
@@ -250,7 +249,7 @@ Line = tuple[np.ndarray, bool, Colour]
 
 
 def _outlined(picture: Image.Image, lines: Sequence[Line], width: int) -> Image.Image:
-    """`picture` with lines over it, each with a dark seam; drawn twice as large and reduced, so that they are smooth."""
+    """Return `picture` with lines over it, each with a dark seam, drawn twice as large and reduced."""
     large = Image.new("RGBA", (2 * picture.width, 2 * picture.height), (0, 0, 0, 0))
     draw = ImageDraw.Draw(large)
     for points, is_open, colour in lines:
@@ -277,7 +276,7 @@ def _colour(result: Result) -> Colour:
 
 
 def _wrapped(sentences: Sequence[str], width: int) -> list[str]:
-    """Sentences in lines of at most `width` pixels of the small print."""
+    """Return sentences in lines of at most `width` pixels of the small print."""
     lines = []
     for sentence in sentences:
         line = ""

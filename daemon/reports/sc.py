@@ -1,4 +1,4 @@
-"""Secondary Capture: the picture of a case for viewers that show neither SR nor presentation states (PS3.3 A.8.1)."""
+"""Secondary Capture (PS3.3 A.8.1): the picture of a case, for viewers without SR and presentation states."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydicom.uid import SecondaryCaptureImageStorage
 
 from daemon.reports import image_header
 from daemon.reports.base_object import on_image
-from daemon.reports.case import RESEARCH_USE, Case, Edition
-from daemon.reports.case import UNTRAINED as UNTRAINED_STATEMENT
+from daemon.reports.case import Case, Edition
 from daemon.reports.rendering import Picture, pictures
+from daemon.reports.statements import RESEARCH_USE, UNTRAINED
 
 SERIES_NUMBER = 9149
 SOURCE_IMAGE = Concept("121322", "DCM", "Source of image processing operation")
@@ -18,10 +18,10 @@ DERIVATION = Concept("113085", "DCM", "Spatial resampling")
 
 
 def build(case: Case, edition: Edition) -> list[Dataset]:
-    """One capture for each image with a lesion (of a multi-frame image: for each such frame), in the report's order.
+    """Return one capture for each image, or frame of several, with a lesion, in the report's order.
 
     Raises:
-        ReportError: see `picture.pictures`.
+        ReportError: see `rendering.pictures`.
     """
     return [_capture(picture, case, edition) for picture in pictures(case)]
 
@@ -30,7 +30,15 @@ def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
     image, several = picture.image, image_header.frames(picture.image) > 1
     part = f"frame {picture.frame}" if several else ""
     # Not MG: a hanging protocol would take the picture for a mammogram.
-    capture = on_image(image, case, edition, SecondaryCaptureImageStorage, "OT", SERIES_NUMBER, part)
+    capture = on_image(
+        image,
+        case,
+        edition,
+        sop_class_uid=SecondaryCaptureImageStorage,
+        modality="OT",
+        series_number=SERIES_NUMBER,
+        part=part,
+    )
     capture.ConversionType = "WSD"
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ContentDate, capture.ContentTime = capture.InstanceCreationDate, capture.InstanceCreationTime
@@ -38,7 +46,7 @@ def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
     capture.BurnedInAnnotation = "YES"
     _put_compression(capture, image)
     capture.PatientOrientation = ""
-    capture.ImageComments = RESEARCH_USE if case.algorithm.trained else f"{UNTRAINED_STATEMENT} {RESEARCH_USE}"
+    capture.ImageComments = RESEARCH_USE if case.algorithm.trained else f"{UNTRAINED} {RESEARCH_USE}"
     capture.DerivationDescription = "Reduced view with outlines, crops and Grad-CAM heat maps; not for measurement"
     capture.DerivationCodeSequence = [_coded(DERIVATION)]
     source = Dataset()
@@ -58,7 +66,7 @@ def _capture(picture: Picture, case: Case, edition: Edition) -> Dataset:
 
 
 def _put_compression(capture: Dataset, image: Dataset) -> None:
-    """What was compressed with loss once is said to be so for ever, in derived images too (PS3.3 C.7.6.1.1.5)."""
+    """Mark the capture as lossy if its image is: derived images are marked, too (PS3.3 C.7.6.1.1.5)."""
     lossy = image_header.is_lossy(image)
     capture.LossyImageCompression = "01" if lossy else "00"
     if lossy and (ratios := image_header.compression_ratios(image)):

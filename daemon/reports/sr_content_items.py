@@ -1,4 +1,4 @@
-"""Content items of a structured report (PS3.3 C.17.3) as plain data sets, with relationships by value and by reference."""
+"""Content items of a structured report (PS3.3 C.17.3) as data sets, related by value and by reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydicom.sr.coding import Code as Concept
 def container(
     relationship: str | None, concept: Concept, children: Iterable[Dataset], template: str | None = None
 ) -> Dataset:
-    """A CONTAINER; the root has no relationship, and the number of its template (PS3.16) in `template`."""
+    """Return a CONTAINER; the root has no relationship but the number of its `template` (PS3.16)."""
     item = _item(relationship, "CONTAINER", concept, children)
     item.ContinuityOfContent = "SEPARATE"
     if template is not None:
@@ -26,37 +26,42 @@ def container(
 def code(
     relationship: str, concept: Concept, value: Concept | CodedConcept, children: Iterable[Dataset] = ()
 ) -> Dataset:
+    """Return a CODE."""
     item = _item(relationship, "CODE", concept, children)
     item.ConceptCodeSequence = [_coded(value)]
     return item
 
 
 def text(relationship: str, concept: Concept, value: str) -> Dataset:
+    """Return a TEXT."""
     item = _item(relationship, "TEXT", concept)
     item.TextValue = value
     return item
 
 
 def uidref(relationship: str, concept: Concept, uid: str) -> Dataset:
+    """Return a UIDREF."""
     item = _item(relationship, "UIDREF", concept)
     item.UID = uid
     return item
 
 
 def date(relationship: str, concept: Concept, value: str) -> Dataset:
+    """Return a DATE."""
     item = _item(relationship, "DATE", concept)
     item.Date = value
     return item
 
 
 def time(relationship: str, concept: Concept, value: str) -> Dataset:
+    """Return a TIME."""
     item = _item(relationship, "TIME", concept)
     item.Time = value
     return item
 
 
 def num(relationship: str, concept: Concept, value: float, unit: Concept, children: Iterable[Dataset] = ()) -> Dataset:
-    """A NUM with its unit; `value` is written with up to sixteen characters."""
+    """Return a NUM with its unit; `value` is written with up to sixteen characters."""
     item = _item(relationship, "NUM", concept, children)
     measured = Dataset()
     measured.NumericValue = f"{value:.10g}"
@@ -66,7 +71,7 @@ def num(relationship: str, concept: Concept, value: float, unit: Concept, childr
 
 
 def image(relationship: str, instance: Dataset, children: Iterable[Dataset] = (), frame: int | None = None) -> Dataset:
-    """An IMAGE without a concept name; `frame` (from 1) for an image of several."""
+    """Return an IMAGE without a concept name; `frame` (from 1) for a multi-frame image."""
     item = _item(relationship, "IMAGE", None, children)
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = instance.SOPClassUID, instance.SOPInstanceUID
@@ -79,7 +84,7 @@ def image(relationship: str, instance: Dataset, children: Iterable[Dataset] = ()
 def scoord(
     relationship: str, concept: Concept, graphic_type: str, points: np.ndarray, children: Iterable[Dataset]
 ) -> Dataset:
-    """A SCOORD; `points` is (N, 2) of (column, row)."""
+    """Return a SCOORD; `points` is (N, 2) of (column, row)."""
     item = _item(relationship, "SCOORD", concept, children)
     item.GraphicType = graphic_type
     item.GraphicData = np.asarray(points, dtype=np.float32).ravel().tolist()
@@ -87,7 +92,7 @@ def scoord(
 
 
 def by_reference(relationship: str, path: Sequence[int]) -> Dataset:
-    """A relationship to the content item at `path`: its place among its siblings at each level, the root being 1."""
+    """Return a relationship to the content item at `path`: its position at each level, the root being 1."""
     item = Dataset()
     item.RelationshipType = relationship
     item.ReferencedContentItemIdentifier = list(path)

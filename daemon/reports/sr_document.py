@@ -13,24 +13,26 @@ from daemon.reports.case import Algorithm, Edition, Predecessor
 
 
 def sr_document(
-    sop_class_uid: UID,
     root: Dataset,
+    *,
+    sop_class_uid: UID,
     evidence: Iterable[Dataset],
     header: Dataset,
     algorithm: Algorithm,
     edition: Edition,
     series_number: int,
 ) -> Dataset:
-    """The document with `root` as its root container; marked as research, preliminary and unverified.
+    """Return the document with `root` as its root container, marked as research, preliminary and unverified.
 
-    Args:
-        evidence: the images and the lesion object (headers), first one of the report's own study.
-        header: what `image_header.patient_and_study` gives.
+    `evidence` are the images and the lesion object (headers), the first one in the report's own study.
+    `header` is what `image_header.patient_and_study` returns.
 
     Raises:
         ReportError: an instance of the evidence lacks a UID.
     """
-    made = new_object(header, algorithm, edition, sop_class_uid, "SR", series_number)
+    made = new_object(
+        header, algorithm, edition, sop_class_uid=sop_class_uid, modality="SR", series_number=series_number
+    )
     made.ContentDate, made.ContentTime = made.SeriesDate, made.SeriesTime
     made.ReferencedPerformedProcedureStepSequence = []
     made.CompletionFlag = "COMPLETE"
@@ -47,7 +49,7 @@ def sr_document(
 
 
 def _put_evidence(made: Dataset, evidence: Iterable[Dataset]) -> None:
-    """Current Requested Procedure Evidence for the first instance's study, Pertinent Other Evidence for other studies."""
+    """Put the first study into Current Requested Procedure Evidence, others into Pertinent Other Evidence."""
     studies: dict[str, dict[str, dict[str, str]]] = {}
     for instance in evidence:
         for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
@@ -68,7 +70,7 @@ def _predecessor(predecessor: Predecessor) -> Dataset:
 
 
 def _study(study_uid: str, series: dict[str, dict[str, str]]) -> Dataset:
-    """An item of the Hierarchical SOP Instance Reference macro (PS3.3 C.17.2.1)."""
+    """Return an item of the Hierarchical SOP Instance Reference macro (PS3.3 C.17.2.1)."""
     study = Dataset()
     study.StudyInstanceUID = study_uid
     study.ReferencedSeriesSequence = []

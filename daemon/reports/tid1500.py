@@ -1,4 +1,4 @@
-"""The report as Comprehensive 3D SR with the Measurement Report template (PS3.16 TID 1500), one per lesion object."""
+"""The report as Comprehensive 3D SR with a Measurement Report (PS3.16 TID 1500); one per lesion object."""
 
 from __future__ import annotations
 
@@ -18,19 +18,10 @@ from daemon.errors import ReportError
 from daemon.lesions.lesion import Lesion
 from daemon.reports import image_header
 from daemon.reports.base_object import home_image, shown_images
-from daemon.reports.case import (
-    Algorithm,
-    Case,
-    Edition,
-    Result,
-    algorithm_parameters,
-    in_full,
-    lesion_statements,
-    percent,
-    report_statements,
-)
+from daemon.reports.case import Algorithm, Case, Edition, Result
 from daemon.reports.charset import CharacterSet
 from daemon.reports.sr_document import sr_document
+from daemon.reports.statements import algorithm_parameters, in_full, lesion_statements, percent, report_statements
 from daemon.reports.tracking import tracking
 
 LESION = Concept("52988006", "SCT", "Lesion")
@@ -55,15 +46,15 @@ Group: TypeAlias = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations | hd.sr.
 
 
 def build(case: Case, edition: Edition) -> list[Dataset]:
-    """The one report on all lesions of one lesion object; the same arguments give the same bytes.
+    """Return the one report on all lesions of one lesion object; the same arguments give the same bytes.
 
     Returns:
         One data set with file meta information, Explicit VR Little Endian; write it with
         `save_as(path, enforce_file_format=True)`.
 
     Raises:
-        ReportError: no lesion, a lesion on an image or frame that is not there, images of different patients, or a
-            region that its graphic type does not allow (PS3.3 C.18.6.1.2).
+        ReportError: what `shown_images` refuses, or a region that its graphic type does not allow
+            (PS3.3 C.18.6.1.2).
     """
     shown = shown_images(case)
     home = home_image(case, shown)
@@ -74,20 +65,28 @@ def build(case: Case, edition: Edition) -> list[Dataset]:
         for result, known_as in zip(case.results, tracking(case.results, text), strict=True)
     ]
     statements = report_statements(case.algorithm, case.left_out)
-    root = measurement_report(case, home, shown, groups, statements, text)
-    evidence = (home, *shown.values(), case.source)
-    return [sr_document(Comprehensive3DSRStorage, root, evidence, header, case.algorithm, edition, SERIES_NUMBER)]
+    made = sr_document(
+        measurement_report(case, home=home, shown=shown, groups=groups, statements=statements, text=text),
+        sop_class_uid=Comprehensive3DSRStorage,
+        evidence=(home, *shown.values(), case.source),
+        header=header,
+        algorithm=case.algorithm,
+        edition=edition,
+        series_number=SERIES_NUMBER,
+    )
+    return [made]
 
 
 def measurement_report(
     case: Case,
+    *,
     home: Dataset,
     shown: Mapping[str, Dataset],
     groups: Sequence[Group],
     statements: Iterable[str],
     text: CharacterSet,
 ) -> Dataset:
-    """The root container of TID 1500, with what a reader must know before the image library and the measurements."""
+    """Return the root container of TID 1500; the statements precede image library and measurements."""
     observer = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=case.algorithm.device_uid,
         name=MODEL_NAME,
@@ -111,11 +110,12 @@ def measurement_report(
 
 
 def comment(statement: str, text: CharacterSet) -> hd.sr.TextContentItem:
+    """Return a comment."""
     return hd.sr.TextContentItem(COMMENT, text(statement), relationship_type="CONTAINS")
 
 
 def _source_item(source: Dataset) -> hd.sr.ContentItem:
-    """The reference to the lesion object: a segmentation counts as an image, an SR does not (PS3.3 C.17.3)."""
+    """Return the reference to the lesion object; a SEG counts as an image, an SR does not (PS3.3 C.17.3)."""
     reference = source.SOPClassUID, source.SOPInstanceUID
     if source.SOPClassUID in SEGMENTATION_CLASSES:
         return hd.sr.ImageContentItem(SEGMENTATION, *reference, relationship_type="CONTAINS")
@@ -123,7 +123,7 @@ def _source_item(source: Dataset) -> hd.sr.ContentItem:
 
 
 def _image_library(images: Iterable[Dataset], text: CharacterSet) -> hd.sr.ContainerContentItem:
-    """The image library (TID 1600), with only those descriptors that a header gives; OHIF needs the library itself."""
+    """Return the image library (TID 1600), which OHIF needs, with the descriptors that the headers give."""
     group = hd.sr.ContainerContentItem(codes.DCM.ImageLibraryGroup, relationship_type="CONTAINS")
     group.ContentSequence = hd.sr.ContentSequence([_library_entry(image, text) for image in images])
     library = hd.sr.ContainerContentItem(codes.DCM.ImageLibrary, relationship_type="CONTAINS")
@@ -132,7 +132,7 @@ def _image_library(images: Iterable[Dataset], text: CharacterSet) -> hd.sr.Conta
 
 
 def _library_entry(image: Dataset, text: CharacterSet) -> hd.sr.ImageContentItem:
-    """One image with its descriptors (TID 1602 and 1603)."""
+    """Return one image with its descriptors (TID 1602 and 1603)."""
     context = "HAS ACQ CONTEXT"
     descriptors: list[hd.sr.ContentItem] = []
     if (modality := text.concept(image_header.modality(image))) is not None:
@@ -167,11 +167,11 @@ def _library_entry(image: Dataset, text: CharacterSet) -> hd.sr.ImageContentItem
 def _group(
     result: Result, known_as: tuple[str, str], image: Dataset, algorithm: Algorithm, text: CharacterSet
 ) -> Group:
-    """The measurement group of one lesion: TID 1410, or TID 1501 where the region is a MULTIPOINT.
+    """Return the measurement group of one lesion: TID 1410, or TID 1501 if the region is a MULTIPOINT.
 
-    TID 1410 forbids a MULTIPOINT as image region; there the probability is inferred from the points (TID 320). A region is
-    repeated in the same way: there OHIF looks for what it takes over as a measurement of its own (its label is the first
-    comment), and highdicom would not write it, though the template may be extended.
+    TID 1410 forbids a MULTIPOINT as image region; the probability is then inferred from the points (TID 320).
+    A region is repeated in the same way, because OHIF takes its own measurement (labelled by the first
+    comment) from there. The template may be extended, but highdicom would not write the repetition.
     """
     lesion, prediction = result.lesion, result.prediction
     if not 0 <= prediction.probability <= 1:
@@ -207,7 +207,7 @@ def _group(
 
 
 def _region(lesion: Lesion, image: Dataset) -> hd.sr.ImageRegion | hd.sr.CoordinatesForMeasurement:
-    """The region as its source draws it."""
+    """Return the region as its source draws it."""
     graphic_type, points = lesion.region.graphic_type, np.asarray(lesion.region.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
         raise ReportError(f"a region of type {graphic_type} does not consist of finite (column, row) points")
@@ -224,12 +224,12 @@ def _region(lesion: Lesion, image: Dataset) -> hd.sr.ImageRegion | hd.sr.Coordin
 
 
 def _inferred_from(region: hd.sr.ImageRegion) -> hd.sr.CoordinatesForMeasurement:
-    """The same region as that which a measurement was inferred from."""
+    """Return the region as the one that a measurement was inferred from."""
     return hd.sr.CoordinatesForMeasurement(region.graphic_type, region.value, region.ContentSequence[0])
 
 
 def _finding_sites(lesion: Lesion, image: Dataset, text: CharacterSet) -> list[hd.sr.FindingSite] | None:
-    """Site and side as the lesion object has them, else the breast and the side that the image's header names."""
+    """Return site and side of the lesion object, else the breast and the side in the image's header."""
     site = text.concept(lesion.finding_site) or (BREAST if image_header.shows_breast(image) else None)
     side = text.concept(lesion.laterality) or text.concept(image_header.laterality(image))
     return [hd.sr.FindingSite(site, laterality=side)] if site else None
@@ -238,7 +238,7 @@ def _finding_sites(lesion: Lesion, image: Dataset, text: CharacterSet) -> list[h
 def algorithm_identification(
     algorithm: Algorithm, bundle: str, engine: str | None, text: CharacterSet
 ) -> hd.sr.AlgorithmIdentification:
-    """TID 4019."""
+    """Return the algorithm identification (TID 4019)."""
     return hd.sr.AlgorithmIdentification(
         name=text(algorithm.name),
         version=text(algorithm.version),

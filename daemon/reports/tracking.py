@@ -1,4 +1,4 @@
-"""By what name and UID each lesion of a report can be found again."""
+"""The name and UID by which each lesion of a report can be found again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from daemon.reports.charset import CharacterSet
 
 
 def tracking(results: Sequence[Result], text: CharacterSet) -> list[tuple[str, str]]:
-    """Tracking identifier and UID of each lesion, unique in the report: viewers merge what shares a tracking UID.
+    """Return tracking identifier and UID of each lesion, unique in the report: viewers merge equal UIDs.
 
-    A UID that several lesions share (components of one segment) stands for none of them alone: each then gets a UID of
-    its own, derived from it. Every kind of report on a lesion object gives a lesion the same two.
+    A UID that several lesions share (components of one segment) identifies none of them: each gets a UID of
+    its own, derived from the shared one. Every kind of report on a lesion object gives a lesion the same two.
     """
     lesions = [result.lesion for result in results]
     sharing_uid = Counter(lesion.tracking_uid for lesion in lesions)

@@ -1,19 +1,24 @@
-"""`ReceivedInstance`: one instance as the listener hands it over, complete and checked, before it is accepted."""
+"""`ReceivedInstance`: one instance as it was received, complete and checked, before it is accepted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.dicom.dataset_scan import DataSetFacts
+
 
 @dataclass(frozen=True)
 class ReceivedInstance:
-    """A received instance: `path` is a complete Part 10 file inside the spool's own file system, not yet durable.
+    """A received instance, whose encoding was walked to its end; `path` is not yet durable.
 
-    The UIDs are valid by PS3.5 section 9 and equal in the C-STORE command and the data set; the encoding was walked to its
-    end. `transfer_syntax_uid` is that of the accepted presentation context, as received and as stored. `is_large`: to read
-    it takes long, or much memory. What was seen while it was received need not be read again, None where it was not looked
-    for: the UIDs of study and series ("": there is none) as they stand there, `digest` of the data set (`daemon.dicom.digest`).
+    `path` is a complete Part 10 file in the spool's own file system. SOP Class and SOP Instance UID are valid
+    by PS3.5 section 9 and equal in command and data set. `transfer_syntax_uid` is that of the data set as
+    received and stored.
+
+    What was seen while it was received need not be read again; None if it was not looked at: Study and Series
+    Instance UID as they stand in the data set ("" if it has none), `digest` of the data set
+    (`daemon.dicom.digest`).
     """
 
     path: Path
@@ -24,7 +29,35 @@ class ReceivedInstance:
     called_ae: str
     peer_address: str
     association_id: str
-    is_large: bool = False
+    is_large: bool = False  # reading it takes long, or much memory
     study_uid: str | None = None
     series_uid: str | None = None
     digest: str | None = None
+
+
+def received_instance(
+    path: Path,
+    facts: DataSetFacts,
+    *,
+    transfer_syntax_uid: str,
+    calling_ae: str,
+    called_ae: str,
+    peer_address: str,
+    association_id: str,
+    digest: str | None = None,
+) -> ReceivedInstance:
+    """Return the instance at `path` from what the scan of its data set found and who sent it."""
+    return ReceivedInstance(
+        path=path,
+        sop_class_uid=facts.sop_class_uid,
+        sop_instance_uid=facts.sop_instance_uid,
+        transfer_syntax_uid=transfer_syntax_uid,
+        calling_ae=calling_ae,
+        called_ae=called_ae,
+        peer_address=peer_address,
+        association_id=association_id,
+        is_large=facts.is_large,
+        study_uid=facts.study_uid,
+        series_uid=facts.series_uid,
+        digest=digest,
+    )

@@ -1,7 +1,8 @@
-"""A bucket of S3-compatible object storage as the place of a spool that several nodes share.
+"""A bucket of S3-compatible object storage, which several nodes share as their spool.
 
-An object appears whole or not at all (that is S3's own promise) and counts only once the server has shown that it holds what
-was sent. Keys are the spool's paths behind the prefix of `spool.url`: digests, nothing of the patient.
+An object appears whole or not at all (S3 promises that), and counts only once the server has shown that it
+holds what was sent. A key is the spool's path after the prefix of `spool.url`: a digest, nothing of the
+patient.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from config import settings
+from config import settings as config
 from config.errors import ConfigurationError
 from daemon.errors import SpoolUnavailable
-from daemon.storage.spool import NO_ROOM, Entry
+from daemon.storage.filesystem import DISK_FULL
+from daemon.storage.store import Entry
+from daemon.system.file_stamp import FileStamp, file_stamp
 
 CONNECT_LIMIT_S = 5
 ANSWER_LIMIT_S = 20
-SLOWEST = 4 * 2**20  # bytes/s that a transfer must make beyond that
-LARGEST = 4 * 2**30  # bytes; one request may put 5 GiB
-TRY_AGAIN_S = 10.0  # after a failure: so long nothing more is taken in
-ATTEMPTS = 2
-DELETE_AT_ONCE = 1000  # S3's own limit
+MIN_BYTES_PER_S = 4 * 2**20  # of a transfer, beyond that
+MAX_OBJECT = 4 * 2**30  # bytes; S3 lets one request put 5 GiB
+RETRY_AFTER_S = 10.0  # after a failure; no instance is accepted before
+MAX_ATTEMPTS = 2
+MAX_DELETED_AT_ONCE = 1000  # S3's own limit
 CHUNK = 1 << 20  # bytes
 BAD_CREDENTIALS = (
     "InvalidAccessKeyId",
@@ -43,26 +45,26 @@ NOT_THERE = ("NoSuchKey", "404", "NotFound")
 
 
 class S3Store:
-    """The bucket of `spool.url`. Thread-safe. Every method raises SpoolUnavailable where the bucket does not do its part.
+    """The bucket of `spool.url`, as a `Store`.
 
     Raises:
         ConfigurationError: the extra "s3" is not installed, or the credentials file cannot be used.
     """
 
-    def __init__(self, chosen: settings.Spool) -> None:
+    def __init__(self, settings: config.Spool) -> None:
         try:
             import s3fs  # noqa: F401
         except ImportError as error:
             raise ConfigurationError(
                 "spool.url needs the extra s3: install mammod[s3], or leave spool.url out"
             ) from error
-        assert chosen.url is not None
-        self._settings = chosen
-        self.bucket, _, self._prefix = chosen.url.removeprefix("s3://").rstrip("/").partition("/")
+        assert settings.url is not None
+        self._settings = settings
+        self.bucket, _, self._prefix = settings.url.removeprefix("s3://").rstrip("/").partition("/")
         self._failed: tuple[float, str] | None = None
         self._connecting = threading.Lock()
         self._system: Any = None
-        self._stamp: object = None
+        self._stamp: FileStamp | None = None
         for name in ("botocore", "aiobotocore", "boto3", "s3fs", "fsspec", "aiohttp", "urllib3"):
             logging.getLogger(name).setLevel(logging.WARNING)  # at debug they quote headers and bodies
         self._file_system()
@@ -71,16 +73,16 @@ class S3Store:
         return f"bucket {self.bucket} at {self._settings.endpoint or 'AWS'}"
 
     def check(self) -> None:
-        """Refuse while the last attempt failed a moment ago, so that senders are not held up one by one."""
+        """Refuse if an attempt failed a moment ago, so that senders are not held up one by one."""
         failed = self._failed
-        if failed is not None and time.monotonic() - failed[0] < TRY_AGAIN_S:
+        if failed is not None and time.monotonic() - failed[0] < RETRY_AFTER_S:
             raise SpoolUnavailable(failed[1])
 
     def put(self, path: str, file: Path) -> None:
-        """Store a file; returns once the server has shown that it holds these bytes.
+        """Store a file; return once the server has shown that it holds these bytes.
 
-        The server is told their MD5 and refuses others (Content-MD5, which every S3 has); its ETag repeats it. Where the ETag
-        is none (encryption under a key of one's own), the object is read back.
+        The server gets their MD5 (Content-MD5, which every S3 has), refuses other bytes, and repeats the MD5
+        as ETag. If the ETag is no MD5 (encryption with a customer's key), the object is read back.
         """
         md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
         with file.open("rb") as content:
@@ -107,7 +109,7 @@ class S3Store:
             raise self._failure(f"{self} does not hold what was sent to it as {path}; see what lies between")
 
     def get(self, path: str, file: Path) -> bool:
-        """Write the object into `file`, verified against what `put` noted of it; False where there is none."""
+        """Write the object into `file`, verified by what `put` noted; return False if there is none."""
         sha256 = hashlib.sha256()
         with file.open("wb") as content:
 
@@ -123,12 +125,12 @@ class S3Store:
         return True
 
     def modified(self, path: str) -> float | None:
-        """When the object was last written, in seconds since the epoch; None where there is none."""
+        """Return when the object was last written, in seconds since the epoch; None if there is none."""
         answer = self._call("head_object", Key=self._key(path), absent=None)
         return None if answer is None else answer["LastModified"].timestamp()
 
     def entries(self, folder: str) -> Iterator[Entry]:
-        """Every object below `folder`."""
+        """Yield every object below `folder`."""
         start = self._key("")
         more: dict[str, Any] = {}
         while True:
@@ -139,16 +141,16 @@ class S3Store:
                 return
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    def remove(self, paths: Iterable[str]) -> None:
-        """Remove objects; one that is not there is no error."""
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects; one that is not there is not an error."""
         keys = [{"Key": self._key(path)} for path in paths]
-        for start in range(0, len(keys), DELETE_AT_ONCE):
-            chosen = {"Objects": keys[start : start + DELETE_AT_ONCE], "Quiet": True}
-            if left := self._call("delete_objects", Delete=chosen).get("Errors"):
-                raise self._failure(f"{self} does not remove objects ({left[0].get('Code')}); allow s3:DeleteObject")
+        for start in range(0, len(keys), MAX_DELETED_AT_ONCE):
+            batch = {"Objects": keys[start : start + MAX_DELETED_AT_ONCE], "Quiet": True}
+            if errors := self._call("delete_objects", Delete=batch).get("Errors"):
+                raise self._failure(f"{self} does not remove objects ({errors[0].get('Code')}); allow s3:DeleteObject")
 
     def probe(self, folder: Path) -> None:
-        """Write an object, read it, list and remove it: all that the spool will do. `folder` is for its file."""
+        """Write, read, list and delete an object, as the spool will; `folder` is for temporary files."""
         file = folder / f"probe-{uuid.uuid4()}.part"
         path = f"check/{file.stem}"
         try:
@@ -156,7 +158,7 @@ class S3Store:
             self.put(path, file)
             if not self.get(path, file) or path not in {entry.path for entry in self.entries("check")}:
                 raise self._failure(f"{self} does not show an object that it just took; it must be consistent at once")
-            self.remove([path])
+            self.delete([path])
         finally:
             file.unlink(missing_ok=True)
 
@@ -164,7 +166,7 @@ class S3Store:
         return f"{self._prefix}/{path}" if self._prefix else path
 
     def _download(self, path: str, take: Callable[[bytes], None]) -> str | None:
-        """Give the object's bytes to `take`; the sha256 that was noted with it ("" where none was), None without object."""
+        """Pass the object's bytes to `take`; return the noted SHA-256 ("" without), None without object."""
 
         async def download(client: Any) -> str | None:
             try:
@@ -182,10 +184,10 @@ class S3Store:
                 raise ConnectionError(f"{read} of {answer['ContentLength']} bytes came")
             return answer.get("Metadata", {}).get("sha256", "")
 
-        return self._run("get_object", download, limit_s=ANSWER_LIMIT_S + LARGEST / SLOWEST)
+        return self._run("get_object", download, limit_s=ANSWER_LIMIT_S + MAX_OBJECT / MIN_BYTES_PER_S)
 
     def _call(self, method: str, size: int = 0, *, absent: Any = ..., **arguments: Any) -> Any:
-        """One request of S3's API that moves `size` bytes; `absent` is returned where there is no such object."""
+        """Make a request of S3's API that moves `size` bytes; return `absent` if there is no such object."""
 
         async def call(client: Any) -> Any:
             try:
@@ -195,7 +197,7 @@ class S3Store:
                     return absent
                 raise
 
-        return self._run(method, call, limit_s=ANSWER_LIMIT_S + size / SLOWEST)
+        return self._run(method, call, limit_s=ANSWER_LIMIT_S + size / MIN_BYTES_PER_S)
 
     def _run(self, method: str, work: Callable[[Any], Coroutine[Any, Any, Any]], limit_s: float) -> Any:
         from fsspec.asyn import sync
@@ -209,9 +211,9 @@ class S3Store:
         except ConfigurationError as error:
             raise self._failure(str(error)) from error
         except Exception as error:  # of botocore, aiohttp or the system: there is no common ancestor
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise  # of the local file
-            raise self._failure(self._said(method, error)) from error
+            raise self._failure(self._explain(method, error)) from error
         self._failed = None
         return answer
 
@@ -224,12 +226,12 @@ class S3Store:
         return SpoolUnavailable(reason)
 
     def _file_system(self) -> Any:
-        """s3fs's file system for the credentials as they are now: a credentials file that was changed is read again."""
+        """Return s3fs's file system; a credentials file that was changed is read again."""
         import s3fs
 
         with self._connecting:
             file = self._settings.credentials_file
-            stamp = file and _stamp(file)
+            stamp = file_stamp(file) if file else None
             if self._system is None or stamp != self._stamp:
                 self._system = s3fs.S3FileSystem(
                     **(_credentials(file) if file else {}),
@@ -237,9 +239,9 @@ class S3Store:
                     client_kwargs={"verify": str(self._settings.ca)} if self._settings.ca else {},
                     config_kwargs={
                         "connect_timeout": CONNECT_LIMIT_S,
-                        "read_timeout": ANSWER_LIMIT_S + LARGEST / SLOWEST,
-                        "retries": {"total_max_attempts": ATTEMPTS, "mode": "standard"},
-                        # Newer checksums than Content-MD5 are refused by servers that do not know them.
+                        "read_timeout": ANSWER_LIMIT_S + MAX_OBJECT / MIN_BYTES_PER_S,
+                        "retries": {"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+                        # Some servers refuse checksums newer than Content-MD5.
                         "request_checksum_calculation": "when_required",
                         "response_checksum_validation": "when_required",
                         "max_pool_connections": 50,
@@ -250,8 +252,8 @@ class S3Store:
                 self._stamp = stamp
             return self._system
 
-    def _said(self, method: str, error: Exception) -> str:
-        """What went wrong and what to do; nothing of the request, which is signed."""
+    def _explain(self, method: str, error: Exception) -> str:
+        """Say what went wrong and what to do, without quoting the request, which is signed."""
         code, kind = _code(error), type(error).__name__
         if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
             return f"{self}: there are no credentials; set spool.credentials_file, or AWS_ACCESS_KEY_ID and its like"
@@ -275,7 +277,7 @@ class S3Store:
 
 
 def _code(error: BaseException) -> str:
-    """The error code of an answer of S3; "" of anything else."""
+    """Return the error code of an answer of S3, "" for any other error."""
     response = getattr(error, "response", None)
     if not isinstance(response, dict):
         return ""
@@ -283,15 +285,8 @@ def _code(error: BaseException) -> str:
     return code or str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
 
 
-def _stamp(file: Path) -> object:
-    with suppress(OSError):
-        stat = file.stat()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
-    return None
-
-
 def _credentials(file: Path) -> dict[str, str]:
-    """Key, secret and token of a file as AWS writes it (section [default], or the first)."""
+    """Read key, secret and token from a file as AWS writes it (section [default], or the first)."""
     parser = configparser.ConfigParser(interpolation=None)
     expected = "expected aws_access_key_id and aws_secret_access_key in a section [default]"
     try:

@@ -1,1 +1,1 @@
-"""The machine: processes, clocks, systemd, TLS credentials, the log."""
+"""The machine: processes, back-off, clocks, systemd, TLS credentials, the log."""

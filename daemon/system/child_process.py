@@ -1,4 +1,4 @@
-"""A process of ours at the other end of a pipe: asked with a limit of time, its death seen at once."""
+"""A child process at the other end of a pipe: asked with a time limit, its exit seen at once."""
 
 from __future__ import annotations
 
@@ -15,91 +15,117 @@ from typing import Any
 SPAWN = multiprocessing.get_context("spawn")
 
 
-class TooLate(Exception):
-    """No answer came within the limit; the process was ended."""
+EXIT_LIMIT_S = 10.0  # for a process that closed its pipe to exit
+
+
+class ChildError(Exception):
+    """The process did not answer."""
+
+
+class AnswerTimeout(ChildError):
+    """The process did not answer within the limit and was killed."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"its process gave no answer within {limit_s:g} s")
+
+
+class ChildExited(ChildError):
+    """The process exited before it answered; `exitcode` is its status, or minus the signal that ended it."""
+
+    def __init__(self, exitcode: int | None) -> None:
+        super().__init__(f"its process ended ({exitcode})")
+        self.is_killed = exitcode == -signal.SIGKILL
 
 
 class ChildProcess:
-    """A process that runs `target(pipe, *arguments)`, from its making on.
+    """A process that runs `target(pipe, *arguments)` from its construction on.
 
-    Its end of the pipe is its own alone, so that its death is seen at once, were it in the middle of an answer: an executor
-    of `concurrent.futures`, which holds the writing end too, would wait for the rest.
+    Only the child holds its end of the pipe, so its exit is seen at once, even in the middle of an answer. An
+    executor of `concurrent.futures` holds the writing end too, and would wait for the rest of that answer.
+
+    The child ignores SIGTERM (see `initialise_child`): a polite end is a message of its own protocol, or the
+    end of the pipe; `kill` sends SIGKILL.
     """
 
     def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
-        self.pipe, theirs = SPAWN.Pipe()
-        self._process = SPAWN.Process(target=target, args=(theirs, *arguments), name=name, daemon=True)
+        self.pipe, child_end = SPAWN.Pipe()
+        self._process = SPAWN.Process(target=target, args=(child_end, *arguments), name=name, daemon=True)
         self._process.start()
-        theirs.close()
-        # At the end of the program multiprocessing would ask it to end, which it ignores, and wait.
+        child_end.close()
+        # When the program ends, multiprocessing would send SIGTERM, which the child ignores, and wait.
         atexit.register(self.kill)
 
     @property
     def pid(self) -> int | None:
-        """The process's id while it lives."""
+        """Return the process id, or None after the exit."""
         return self._process.pid if self._process.is_alive() else None
 
     @property
     def exitcode(self) -> int | None:
-        """How it ended, once it was joined: a status, or minus the signal."""
+        """Return the exit status, or minus the signal that ended the process; None before `join`."""
         return self._process.exitcode
 
     def ask(self, limit_s: float, *request: Any) -> Any:
-        """Send what is to be asked, if anything, and wait for an answer; ending the process ends a wait that is too long.
+        """Send the request, if there is one, and return the answer; kill the process if it takes too long.
 
         Raises:
-            TooLate: there was none within `limit_s` seconds.
-            EOFError, OSError: the process ended.
+            AnswerTimeout: there was no answer within `limit_s` seconds.
+            ChildExited: the process exited.
         """
-        late = threading.Event()
+        is_late = threading.Event()
 
-        def end() -> None:
-            late.set()
+        def expire() -> None:
+            is_late.set()
             self.kill()
 
-        overdue = threading.Timer(limit_s, end)
-        overdue.daemon = True
-        overdue.start()
+        timer = threading.Timer(limit_s, expire)
+        timer.daemon = True
+        timer.start()
         try:
             for message in request:
                 self.pipe.send(message)
             return self.pipe.recv()
         except (EOFError, OSError):
-            if late.is_set():
-                raise TooLate from None
-            raise
+            if is_late.is_set():
+                self.join()
+                raise AnswerTimeout(limit_s) from None
+            self.join(EXIT_LIMIT_S)
+            raise ChildExited(self.exitcode) from None
         finally:
-            overdue.cancel()
+            timer.cancel()
 
     def join(self, limit_s: float | None = None) -> None:
+        """Wait for the exit, at most `limit_s` seconds if given."""
         self._process.join(limit_s)
 
     def kill(self) -> None:
-        """End it now; from any thread. The pipe is for the thread that asks, which may be reading from it."""
+        """Kill the process, from any thread; the pipe stays open for the thread that reads from it."""
         self._process.kill()
 
-    def end(self) -> None:
-        """End it and put it away."""
+    def close(self) -> None:
+        """Kill the process, wait for its exit, and close the pipe."""
         self.kill()
         self.join()
         self.pipe.close()
         atexit.unregister(self.kill)
 
 
-def begin(name: str) -> None:
-    """In such a process: it has a name for `ps` and `top` of at most 15 characters, drains through the daemon, and ends with it.
+def initialise_child(name: str) -> None:
+    """Set up the calling child process: its name, its signals, and its exit together with the service.
 
-    Be the daemon ended by SIGKILL and this process in the middle of work.
+    `name` is what `ps` and `top` show, at most 15 characters. SIGINT and SIGTERM are ignored: a terminal or a
+    control group sends them to all processes, and the service drains its children itself. The child exits
+    with the service even if SIGKILL ends the service while the child is at work.
     """
     with suppress(OSError):
         Path("/proc/self/comm").write_text(name)
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a terminal or of a control group
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,8 +1,9 @@
 """Logging: structlog events, one line each; a console renderer on a terminal, JSON lines elsewhere.
 
-What libraries log is rendered in the same way; what we log does not pass through `logging`, which would double what it costs.
-Warnings of pydicom quote values of data sets, which may be the patient's,
-and so may the message of any exception that is not ours: of those only the kind and the place are kept (invariant 6).
+Log records of libraries are rendered in the same way. Our own events do not pass through `logging`, which
+would double their cost. Warnings of pydicom quote values of data sets, which may identify a patient, and so
+may the message of any exception that is not ours. Of those only the type and the place are kept (invariant
+6).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ QUOTING = ("pydicom", "highdicom", "pynetdicom", "py.warnings", "PIL")
 
 
 def configure(settings: Log, stream: TextIO | None = None) -> None:
-    """Set up logging for this process, before anything logs; again where the settings changed."""
+    """Set up logging for this process, before anything logs, and again when the settings have changed."""
     stream = stream or sys.stderr
     console = settings.format == "console" or (settings.format == "auto" and stream.isatty())
     shared: list[Any] = [
@@ -66,7 +67,7 @@ def configure(settings: Log, stream: TextIO | None = None) -> None:
 
 
 class _Unfailing:
-    """A stream that drops what it cannot write: a full disk behind the log must not fail what is logged."""
+    """A stream that drops what it cannot write: a full disk must not break the code that logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -81,7 +82,7 @@ class _Unfailing:
 
 
 def catch_unhandled() -> None:
-    """Have the end of a thread, or of the process, by an exception logged in the same way instead of printed."""
+    """Log, instead of print, an exception that ends a thread or the process."""
     log = structlog.get_logger()
 
     def of_thread(unhandled: threading.ExceptHookArgs) -> None:
@@ -93,17 +94,17 @@ def catch_unhandled() -> None:
 
 
 def _place_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """An exception as its kind and where it arose; the message only where it is our own."""
+    """Render an exception as its type and place, with its message only if it is our own."""
     info = event.pop("exc_info", None)
     if info is True:
         info = sys.exc_info()
     error = info[1] if isinstance(info, tuple) else info
     if isinstance(error, BaseException):
-        event["exception"] = "; caused by ".join(_told(error))
+        event["exception"] = "; caused by ".join(_chain(error))
     return event
 
 
-def _told(error: BaseException | None) -> Iterator[str]:
+def _chain(error: BaseException | None) -> Iterator[str]:
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -118,7 +119,7 @@ def _told(error: BaseException | None) -> Iterator[str]:
 
 
 def _scrub_foreign(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replace the message of a library that quotes values by where it came from."""
+    """Replace the message of a library that quotes values by the place of the log call."""
     record: logging.LogRecord | None = event.get("_record")
     if record is not None and record.name.split(".")[0] in {name.split(".")[0] for name in QUOTING}:
         event["event"] = f"{record.name} {record.levelname.lower()} at {record.filename}:{record.lineno}"

@@ -1,4 +1,4 @@
-"""Which process a process id means: so that another on the same machine can tell that one is gone, whoever has its id by now."""
+"""The identity of a process beyond its id, so that another process can tell that it has exited."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from pathlib import Path
 
 
 def host_name() -> str:
+    """Return the name of this machine."""
     return socket.gethostname()
 
 
 def own_identity() -> str:
-    """This process, by the machine since its last start, the namespace of process ids, the id and when it began.
+    """Return this process's boot id, namespace of process ids, id and start time; empty without /proc.
 
-    Empty where /proc does not say.
+    Together they identify it even after another process got the same id.
     """
     try:
-        return f"{_here()}:{os.getpid()}:{_began(os.getpid())}"
+        return f"{_here()}:{os.getpid()}:{_start_ticks(os.getpid())}"
     except OSError:
         return ""
 
 
 def is_gone(identity: str) -> bool:
-    """Whether that process certainly has ended; False for one of another machine or container, and wherever in doubt."""
+    """Return whether the process has certainly exited; False on another machine, or in doubt."""
     here, _, process = identity.partition(":")
-    pid, _, began = process.partition(":")
+    pid, _, start_ticks = process.partition(":")
     try:
         if not pid.isdigit() or here != _here():
             return False
-        return _began(int(pid)) != began
+        return _start_ticks(int(pid)) != start_ticks
     except (FileNotFoundError, ProcessLookupError):
         return True
     except OSError:
@@ -41,10 +42,10 @@ def _here() -> str:
     return f"{boot}.{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
-def _began(pid: int) -> str:
-    """Clock ticks since the machine's start (field 22 of proc(5)'s stat); the command in it may hold blanks and brackets.
+def _start_ticks(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot (field 22 of proc(5)'s stat).
 
-    A zombie has ended.
+    The command name in that line may hold blanks and brackets. A zombie counts as exited.
 
     Raises:
         FileNotFoundError, ProcessLookupError: there is no such process.

@@ -1,4 +1,4 @@
-"""Messages to systemd (sd_notify(3)): readiness, status, stopping, watchdog. Without NOTIFY_SOCKET they do nothing."""
+"""Messages to systemd (sd_notify(3)): readiness, status, stopping, watchdog; no-ops without NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ STATUS_S = 10.0
 
 
 def sd_notify(*assignments: str) -> None:
-    """Send assignments such as "READY=1"; NOTIFY_SOCKET is a path, or an abstract name that begins with "@"."""
+    """Send assignments such as "READY=1" to NOTIFY_SOCKET, a path or an abstract name ("@...")."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-        # Nobody there to be told (systemd itself is being upgraded) is no reason to end.
+        # A missing receiver (systemd itself is being upgraded) is no reason to exit.
         notify.sendto("\n".join(assignments).encode(), address)
 
 
 def reloading() -> str:
-    """RELOADING=1 with the time that Type=notify-reload wants; READY=1 ends it."""
+    """Return RELOADING=1 with the time that Type=notify-reload expects; READY=1 ends it."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def stopping(within_s: float) -> str:
-    """STOPPING=1, and the time that it may take, whatever TimeoutStopSec= says."""
+    """Return STOPPING=1 and the time that stopping may take, whatever TimeoutStopSec= says."""
     return f"STOPPING=1\nSTATUS=finishing what is under way\nEXTEND_TIMEOUT_USEC={int(within_s * 1e6)}"
 
 
 def watchdog_interval_s() -> float | None:
-    """Half of systemd's watchdog time-out in seconds, None without a watchdog for this process."""
+    """Return half of systemd's watchdog time-out in seconds, or None without a watchdog for this process."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = os.environ.get("WATCHDOG_USEC")
@@ -42,7 +42,7 @@ def watchdog_interval_s() -> float | None:
 
 
 class Supervised:
-    """What the main loop tells systemd while it runs: the watchdog is fed while all is alive, the status line kept up to date."""
+    """What the main loop tells systemd while it runs: it feeds the watchdog and updates the status line."""
 
     def __init__(self, describe: Callable[[], str]) -> None:
         self._describe = describe
@@ -51,11 +51,11 @@ class Supervised:
         self._told = bool(os.environ.get("NOTIFY_SOCKET"))
 
     def wait_s(self, at_most: float) -> float:
-        """How long the main loop may sleep."""
+        """Return how long the main loop may sleep, at most `at_most` seconds."""
         return min(at_most, self._watchdog_s or at_most)
 
     def look(self, alive: bool) -> None:
-        """Once in each turn of the main loop."""
+        """Notify systemd if it is time to; call it once in each turn of the main loop."""
         if not self._told:
             return
         now = time.monotonic()

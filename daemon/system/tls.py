@@ -1,8 +1,9 @@
-"""TLS of every connection that mammod accepts or opens: one profile, made here and nowhere else.
+"""TLS of every connection that mammod accepts or opens, by one profile.
 
-The profile is PS3.15 B.12 (BCP 195 of RFC 8996 and RFC 9325): TLS 1.2 with the suites that RFC 9325 4.2 recommends, or
-TLS 1.3; keys of 112 bits of security (RSA 2048, ECC 224) and no SHA-1 signatures. Peers of the older profiles B.9 and B.10
-speak it too, as long as they do not insist on DHE, which RFC 9325 advises against. Both sides show a certificate.
+The profile is PS3.15 B.12 (BCP 195 of RFC 8996 and RFC 9325): TLS 1.2 with the suites that RFC 9325 4.2
+recommends, or TLS 1.3; keys of 112 bits of security (RSA 2048, ECC 224) and no SHA-1 signatures. Peers of the
+older profiles B.9 and B.10 support it, too, unless they insist on DHE, which RFC 9325 advises against. Both
+sides show a certificate.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cryptography import x509
 
 from config.errors import ConfigurationError
 from config.settings import TLS, Settings
+from daemon.system.file_stamp import FileStamp, file_stamp
 
 SUITES = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -34,7 +36,11 @@ log = structlog.get_logger()
 
 
 class Side(Enum):
-    """ACCEPT: a listener. CALL: a DICOM node, known by its certificate and AE title. CALL_HOST: its host name is compared too."""
+    """Which side of a connection we are.
+
+    ACCEPT: a listener. CALL: we call a DICOM node, known by its certificate and AE title. CALL_HOST: its host
+        name is compared, too.
+    """
 
     ACCEPT = "accept"
     CALL = "call"
@@ -42,10 +48,10 @@ class Side(Enum):
 
 
 class Credentials:
-    """The certificate, key and CA files of the setting called `name` as a TLS context, read again when a file changes.
+    """The certificate, key and CA files of the setting called `name` as a TLS context, re-read on changes.
 
-    Connections keep the context they began with. Files that cannot be used leave the last usable ones in force, and are
-    logged once.
+    Connections keep the context they started with. If the files cannot be used, the last usable ones stay in
+    force, and an error is logged once.
 
     Raises:
         ConfigurationError: a file cannot be used at the start.
@@ -60,7 +66,7 @@ class Credentials:
         self._context = _context(settings, name, side)
 
     def context(self) -> ssl.SSLContext:
-        """The context for the next connection; costs three stat calls where nothing changed."""
+        """Return the context for the next connection; it costs three stat calls if nothing has changed."""
         with self._lock:
             now = _signature(self.settings)
             if now != self._seen:
@@ -75,22 +81,14 @@ class Credentials:
 
 
 def public_context() -> ssl.SSLContext:
-    """For a web server that is known by host name and the system's CAs, and asks for no certificate of ours."""
+    """Return a context for a web server known by host name and the system's CAs; we show no certificate."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
-def _signature(settings: TLS) -> tuple[tuple[int, ...] | None, ...]:
-    return tuple(_stat(path) for path in (settings.certificate, settings.key, settings.ca))
-
-
-def _stat(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def _signature(settings: TLS) -> tuple[FileStamp | None, ...]:
+    return tuple(file_stamp(path) for path in (settings.certificate, settings.key, settings.ca))
 
 
 def _context(tls: TLS, name: str, side: Side) -> ssl.SSLContext:
@@ -122,7 +120,7 @@ def _context(tls: TLS, name: str, side: Side) -> ssl.SSLContext:
     return context
 
 
-_SAID = {  # by OpenSSL's reason
+_PLAIN_REASONS = {  # by OpenSSL's reason
     "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
     "KEY_TYPE_MISMATCH": "the key is not that of the certificate",
     "NO_CERTIFICATE_OR_CRL_FOUND": "it holds no certificate",
@@ -131,7 +129,7 @@ _SAID = {  # by OpenSSL's reason
 
 
 def _plain(error: OSError, certificate: Path, key: Path | None = None) -> str:
-    """What is wrong with files that OpenSSL cannot use, in plain words where that is known; it often says "PEM lib" only."""
+    """Return in plain words what is wrong with files of which OpenSSL often says "PEM lib" only."""
     for file in filter(None, (certificate, key)):
         try:
             content = file.read_bytes()
@@ -141,30 +139,31 @@ def _plain(error: OSError, certificate: Path, key: Path | None = None) -> str:
             return f"{file.name} is no PEM file"
         if file == key and b"ENCRYPTED" in content:
             return "the key has a password"
-    return _SAID.get(getattr(error, "reason", None) or "", str(error))
+    return _PLAIN_REASONS.get(getattr(error, "reason", None) or "", str(error))
 
 
-# --- when certificates end -------------------------------------------------------------------------------------------
+# --- when certificates end ---
 
 
 @dataclass(frozen=True)
 class Expiry:
-    """The certificate of a file that ends first: `ends` in UTC."""
+    """The certificate of a file that ends first; `ends` is in UTC."""
 
     setting: str
     file: Path
     ends: datetime
 
     def days_left(self, now: datetime) -> float:
+        """Return the days until it ends, negative if it has ended."""
         return (self.ends - now).total_seconds() / 86_400
 
 
 def expiries(settings: Settings) -> list[Expiry]:
-    """The first end in each file of certificates that the settings name; unreadable files are left to `Credentials`."""
+    """Return the first end in each certificate file of the settings, without unreadable files."""
     return [
         Expiry(setting, file, end)
         for setting, file in _certificate_files(settings)
-        if (seen := _stat(file)) is not None and (end := _first_end(file, seen)) is not None
+        if (seen := file_stamp(file)) is not None and (end := _first_end(file, seen)) is not None
     ]
 
 
@@ -178,7 +177,7 @@ def _certificate_files(settings: Settings) -> Iterator[tuple[str, Path]]:
 
 @lru_cache(maxsize=32)
 def _first_end(file: Path, _seen: tuple[int, ...]) -> datetime | None:
-    """Of the certificates in a file; read once for each state in which it is seen, as metrics ask every few seconds."""
+    """Return the first end of a file's certificates, cached per file state: metrics ask every few seconds."""
     try:
         certificates = x509.load_pem_x509_certificates(file.read_bytes())
     except (OSError, ValueError):
@@ -187,7 +186,7 @@ def _first_end(file: Path, _seen: tuple[int, ...]) -> datetime | None:
 
 
 def warn_of_ends(found: Iterable[Expiry]) -> None:
-    """Log what ends within `WARN_DAYS` days, or has ended."""
+    """Log certificates that end within `WARN_DAYS` days or have ended."""
     now = datetime.now(UTC)
     for expiry in found:
         days = expiry.days_left(now)

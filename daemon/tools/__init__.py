@@ -1,1 +1,1 @@
-"""The same work on files, without a service."""
+"""Classify, send, export and replay without a running service."""

@@ -1,4 +1,4 @@
-"""`mammod classify`: the service's own way of the data on files, without network, spool or ledger."""
+"""`mammod classify`: run the service's pipeline on files, without network, spool or ledger."""
 
 from __future__ import annotations
 
@@ -24,24 +24,23 @@ from daemon.dicom.equipment import is_own_report
 from daemon.errors import LesionError, ReportError
 from daemon.jobs.job_runner import read_part10
 from daemon.jobs.pipeline import Classified, MissingInstances, Pipeline, read_inputs
+from daemon.jobs.worker_pools import make_pools
 from daemon.lesions.reader import lesion_references
 from daemon.monitoring.status_report import RESEARCH_USE
 from daemon.reports.case import Result
 from daemon.reports.rendering import pictures
-from daemon.workers.bundle_source import algorithm, engine_cache, open_bundle
-from daemon.workers.classifier_pool import ClassifierPool
-from daemon.workers.decoder_pool import DecoderPool
+from daemon.workers.bundle_source import engine_cache, open_bundle
 from model.bundle import Bundle
 
-_PIPE_WIDTH = 160  # of the table where no terminal says its own
+_PIPE_WIDTH = 160  # columns of the table if standard output is no terminal
 
 
 @dataclass
 class Files:
-    """What was given: every instance's file by its SOP Instance UID, and the lesion objects among them.
+    """The files given: each instance by its SOP Instance UID, and the lesion objects among them.
 
-    `refused` are files that the user named and that cannot be read, with the reason; `skipped` counts what in a folder
-    is no DICOM file, or a report of ours.
+    `refused` holds files the user named that cannot be used, with the reason; `skipped` counts files in
+    folders that are not DICOM, or are reports of mammod.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
@@ -52,7 +51,7 @@ class Files:
 
 @dataclass
 class FileOutcome:
-    """What came of one lesion object. `problems` are what could not be done, each a sentence without its subject."""
+    """The result for one lesion object; `problems` say what failed, without naming the object."""
 
     source: Path
     classified: Classified | None = None
@@ -64,15 +63,17 @@ class FileOutcome:
 def classify_files(
     given: Sequence[Path],
     output: Path,
+    *,
     settings: Settings,
     kinds: Sequence[str],
     allow_untrained: bool,
     as_json: bool,
 ) -> int:
-    """Classify what the lesion objects among files and folders mark; write reports of `kinds` and pictures to `output`.
+    """Classify the lesions marked in the given files and folders; write reports and pictures to `output`.
 
-    A table, or with `as_json` one JSON object, goes to standard output, all else to standard error. Returns 0 when every
-    named file could be read and every lesion object got all its reports and pictures, else 1.
+    A table, or with `as_json` one JSON object, goes to standard output, everything else to standard error.
+    Returns 0 if every named file was read and every lesion object got all its pictures and reports of
+    `kinds`, else 1.
 
     Raises:
         ConfigurationError: the output folder cannot be written.
@@ -83,19 +84,19 @@ def classify_files(
     for path, reason in files.refused.items():
         console.print(f"{path}: {reason}", style="red", soft_wrap=True, highlight=False)
     if files.skipped:
-        console.print(f"{files.skipped} files left out: no DICOM objects, or reports of mammod", highlight=False)
+        console.print(f"{files.skipped} files skipped: not DICOM, or reports of mammod", highlight=False)
     if not files.sources:
         console.print(
-            f"None of these {len(files.paths)} objects marks a lesion; give the SEG, or the SR with regions on images, too",
+            f"None of these {len(files.paths)} objects marks a lesion; add the SEG, or the SR with regions on images",
             style="red",
             soft_wrap=True,
             highlight=False,
         )
         return 1
-    with _written_to(output):
+    with _output_errors(output):
         output.mkdir(parents=True, exist_ok=True)
     bundle = open_bundle(settings, allow_untrained, made_at=output / "untrained-bundle")
-    outcomes = _classified(files, output, settings, kinds, bundle, console)
+    outcomes = _classify_all(files, output=output, settings=settings, kinds=kinds, bundle=bundle, console=console)
     for outcome in outcomes:
         for problem in outcome.problems:
             console.print(f"{outcome.source}: {problem}", style="red", soft_wrap=True, highlight=False)
@@ -108,7 +109,7 @@ def classify_files(
 
 
 def _all_files(given: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
-    """Every file, those of a folder in the order of their names, and whether the user named it."""
+    """Yield every file, those of a folder sorted by name, and whether the user named it."""
     for path in given:
         if path.is_dir():
             yield from ((file, False) for file in sorted(path.rglob("*")) if file.is_file())
@@ -117,67 +118,74 @@ def _all_files(given: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
 
 
 def sort_files(files: Iterable[tuple[Path, bool]]) -> Files:
-    """Read every file's header; each file with whether the user named it (else it lies in a folder that was named)."""
+    """Read the header of every file; each comes with whether the user named it or a folder above it."""
     found = Files()
     for path, named in files:
         try:
             header = dcmread(path, stop_before_pixels=True)
             uid = str(header.SOPInstanceUID)
         except (InvalidDicomError, AttributeError):
-            _leave_out(found, path, named, "this is no DICOM object; DICOM Part 10 files are expected")
+            _skip(found, path, named, "not a DICOM file; DICOM Part 10 files are expected")
             continue
         except OSError as error:
-            _leave_out(found, path, True, f"cannot be read: {error.strerror or type(error).__name__}")
+            _skip(found, path, True, f"cannot be read: {error.strerror or type(error).__name__}")
             continue
         except Exception as error:  # pydicom raises many kinds on damaged files
-            _leave_out(found, path, True, f"this DICOM file is damaged ({type(error).__name__}); copy it again")
+            _skip(found, path, True, f"this DICOM file is damaged ({type(error).__name__}); copy it again")
             continue
         if is_own_report(header):
-            _leave_out(found, path, named, "this is a report of mammod, it marks nothing new")
+            _skip(found, path, named, "a report of mammod, which marks nothing new")
             continue
         found.paths[uid] = path
         try:
             if lesion_references(header) is not None:
                 found.sources[uid] = path
         except LesionError:
-            found.sources[uid] = path  # its reason is told when its turn comes
+            found.sources[uid] = path  # the reason is reported when it is classified
     return found
 
 
-def _leave_out(found: Files, path: Path, tell: bool, reason: str) -> None:
-    if tell:
+def _skip(found: Files, path: Path, report: bool, reason: str) -> None:
+    if report:
         found.refused[path] = reason
     else:
         found.skipped += 1
 
 
-def _classified(
-    files: Files, output: Path, settings: Settings, kinds: Sequence[str], bundle: Bundle, console: Console
+def _classify_all(
+    files: Files, *, output: Path, settings: Settings, kinds: Sequence[str], bundle: Bundle, console: Console
 ) -> list[FileOutcome]:
-    """What came of each lesion object, in the order of the files."""
+    """Classify each lesion object, in the order of the files."""
     cores = os.cpu_count() or 1
-    decoders = DecoderPool(min(len(files.paths), cores), bundle.manifest, settings.workers)
-    classifier = ClassifierPool(bundle, settings.workers, settings.model.engine, cache=engine_cache(settings))
+    pools = make_pools(bundle, settings, decoders=min(len(files.paths), cores), cache=engine_cache(settings))
     stems = _stems(files.sources.values())
     try:
-        with console.status("warming the network up"):
-            classifier.start()
-        pipeline = Pipeline(decoders, classifier, algorithm(bundle), bundle.digest)
+        with console.status("warming up the classifier"):
+            pools.start()
 
-        def do(source: Path) -> FileOutcome:
-            return _do(source, stems[source], files, output, settings, kinds, pipeline)
+        def classify(source: Path) -> FileOutcome:
+            return _classify_object(
+                source,
+                stems[source],
+                files=files,
+                output=output,
+                settings=settings,
+                kinds=kinds,
+                pipeline=pools.pipeline,
+            )
 
-        # As many at once as keep the decoders busy; one lesion object waits for its own results.
+        # Enough at once to keep the decoders busy; each lesion object waits for its own results.
         with ThreadPoolExecutor(cores) as threads:
-            return list(_progress(console, "classifying", threads.map(do, files.sources.values()), len(files.sources)))
+            outcomes = threads.map(classify, files.sources.values())
+            return list(_progress(console, "classifying", outcomes, len(files.sources)))
     finally:
-        classifier.stop()
-        decoders.stop()
+        pools.stop()
 
 
-def _do(
+def _classify_object(
     source: Path,
     stem: str,
+    *,
     files: Files,
     output: Path,
     settings: Settings,
@@ -194,32 +202,30 @@ def _do(
         outcome.problems += [f"no report of kind {kind}: {reason}" for kind, reason in made.refused.items()]
         for item in made.written:
             name = _new_name([report["file"] for report in outcome.reports], f"{stem}-{item.kind}", ".dcm")
-            with _written_to(output):
+            with _output_errors(output):
                 (output / name).write_bytes(read_part10(item.report))
             outcome.reports.append({"kind": item.kind, "file": name, "sop_instance_uid": item.sop_instance_uid})
         for picture in pictures(pipeline.case(inputs, classified)):
             image = files.paths[str(picture.image.SOPInstanceUID)]
             name = _new_name(outcome.pictures, f"{stem}-on-{image.stem}", ".png")
-            with _written_to(output):
+            with _output_errors(output):
                 Image.fromarray(picture.pixels).save(output / name)
             outcome.pictures.append(name)
     except ConfigurationError:
-        raise  # nothing can be written: no other object will fare better
+        raise  # the output folder cannot be written: every other object would fail too
     except MissingInstances as error:
-        outcome.problems.append(
-            f"not classified: it marks lesions on images that were not given: {', '.join(error.uids)}"
-        )
+        outcome.problems.append(f"not classified: it marks lesions on images that are missing: {', '.join(error.uids)}")
     except ReportError as error:
         outcome.problems.append(str(error))
     except MammodError as error:
         outcome.problems.append(f"not classified: {error}")
-    except Exception as error:  # damage of a kind that nothing foresaw costs this object only
-        outcome.problems.append(f"not classified: it cannot be read ({type(error).__name__}); is the file whole?")
+    except Exception as error:  # unforeseen damage costs this object only
+        outcome.problems.append(f"not classified: it cannot be read ({type(error).__name__}); is the file complete?")
     return outcome
 
 
 def _stems(sources: Iterable[Path]) -> dict[Path, str]:
-    """What the files made of each lesion object begin with: its own name, numbered where another has it already."""
+    """Return the stem of each lesion object's output files: its file name, numbered if taken."""
     stems: dict[Path, str] = {}
     for source in sources:
         stems[source] = _new_name(stems.values(), source.stem, "")
@@ -235,7 +241,8 @@ def _new_name(given: Iterable[str], stem: str, suffix: str) -> str:
 
 
 @contextmanager
-def _written_to(output: Path) -> Iterator[None]:
+def _output_errors(output: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a ConfigurationError about `output`."""
     try:
         yield
     except OSError as error:
@@ -244,9 +251,9 @@ def _written_to(output: Path) -> Iterator[None]:
         ) from error
 
 
-def _progress(console: Console, doing: str, items: Iterable[Any], total: int | None = None) -> Iterable[Any]:
-    """`items` with a bar on a terminal; nothing elsewhere."""
-    return track(items, doing, total, console=console, transient=True, disable=not console.is_terminal)
+def _progress(console: Console, label: str, items: Iterable[Any], total: int | None = None) -> Iterable[Any]:
+    """Return `items`, with a progress bar on a terminal."""
+    return track(items, label, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print_table(outcomes: Sequence[FileOutcome], files: Files, bundle: Bundle) -> None:
@@ -255,7 +262,7 @@ def _print_table(outcomes: Sequence[FileOutcome], files: Files, bundle: Bundle) 
         console.width = _PIPE_WIDTH
     table = Table(title=RESEARCH_USE)
     for heading in ("lesion", "image", "box", "probability of cancer", "class", "remarks"):
-        table.add_column(heading, overflow="fold")  # a name that was cut short names nothing
+        table.add_column(heading, overflow="fold")  # a truncated name identifies nothing
     for outcome in outcomes:
         for number, result in enumerate(_results(outcome), start=1):
             lesion, prediction = result.lesion, result.prediction
@@ -269,14 +276,14 @@ def _print_table(outcomes: Sequence[FileOutcome], files: Files, bundle: Bundle) 
                 "; ".join(_remarks(result)),
             )
         if outcome.classified is None or not outcome.classified.results:
-            what = "not classified" if outcome.classified is None else "nothing to classify"
-            table.add_row(outcome.source.name, "-", "-", "-", "-", what)
+            remark = "not classified" if outcome.classified is None else "nothing to classify"
+            table.add_row(outcome.source.name, "-", "-", "-", "-", remark)
     console.print(table)
     for outcome in outcomes:
         for left_out in outcome.classified.reading.left_out if outcome.classified else ():
             console.print(f"{outcome.source.name}, left out: {left_out.what}: {left_out.reason}", soft_wrap=True)
     if not bundle.manifest.trained:
-        console.print("The bundle is UNTRAINED: these numbers mean nothing.", style="bold red")
+        console.print("The bundle is UNTRAINED: these results mean nothing.", style="bold red")
 
 
 def _results(outcome: FileOutcome) -> Sequence[Result]:
@@ -322,7 +329,10 @@ def _as_json(outcomes: Sequence[FileOutcome], files: Files, bundle: Bundle) -> d
 
 
 def _lesion_as_json(number: int, result: Result, files: Files) -> dict[str, Any]:
-    """Coordinates are (column, row) in image pixels, (0, 0) the corner of the first pixel, as in DICOM's SCOORD."""
+    """Return one lesion as JSON; coordinates are (column, row) in pixels as in DICOM's SCOORD.
+
+    (0, 0) is the outer corner of the first pixel.
+    """
     lesion, prediction = result.lesion, result.prediction
     return {
         "number": number,

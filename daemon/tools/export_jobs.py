@@ -1,4 +1,4 @@
-"""`mammod jobs export`: jobs with times, states and probabilities, for a spreadsheet or a program. Nothing of the patient."""
+"""`mammod jobs export`: jobs with times, states and probabilities as CSV or JSON lines; no patient data."""
 
 from __future__ import annotations
 
@@ -8,39 +8,32 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from sqlalchemy import Row, select
-
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, outbox
 from daemon.ledger.job_query import JobQuery, select_jobs
-from daemon.ledger.schema import outbox
+from daemon.ledger.records import JobInStudy, OutboxItem
 
-OF_JOB = (
+JOB_COLUMNS = (
     "job", "state", "reason", "source_uid", "study_uid", "bundle", "attempts",
     "created", "complete", "finished", "stored", "seconds",
 )  # fmt: skip
-OF_LESION = ("lesion", "image_uid", "frame", "probability", "class", "box")
-COLUMNS = (*OF_JOB, *OF_LESION, "reports")
+LESION_COLUMNS = ("lesion", "image_uid", "frame", "probability", "class", "box")
+COLUMNS = (*JOB_COLUMNS, *LESION_COLUMNS, "reports")
 
 
-def exported(ledger: Ledger, chosen: JobQuery) -> Iterator[dict[str, Any]]:
-    """Each chosen job as a JSON-ready mapping, in the order of their numbers, read a page at a time.
+def export_jobs(ledger: Ledger, query: JobQuery) -> Iterator[dict[str, Any]]:
+    """Yield each selected job as a JSON-ready mapping, by number; read the ledger page by page.
 
-    `seconds` are those from all being here to the last report being stored. Times are UTC.
+    `seconds` counts from the arrival of the last object needed to the last report stored. Times are UTC.
     """
-    for page in select_jobs(ledger, chosen):
+    for page in select_jobs(ledger, query):
         with ledger.read() as connection:
-            rows = connection.execute(
-                select(outbox).where(outbox.c.job_id.in_([row.id for row in page])).order_by(outbox.c.id)
-            ).all()
-        of_job: dict[int, list[Row]] = {}
-        for report in rows:
-            of_job.setdefault(report.job_id, []).append(report)
+            reports = outbox.of_jobs(connection, [row.id for row in page])
         for row in page:
-            yield _job(row, of_job.get(row.id, []))
+            yield _job(row, reports.get(row.id, []))
 
 
 def write_json_lines(jobs: Iterator[dict[str, Any]], file: TextIO) -> int:
-    """One JSON object a line; returns how many jobs."""
+    """Write one JSON object per line; return the number of jobs."""
     count = 0
     for job in jobs:
         file.write(json.dumps(job) + "\n")
@@ -49,22 +42,25 @@ def write_json_lines(jobs: Iterator[dict[str, Any]], file: TextIO) -> int:
 
 
 def write_csv(jobs: Iterator[dict[str, Any]], file: TextIO) -> int:
-    """RFC 4180, a heading, then one row for each lesion (and one for a job without any); returns how many jobs."""
+    """Write CSV (RFC 4180) with a heading and a row for each lesion; return the number of jobs.
+
+    A job without lesions gets one row.
+    """
     writer = csv.DictWriter(file, COLUMNS)
     writer.writeheader()
     count = 0
     for job in jobs:
         count += 1
-        of_job = {name: job[name] for name in OF_JOB} | {
+        job_cells = {name: job[name] for name in JOB_COLUMNS} | {
             "reports": " ".join(report["sop_instance_uid"] for report in job["reports"])
         }
         for number, lesion in enumerate(job["lesions"] or [None], start=1):
-            of_lesion = {} if lesion is None else lesion | {"lesion": number, "box": " ".join(map(str, lesion["box"]))}
-            writer.writerow(of_job | of_lesion)
+            cells = {} if lesion is None else lesion | {"lesion": number, "box": " ".join(map(str, lesion["box"]))}
+            writer.writerow(job_cells | cells)
     return count
 
 
-def _job(row: Row, reports: list[Row]) -> dict[str, Any]:
+def _job(row: JobInStudy, reports: list[OutboxItem]) -> dict[str, Any]:
     stored = [report.stored_at for report in reports if report.stored_at is not None]
     ended = max(stored, default=None)
     return {
@@ -75,10 +71,10 @@ def _job(row: Row, reports: list[Row]) -> dict[str, Any]:
         "study_uid": row.study_uid,
         "bundle": row.bundle,
         "attempts": row.attempts,
-        "created": _when(row.created_at),
-        "complete": _when(row.complete_at),
-        "finished": _when(row.finished_at),
-        "stored": _when(ended),
+        "created": _iso_time(row.created_at),
+        "complete": _iso_time(row.complete_at),
+        "finished": _iso_time(row.finished_at),
+        "stored": _iso_time(ended),
         "seconds": None if ended is None or row.complete_at is None else round(ended - row.complete_at, 3),
         "lesions": [
             {
@@ -97,5 +93,5 @@ def _job(row: Row, reports: list[Row]) -> dict[str, Any]:
     }
 
 
-def _when(seconds: float | None) -> str | None:
+def _iso_time(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

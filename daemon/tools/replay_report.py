@@ -1,4 +1,4 @@
-"""What a replay came to: two tables as CSV, a page to look at, and a summary on the terminal."""
+"""Write the report of a replay: two CSV tables, an HTML page, and a summary on the terminal."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from daemon.monitoring.status_report import RESEARCH_USE
+from daemon.tools.replay_result import LesionComparison, ReplayedJob
 from model.bundle import Bundle
-
-if TYPE_CHECKING:
-    from daemon.tools.replay import Compared, Replayed
 
 COLUMNS = (
     "job", "source_uid", "lesion", "image_uid", "frame", "old_bundle", "old_probability", "old_class",
     "new_probability", "new_class", "difference", "flip", "reports",
 )  # fmt: skip
-SHOWN = 500  # lesions on the page, those that changed most
+MAX_SHOWN = 500  # lesions on the page, largest change first
 SIDE, LEFT = 320, 40  # of the plot, in pixels
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1c2330 }
@@ -32,47 +30,47 @@ th { text-align: left } td { font-variant-numeric: tabular-nums } .note { backgr
 """
 
 
-def write_report(out: Path, bundle: Bundle, results: Sequence[Replayed], console: Console) -> None:
-    """Write `comparison.csv`, `not-replayed.csv` and `index.html` to `out`; print the summary."""
-    rows = [row for one in results for row in _rows(one)]
-    failed = [one for one in results if one.reason is not None]
-    with (out / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+def write_report(output: Path, bundle: Bundle, results: Sequence[ReplayedJob], console: Console) -> None:
+    """Write `comparison.csv`, `not-replayed.csv` and `index.html` to `output`; print the summary."""
+    rows = [row for job in results for row in _rows(job)]
+    failed = [job for job in results if job.reason is not None]
+    with (output / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    with (out / "not-replayed.csv").open("w", encoding="utf-8", newline="") as file:
+    with (output / "not-replayed.csv").open("w", encoding="utf-8", newline="") as file:
         plain = csv.writer(file)
         plain.writerow(("job", "source_uid", "reason"))
-        plain.writerows((one.job, one.source_uid, one.reason) for one in failed)
+        plain.writerows((job.job, job.source_uid, job.reason) for job in failed)
     summary = _summary(results, rows, bundle)
-    (out / "index.html").write_text(_page(summary, rows, failed, bundle), encoding="utf-8")
+    (output / "index.html").write_text(_page(summary, rows, failed, bundle), encoding="utf-8")
     for name, value in summary:
         console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
-    for one in failed[:10]:
-        console.print(f"job {one.job} not replayed: {one.reason}", style="red", highlight=False, soft_wrap=True)
+    for job in failed[:10]:
+        console.print(f"job {job.job} not replayed: {job.reason}", style="red", highlight=False, soft_wrap=True)
     if len(failed) > 10:
-        console.print(f"{len(failed) - 10} more in {out / 'not-replayed.csv'}", style="red", highlight=False)
-    console.print(f"see {out / 'index.html'} and {out / 'comparison.csv'}", highlight=False, soft_wrap=True)
+        console.print(f"{len(failed) - 10} more in {output / 'not-replayed.csv'}", style="red", highlight=False)
+    console.print(f"see {output / 'index.html'} and {output / 'comparison.csv'}", highlight=False, soft_wrap=True)
 
 
-def _rows(one: Replayed) -> list[dict[str, Any]]:
+def _rows(job: ReplayedJob) -> list[dict[str, Any]]:
     return [
         {
-            "job": one.job,
-            "source_uid": one.source_uid,
+            "job": job.job,
+            "source_uid": job.source_uid,
             "lesion": number,
             "image_uid": lesion.image_uid,
             "frame": lesion.frame,
-            "old_bundle": one.bundle,
+            "old_bundle": job.bundle,
             "old_probability": lesion.old,
             "old_class": _class(lesion.old_malignant),
             "new_probability": lesion.new,
             "new_class": _class(lesion.new_malignant),
             "difference": round(lesion.new - lesion.old, 4),
             "flip": _flip(lesion),
-            "reports": " ".join(one.reports),
+            "reports": " ".join(job.reports),
         }
-        for number, lesion in enumerate(one.lesions, start=1)
+        for number, lesion in enumerate(job.lesions, start=1)
     ]
 
 
@@ -80,13 +78,13 @@ def _class(malignant: bool) -> str:
     return "malignant" if malignant else "benign"
 
 
-def _flip(lesion: Compared) -> str:
+def _flip(lesion: LesionComparison) -> str:
     if lesion.old_malignant == lesion.new_malignant:
         return ""
     return f"{_class(lesion.old_malignant)} to {_class(lesion.new_malignant)}"
 
 
-def _summary(results: Sequence[Replayed], rows: Sequence[dict[str, Any]], bundle: Bundle) -> list[tuple[str, str]]:
+def _summary(results: Sequence[ReplayedJob], rows: Sequence[dict[str, Any]], bundle: Bundle) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     flips = Counter(row["flip"] for row in rows if row["flip"])
     differences = [row["difference"] for row in rows]
@@ -96,7 +94,7 @@ def _summary(results: Sequence[Replayed], rows: Sequence[dict[str, Any]], bundle
             "new bundle",
             f"{manifest.name} {manifest.version} ({bundle.digest[:12]}), threshold {manifest.threshold:g}{trained}",
         ),
-        ("jobs replayed", f"{sum(one.reason is None for one in results)} of {len(results)}"),
+        ("jobs replayed", f"{sum(job.reason is None for job in results)} of {len(results)}"),
         ("lesions compared", str(len(rows))),
         ("class changed", ", ".join(f"{count} {flip}" for flip, count in sorted(flips.items())) or "none"),
     ]
@@ -112,17 +110,17 @@ def _summary(results: Sequence[Replayed], rows: Sequence[dict[str, Any]], bundle
 
 
 def _page(
-    summary: Sequence[tuple[str, str]], rows: Sequence[dict[str, Any]], failed: Sequence[Replayed], bundle: Bundle
+    summary: Sequence[tuple[str, str]], rows: Sequence[dict[str, Any]], failed: Sequence[ReplayedJob], bundle: Bundle
 ) -> str:
-    changed = sorted(rows, key=lambda row: (not row["flip"], -abs(row["difference"])))[:SHOWN]
+    changed = sorted(rows, key=lambda row: (not row["flip"], -abs(row["difference"])))[:MAX_SHOWN]
     names = ("job", "lesion", "image_uid", "frame", "old_probability", "new_probability", "difference", "flip")
     body = "".join(
         f"<tr{' class=flip' if row['flip'] else ''}>" + "".join(f"<td>{escape(str(row[name]))}</td>" for name in names)
         for row in changed
     )
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
-    shown = f" (the {SHOWN} that changed most of {len(rows)})" if len(rows) > SHOWN else ""
-    missing = "".join(f"<tr><td>{one.job}<td>{escape(one.reason or '')}</tr>" for one in failed[:SHOWN])
+    shown = f" ({MAX_SHOWN} of {len(rows)}, largest change first)" if len(rows) > MAX_SHOWN else ""
+    missing = "".join(f"<tr><td>{job.job}<td>{escape(job.reason or '')}</tr>" for job in failed[:MAX_SHOWN])
     parts = [
         f'<p class="note">{RESEARCH_USE}. A replay: none of these reports was sent, and none should be.</p>',
         "<table>" + "".join(f"<tr><th>{escape(name)}<td>{escape(value)}</tr>" for name, value in summary) + "</table>",
@@ -137,7 +135,7 @@ def _page(
 
 
 def _plot(rows: Sequence[dict[str, Any]], threshold: float) -> str:
-    """New probability over old, a dot for each lesion; on the diagonal nothing changed."""
+    """Draw the new probability over the old one, a dot for each lesion, as SVG."""
 
     def at(x: float, y: float) -> tuple[float, float]:
         return LEFT + x * SIDE, 10 + (1 - y) * SIDE

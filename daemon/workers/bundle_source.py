@@ -1,4 +1,4 @@
-"""Which bundle the service works with, and what its reports state of it."""
+"""The bundle that the service works with, and what its reports state about it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from model.bundle import Bundle, load_bundle, untrained_bundle
 
 
 def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | None = None) -> Bundle:
-    """The bundle the settings name, else the packaged default, else (only where allowed) an untrained one made on the spot.
+    """Return the bundle of the settings, else the packaged one, else, if allowed, an untrained one.
 
-    That is kept at `made_at`, in the spool directory if not given.
+    The untrained bundle is made if need be and kept at `made_at`, by default in the spool directory.
 
     Raises:
         BundleError: see `model.bundle.load_bundle`.
@@ -29,8 +29,8 @@ def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | No
         return load_bundle(default, allow_untrained=allow_untrained)
     if not allow_untrained:
         raise ConfigurationError(
-            "model.bundle is not set and no trained bundle is installed; name a bundle, or use --allow-untrained to try the way "
-            "of the data with a network whose numbers mean nothing"
+            "model.bundle is not set and no trained bundle is installed; install one (mammod bundle fetch) and name it in "
+            "[model] bundle, or use --allow-untrained to try mammod with a network whose numbers mean nothing"
         )
     made = made_at or untrained_path(settings)
     if not made.exists():
@@ -44,12 +44,12 @@ def open_bundle(settings: Settings, allow_untrained: bool, *, made_at: Path | No
 
 
 def untrained_path(settings: Settings) -> Path:
-    """Where the untrained bundle is kept that is made where no other is there."""
+    """Return the path of the untrained bundle that is made if there is no other one."""
     return settings.spool.directory / "untrained-bundle"
 
 
 def engine_cache(settings: Settings) -> Path:
-    """Where an engine keeps the network that it converted: in the spool, or with the user's caches where that is not his."""
+    """Return where an engine keeps its converted network: the spool if writable, else the user's caches."""
     if os.access(settings.spool.directory, os.W_OK):
         return settings.spool.directory / "engine"
     caches = os.environ.get("XDG_CACHE_HOME")
@@ -57,11 +57,12 @@ def engine_cache(settings: Settings) -> Path:
 
 
 def default_bundle_path() -> Path:
+    """Return the path of the packaged bundle."""
     return Path(model.__file__).parent / "bundles" / "default"
 
 
 def algorithm(bundle: Bundle) -> Algorithm:
-    """The facts of the bundle that a report states."""
+    """Return the facts of the bundle that a report states."""
     manifest = bundle.manifest
     return Algorithm(
         name=manifest.name,

@@ -1,7 +1,7 @@
-"""Decoding, cutting and reading lesion objects in processes of their own, each with a limit of time and of memory.
+"""The pool of decoder processes, which decode, cut and read lesion objects with limits of time and memory.
 
-So neither a codec nor an object that was made to hurt holds up the service or takes it down. Each process has one thing to
-do at a time: what ends a process costs the object it worked on, and no other.
+Neither a codec nor a malicious object can hold up the service or take it down. Each process works on one
+object at a time, so the death of a process costs that object and no other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ctypes
 import os
 import queue
 import resource
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,31 +22,32 @@ from pydicom import dcmread
 
 from config import settings
 from daemon.errors import DecoderKilled, DecoderUnavailable
-from daemon.events import bus
+from daemon.events.bus import WorkerKind
 from daemon.events.timings import Stage, used
 from daemon.lesions.lesion import LesionReading
 from daemon.lesions.reader import read_lesions
 from daemon.reports.display_image import View, view_of
-from daemon.system.child_process import ChildProcess, TooLate, begin
+from daemon.system.child_process import AnswerTimeout, ChildError, ChildExited, initialise_child
+from daemon.system.supervisor import SupervisedProcess
 from model.bundle import Manifest
 from model.errors import ImageError
 from model.image import open_image
 from model.roi import Roi
 from model.roi_extraction import Cut, cut_rois
 
-TRIES = 3  # of an object whose process dies
-STARTS = 3  # of a process, before the object waits for a better time
+MAX_ATTEMPTS = 3  # at an object whose process dies
+MAX_STARTS = 3  # of a process before the object has to wait
 STOP_LIMIT_S = 30.0
-BESIDE_RECEIVING = 5  # niceness: a sender that waits for its answer comes before work that can wait
-KEPT = 256 << 20  # bytes, enough for one large image after the other
-END_LIMIT_S = 10  # for a process that closed its pipe to be gone
-START_LIMIT_S = 300  # for a new process to load its modules, on a machine that is busy
+NICENESS = 5  # a sender that waits for its answer comes before work that can wait
+KEPT_MEMORY = 256 << 20  # bytes, enough for one large image after the other
 
 
 class DecoderPool:
-    """`count` processes. An object whose process dies has two more tries; thread-safe.
+    """Decodes and reads in `count` processes; an object whose process dies is tried twice more. Thread-safe.
 
-    Every method raises DecoderUnavailable where no process can be started, and DecoderKilled where each was killed."""
+    Every method raises DecoderUnavailable if no process can be started, and DecoderKilled if each one was
+    killed.
+    """
 
     def __init__(self, count: int, manifest: Manifest, workers: settings.Workers) -> None:
         self._manifest = manifest
@@ -61,52 +61,53 @@ class DecoderPool:
 
     @property
     def expected(self) -> int:
-        """How many processes there should be."""
+        """Return how many processes there should be."""
         return len(self._decoders)
 
     @property
     def alive(self) -> int:
-        """How many there are; one that died is begun anew when the next object comes."""
+        """Return how many are alive; one that died is restarted when the next object comes."""
         return sum(decoder.pid is not None for decoder in self._decoders)
 
     @property
     def waiting(self) -> int:
-        """Objects that wait for a free process."""
+        """Return the number of objects that wait for a free process."""
         return self._waiting
 
     def start(self) -> None:
-        """Have the processes up and their modules loaded before the first image comes; does not wait for it."""
+        """Start the processes, so that they are ready when the first image comes; do not wait for them."""
         for decoder in self._decoders:
             decoder.start()
 
     def cut(self, path: Path, cuts: Sequence[Cut]) -> list[Roi]:
-        """The ROIs of one image file, one per cut, each frame decoded once.
+        """Return the ROIs of one image file, one per cut; each frame is decoded once.
 
         Raises:
-            ImageError: the image cannot be decoded or cut, takes too long or too much memory, or took its process down.
+            ImageError: the image cannot be decoded or cut, takes too long or too much memory, or crashed its
+                process.
         """
-        return self._do(_cut_file, path, cuts, self._manifest)
+        return self._run(_cut_file, path, cuts, self._manifest)
 
     def view(self, path: Path, frame: int) -> View:
-        """One frame of an image file as a small picture.
+        """Return one frame of an image file as a small picture.
 
         Raises:
             ImageError: see `cut`.
         """
-        return self._do(_view_file, path, frame)
+        return self._run(_view_file, path, frame)
 
     def read(
         self, source: Path, images: Mapping[str, Path], segmentations: Mapping[str, Path], lesions: settings.Lesions
     ) -> LesionReading:
-        """The lesions of a SEG or SR file; `images` and `segmentations` that it names by SOP Instance UID.
+        """Return the lesions of a SEG or SR file; `images` and `segmentations` are by SOP Instance UID.
 
         Raises:
             LesionError: see `daemon.lesions.reader.read_lesions`.
-            ImageError: it takes too long or too much memory, or took its process down.
+            ImageError: it takes too long or too much memory, or crashed its process.
         """
-        return self._do(_read_file, source, images, segmentations, lesions)
+        return self._run(_read_file, source, images, segmentations, lesions)
 
-    def _do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         with self._lock:
             self._waiting += 1
         decoder = self._free.get()
@@ -114,7 +115,7 @@ class DecoderPool:
             self._waiting -= 1
         trouble = None
         try:
-            return decoder.do(function, *arguments)
+            return decoder.run(function, *arguments)
         except DecoderUnavailable as error:
             trouble = str(error)
             raise
@@ -124,58 +125,55 @@ class DecoderPool:
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Let what is under way finish within `limit_s` seconds, then end the processes."""
-        end = time.monotonic() + limit_s
+        deadline = time.monotonic() + limit_s
         for decoder in self._decoders:
-            decoder.end(end)
+            decoder.stop(deadline)
 
 
 class _Decoder:
-    """One process, begun anew when it had to end; one object at a time."""
+    """One decoder process; it works on one object at a time."""
 
     def __init__(self, workers: settings.Workers) -> None:
         self._workers = workers
-        self._child: ChildProcess | None = None
-        self._is_warm = False
+        self._process = SupervisedProcess("mammod-decoder", WorkerKind.DECODER, _serve, int(workers.decoder_memory))
         self._at_work = threading.Lock()
-        self._ended = False
+        self._is_stopped = False
 
     @property
     def pid(self) -> int | None:
-        """The process's id while it lives."""
-        return None if self._child is None else self._child.pid
+        """Return the process id, or None if there is no live process."""
+        return self._process.pid
 
-    def start(self) -> ChildProcess:
-        """Begin the process if there is none; does not wait until it has loaded its modules."""
-        if self._child is None:
-            self._child, self._is_warm = ChildProcess("mammod-decoder", _work, int(self._workers.decoder_memory)), False
-        return self._child
+    def start(self) -> None:
+        """Start the process if there is none; do not wait until it has loaded its modules."""
+        self._process.start()
 
-    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function gives in the process, or raises there.
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the function returns in the process, or raise what it raises there.
 
         Raises:
-            ImageError: it takes too long or too much memory, or took its process down `TRIES` times.
-            DecoderKilled: somebody or the system ended each process by SIGKILL, which may be no fault of the object.
+            ImageError: it takes too long or too much memory, or crashed its process `MAX_ATTEMPTS` times.
+            DecoderKilled: somebody, or the system, killed each process by SIGKILL; the object may not be to
+                blame.
             DecoderUnavailable: no process can be started, or the pool was stopped.
         """
-        limit = self._workers.decode_timeout_s
+        limit_s = self._workers.decode_timeout_s
         killed = 0
         with self._at_work:
-            for _ in range(TRIES):
-                child = self._warm()
+            for _ in range(MAX_ATTEMPTS):
+                self._wait_ready()
                 try:
-                    succeeded, answer = child.ask(limit, (function, arguments))
-                except TooLate:
-                    self._replace()
+                    is_done, answer = self._process.ask(limit_s, (function, arguments))
+                except AnswerTimeout:
+                    self._process.replace()
                     raise ImageError(
-                        f"the object kept a decoding process over {limit:g} s (workers.decode_timeout_s)"
+                        f"the object kept a decoding process over {limit_s:g} s (workers.decode_timeout_s)"
                     ) from None
-                except (EOFError, OSError):
-                    child.join(END_LIMIT_S)
-                    killed += child.exitcode == -signal.SIGKILL
-                    self._replace()
+                except ChildExited as error:
+                    killed += error.is_killed
+                    self._process.replace()
                     continue
-                if succeeded:
+                if is_done:
                     result, cpu_seconds = answer
                     used(Stage.DECODE, cpu_seconds)
                     return result
@@ -183,59 +181,48 @@ class _Decoder:
                     memory = self._workers.decoder_memory.human_readable()
                     raise ImageError(f"the object needs more memory than {memory} (workers.decoder_memory)")
                 raise answer
-        if killed == TRIES:
+        if killed == MAX_ATTEMPTS:
             raise DecoderKilled(
-                f"the decoding process was killed {TRIES} times while it had this object; "
+                f"the decoding process was killed {MAX_ATTEMPTS} times while it had this object; "
                 "see the system's log for a lack of memory"
             )
         raise ImageError("the object took its decoding process down; check its pixel data with another program")
 
-    def _warm(self) -> ChildProcess:
-        """A process that lives and has loaded its modules: one that died before is no fault of the object."""
-        for _ in range(STARTS):
-            if self._ended:
+    def _wait_ready(self) -> None:
+        """Have a live process that has loaded its modules; one that died idle costs the object no attempt."""
+        for _ in range(MAX_STARTS):
+            if self._is_stopped:
                 raise DecoderUnavailable("the decoding processes were stopped")
-            if self._child is not None and self._child.pid is None:
-                self._replace()
-            child = self.start()
-            if self._is_warm:
-                return child
+            if self._process.is_dead:
+                self._process.replace()
             try:
-                child.ask(START_LIMIT_S)
-                self._is_warm = True
-                return child
-            except (TooLate, EOFError, OSError):
-                self._replace()
+                self._process.ready()
+                return
+            except ChildError:
+                self._process.replace()
         raise DecoderUnavailable("no decoding process can be started; see the log and the machine's memory")
 
-    def _replace(self) -> None:
-        """Put away the process, which is begun anew when the next object comes."""
-        bus.tell(bus.WorkerRestarted(bus.WorkerKind.DECODER))
-        self._put_away()
-
-    def _put_away(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.end()
-
-    def end(self, at: float) -> None:
-        """End the process for good, by force if it is still at work at that time (of time.monotonic())."""
-        self._ended = True
-        if self._at_work.acquire(timeout=max(0.0, at - time.monotonic())):
+    def stop(self, deadline: float) -> None:
+        """End the process for good; kill it if it is still at work at `deadline` (of `time.monotonic`)."""
+        self._is_stopped = True
+        if self._at_work.acquire(timeout=max(0.0, deadline - time.monotonic())):
             try:
-                self._put_away()
+                self._process.close()
             finally:
                 self._at_work.release()
-        elif (child := self._child) is not None:
-            child.kill()  # whoever waits for its answer puts it away
+        else:
+            self._process.kill()  # the thread that waits for its answer releases what belonged to it
 
 
-def _work(pipe: Connection, memory: int) -> None:
-    """The process: True once its modules are loaded, then (True, result and CPU seconds) or (False, error) for each object."""
-    begin("mammod-decoder")
-    _limit(memory)
+# --- in the process ---
+
+
+def _serve(pipe: Connection, memory: int) -> None:
+    """Send True when ready, then (True, (result, CPU seconds)) or (False, error) for each object."""
+    initialise_child("mammod-decoder")
+    _limit_resources(memory)
     pipe.send(True)
-    told = time.process_time()
+    reported = time.process_time()
     while True:
         try:
             function, arguments = pipe.recv()
@@ -243,9 +230,9 @@ def _work(pipe: Connection, memory: int) -> None:
             return  # the service has no more work, or is gone
         try:
             result = function(*arguments)
-            spent = time.process_time()  # all of it: what one object leaves behind is collected during the next
-            pipe.send((True, (result, spent - told)))
-            told = spent
+            spent = time.process_time()  # all of it: the garbage of one object is collected during the next
+            pipe.send((True, (result, spent - reported)))
+            reported = spent
         except Exception as error:
             pipe.send((False, error))
 
@@ -271,20 +258,20 @@ def _read_file(
 
 
 def keep_freed_memory() -> None:
-    """Have this process use the memory of one image for the next (glibc only).
+    """Let this process use the memory of one image for the next one (glibc only).
 
-    As it comes, malloc gives every large array back to the system and asks anew for the next one: to be given the pages costs
-    as much as reading a raw image, and at times, where the system has to find them first, ten times as much.
+    By default malloc returns every large array to the system and asks anew for the next one. Getting the
+    pages costs as much as reading a raw image, and ten times as much when the system has to find them first.
     """
     trim_threshold, mmap_max = -1, -4  # malloc.h
     with suppress(OSError, AttributeError):
         malloc = ctypes.CDLL(None)
         malloc.mallopt(mmap_max, 0)
-        malloc.mallopt(trim_threshold, KEPT)
+        malloc.mallopt(trim_threshold, KEPT_MEMORY)
 
 
-def _limit(memory: int) -> None:
-    """This process gets so many bytes."""
+def _limit_resources(memory: int) -> None:
+    """Limit this process to `memory` bytes, and let receiving come first."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    os.nice(BESIDE_RECEIVING)
+    os.nice(NICENESS)
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""The bundle as it was verified at start, kept in the spool: its own folder may then change without a running service caring."""
+"""A copy of the bundle as it was verified at start: its own folder may change while the service runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import structlog
 
+from daemon.system.file_stamp import FileStamp, file_stamp
 from model.bundle import Bundle, load_bundle
 from model.errors import BundleError
 
@@ -16,9 +17,9 @@ log = structlog.get_logger()
 
 
 def pin_bundle(bundle: Bundle, spool: Path, in_use: Collection[str] = ()) -> Bundle:
-    """The same bundle as a copy in `spool`/bundle/<digest>, made where it is not there whole.
+    """Return the same bundle as a copy in `spool`/bundle/<digest>, made unless it is there and complete.
 
-    Copies of others are removed, but for those that nodes beside this one run (`in_use`, by their digests).
+    Copies of other bundles are deleted, except for those that other nodes run (`in_use`, by digest).
 
     Raises:
         BundleError: the bundle was changed while it was copied.
@@ -59,14 +60,14 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 class BundleWatch:
-    """Says once when the bundle's own folder no longer holds what the service runs."""
+    """Reports once when the bundle's own folder no longer holds what the service runs."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._path, self._digest = bundle.path, bundle.digest
         self._stamp = _stamp(bundle.path)
 
     def look(self) -> str | None:
-        """What was found changed since the last look, as a line for the log; None where nothing was."""
+        """Return what has changed since the last call, as a line for the log; None if nothing has."""
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return None
@@ -80,10 +81,9 @@ class BundleWatch:
         return f"the next start takes bundle {digest[:12]} for {self._digest[:12]}"
 
 
-def _stamp(path: Path) -> list[tuple[str, int, int, int]]:
-    """What changes with any file of the folder."""
+def _stamp(path: Path) -> list[tuple[str, FileStamp | None]]:
+    """Return what changes with any file of the folder."""
     try:
-        stats = [(file.name, file.stat()) for file in sorted(path.iterdir())]
+        return [(file.name, file_stamp(file)) for file in sorted(path.iterdir())]
     except OSError:
         return []
-    return [(name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats]

@@ -1,8 +1,9 @@
-"""An engine on a Ray cluster, in the place of one in the classifier process: what is called here is done by an actor there.
+"""An engine on a Ray cluster instead of in the classifier process: an actor there does what is called here.
 
-Each classifier process is a driver with one actor of its own, which ends with it. So the daemon holds nothing of Ray, which
-ends a driver's process when its cluster is gone, and a cluster that fails is to the daemon a process that died: its ROIs are
-done again. What travels are pixels of ROIs and probabilities, and the bundle once for each node; nothing that names a patient.
+Each classifier process is a Ray driver with one actor of its own, which ends with it. Ray ends a driver's
+process when its cluster is gone, so the service itself holds nothing of Ray. To the service a failed cluster
+is a process that died: its ROIs are classified again. Pixels of ROIs and probabilities travel, and the bundle
+once for each node, but nothing that names a patient.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from model.errors import BundleError
 ANSWER_LIMIT_S = 5
 CONNECT_LIMIT_S = 30
 PLACE_LIMIT_S = 60
-PLACE_AGAIN_S = 3
+PLACE_RETRY_S = 3
 USAGE_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs and what it takes there: the cluster's address (host:port), and shares of a GPU and of cores."""
+    """Where an actor runs and what it takes: the cluster's address (host:port), GPUs and CPU cores."""
 
     address: str
     gpus: float
@@ -43,7 +44,7 @@ class Place:
 
 
 def open_engine(place: Place, factory: str, path: str, digest: str, engine: str, max_batch: int) -> RayEngine:
-    """The engine that `factory` ("module:function") makes of the bundle, on the cluster; called in the classifier process.
+    """Return the engine that `factory` ("module:function") makes on the cluster.
 
     Raises:
         EngineLost: the cluster cannot be reached, or has no such place.
@@ -73,10 +74,10 @@ class RayEngine:
             except EngineLost:  # placed on a node that is dead, which the cluster takes half a minute to know
                 if time.monotonic() > end:
                     raise
-                time.sleep(PLACE_AGAIN_S)
+                time.sleep(PLACE_RETRY_S)
 
     def _place(self, place: Place, factory: str, path: Path, digest: str, engine: str, max_batch: int) -> None:
-        """Have an actor made somewhere, and the engine in it."""
+        """Create an actor on the cluster, and the engine in it."""
         self._actor = (
             self._ray.remote(_Actor)
             .options(
@@ -96,9 +97,11 @@ class RayEngine:
         )
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
+        """Return the probabilities of ROIs; see `model.engines.Engine`."""
         return np.asarray(self._ask(self._actor.predict.remote(rois)))
 
     def heat_maps(self, rois: np.ndarray) -> np.ndarray | None:
+        """Return the heat maps of ROIs; see `model.engines.Engine`."""
         return self._ask(self._actor.heat_maps.remote(rois))
 
     def _ask(self, reference: Any) -> Any:
@@ -112,10 +115,10 @@ class RayEngine:
 
 
 def _connect(place: Place) -> Any:
-    """Ray, connected as a driver.
+    """Return Ray, connected as a driver.
 
     Raises:
-        EngineLost: it cannot be.
+        EngineLost: the cluster cannot be reached or joined.
     """
     os.environ[USAGE_STATISTICS] = "0"  # before the import, which reads it
     # Ray's own patience would outlast the daemon's.
@@ -148,10 +151,10 @@ def _connect(place: Place) -> Any:
 
 
 class _Actor:
-    """The other side, on a node of the cluster. Its log carries nothing: it is given no name and no UID."""
+    """The actor on a node of the cluster. Its log identifies nobody: it gets no name and no UID."""
 
     def has(self, digest: str) -> bool:
-        """Whether this node has the bundle, whole."""
+        """Return whether this node has the complete bundle."""
         try:
             return load_bundle(_folder(digest), allow_untrained=True).digest == digest
         except BundleError:
@@ -171,11 +174,11 @@ class _Actor:
                 file.replace(folder / file.name)
 
     def open(self, version: str, factory: str, digest: str, engine: str, max_batch: int) -> tuple[str, str, float]:
-        """Make the engine, warm: its name, digest and threshold.
+        """Make the engine and return its name, digest and threshold once it is warm.
 
         Raises:
             ConfigurationError: this node runs another version than the service.
-            BundleError: see `daemon.workers.classifier_pool.open_engine`.
+            BundleError: see `daemon.workers.classifier_process.open_engine`.
         """
         if version != config.__version__:
             raise ConfigurationError(
@@ -197,10 +200,10 @@ class _Actor:
 
 
 def _folder(digest: str) -> Path:
-    """Where this node keeps the bundle, in a directory that is nobody else's.
+    """Return where this node keeps the bundle, in a directory that belongs to this user only.
 
     Raises:
-        ConfigurationError: it is somebody else's.
+        ConfigurationError: it belongs to another user.
     """
     parent = Path(tempfile.gettempdir()) / f"mammod-bundles-{os.getuid()}"
     parent.mkdir(mode=0o700, exist_ok=True)

@@ -29,7 +29,7 @@ def grad_cam(network: Any) -> Any:
             gradient = ops.matmul(passes * (gradient * slope), np.ascontiguousarray(kernel.T))
     rows, columns = activation.shape[1:3]
     weights = ops.reshape(gradient, (-1, 1, 1, activation.shape[-1])) / (rows * columns)
-    return ops.relu(ops.sum(weights * activation, axis=-1))
+    return ops.relu(ops.sum(ops.multiply(activation, weights), axis=-1))
 
 
 def _numbers(variable: Any) -> np.ndarray:

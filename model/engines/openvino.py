@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ from model.engines.hardware import cpu_has_bfloat16
 from model.errors import EngineRefused
 from model.orientation import averaged
 
-FORMAT = 1  # of what is kept; part of the key
+FORMAT = 2  # of what is kept; part of the key
 REFERENCE, PLAN = "reference.npy", "plan.json"
 CONVERT_LIMIT_S = 240
 UNUSED_S = 30 * 86_400  # after which a converted network goes
@@ -60,9 +61,9 @@ class OpenVINOEngine:
             found = difference(self.predict(trial_rois(self._size)), reference)
         if found > LIMIT:
             raise EngineRefused(
-                f"{self.name} differs from TensorFlow float32 by up to {found:.3f} ({LIMIT:g} is allowed)"
+                f"{self.name} differs from {plan['reference']} by up to {found:.3f} ({LIMIT:g} is allowed)"
             )
-        self.why = f"differs from TensorFlow float32 by at most {found:.4f} ({LIMIT:g} is allowed)"
+        self.why = f"differs from {plan['reference']} by at most {found:.4f} ({LIMIT:g} is allowed)"
         if plan["refused"]:
             self.why += f"; faster ones differ by more: {', '.join(plan['refused'])}"
         for count in (1, max_batch):
@@ -117,9 +118,15 @@ def openvino() -> Any:
     return module
 
 
+def has_tensorflow() -> bool:
+    """Whether TensorFlow is installed. It is not needed here, but is the better reference."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
 def key(bundle: Bundle) -> str:
     """What a converted network depends on, as a name: bundle, versions of what converts, what the CPU can do."""
-    versions = [importlib.metadata.version(name) for name in ("openvino", "tensorflow", "keras")]
+    converters = ("openvino", "keras", *(["tensorflow"] if has_tensorflow() else []))
+    versions = [importlib.metadata.version(name) for name in converters]
     parts = [bundle.digest, *versions, str(FORMAT), str(cpu_has_bfloat16())]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
@@ -156,7 +163,8 @@ def _converted(bundle: Bundle, cache: Path | None) -> Iterator[Path]:
 
 def _convert(bundle: Bundle, folder: Path) -> None:
     command = [sys.executable, "-m", "model.engines.convert", str(bundle.path), str(folder)]
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    backend = "tensorflow" if has_tensorflow() else "openvino"
+    environment = {**os.environ, "KERAS_BACKEND": backend, "CUDA_VISIBLE_DEVICES": "-1"}
     environment["PYTHONPATH"] = os.pathsep.join([path for path in sys.path if path])
     try:
         done = subprocess.run(

@@ -13,8 +13,8 @@ import pytest
 from benchmarks.case import Bar, Case, Row, Run, Verdict, interleaved, judge
 from benchmarks.cases import CASES
 from benchmarks.report import lines, plot
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 LIMIT_S = 240
 
 

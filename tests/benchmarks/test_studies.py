@@ -1,4 +1,6 @@
-"""Studies that the whole way is measured with: each sending is another study, complete in itself, in every transfer syntax."""
+"""Studies that the whole way is measured with: each sending is another study, complete in itself, in every
+transfer syntax.
+"""
 
 from __future__ import annotations
 

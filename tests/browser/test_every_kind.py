@@ -1,5 +1,5 @@
-"""A mammogram of CBIS-DDSM and every kind of report on it, made by `mammod classify` with the bundle that comes along: what
-OHIF and Orthanc's web viewer show of each.
+"""A mammogram of CBIS-DDSM and every kind of report on it, made by `mammod classify` with the bundle that
+comes along: what OHIF and Orthanc's web viewer show of each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ MIDDLE = (slice(0.12, 0.85), slice(0.05, 0.95))
 
 @dataclass(frozen=True)
 class Made:
-    """One mammogram's lesions, the reports of every kind on it, and an archive that holds them with the image."""
+    """One mammogram's lesions, the reports of every kind on it, and an archive that holds them with the
+    image.
+    """
 
     archive: Orthanc
     image_uid: str
@@ -172,7 +174,9 @@ def test_the_pictures_that_classify_wrote_are_the_archive_s(made: Made) -> None:
 
 
 def check_picture(screenshot: Path, corners: np.ndarray, picture: np.ndarray) -> None:
-    """Between `corners` (left top, right bottom; screen pixels) the screen shows `picture`, but for its margins."""
+    """Between `corners` (left top, right bottom; screen pixels) the screen shows `picture`, but for its
+    margins.
+    """
     (left, top), (right, bottom) = np.rint(corners).astype(int).tolist()
     shown = np.asarray(Image.open(screenshot).convert("RGB"), float)[top:bottom, left:right]
     assert shown.shape[:2] == (bottom - top, right - left), "it reaches beyond the screen"

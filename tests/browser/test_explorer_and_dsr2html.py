@@ -1,4 +1,6 @@
-"""What shows a report as text: Orthanc's own pages, of an Orthanc that holds it, and `dsr2html`'s page, in Chromium."""
+"""What shows a report as text: Orthanc's own pages, of an Orthanc that holds it, and `dsr2html`'s page, in
+Chromium.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
-from daemon.reports.case import RESEARCH_USE
+from daemon.reports.statements import RESEARCH_USE
 from tests.support import report_objects as b
 from tests.support.browser.chromium import Watched
 from tests.support.peers.archives import Orthanc, running_orthanc

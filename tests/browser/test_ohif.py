@@ -1,7 +1,7 @@
 """OHIF in Chromium on a real archive: each lesion is drawn where it was marked, with its probability.
 
-The places are checked twice: in the viewer's annotation state (in image pixels, by the viewer's own functions), and
-in a picture of the page, where the outline must lie around the bright pixels of the lesion.
+The places are checked twice: in the viewer's annotation state (in image pixels, by the viewer's own
+functions), and in a picture of the page, where the outline must lie around the bright pixels of the lesion.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def check_state(annotations: list[Annotation], read: Read) -> None:
 
 
 def check_picture(picture: bytes, viewer: Viewer, lesion: Marked) -> None:
-    """On the screen the outline's box and that of the bright pixels are the same, to one pixel of the image."""
+    """On the screen the outline's box and that of the bright pixels are the same, to one pixel of the
+    image.
+    """
     corners = viewer.on_screen(lesion.image_uid, lesion.box.reshape(2, 2))
     zoom = float(np.ptp(corners[:, 0]) / (lesion.box[2] - lesion.box[0]))
     left, top = np.floor(corners[0]).astype(int) - MARGIN
@@ -99,7 +101,9 @@ def box(mask: np.ndarray) -> np.ndarray:
 def test_rectangles_become_measurements_of_the_viewer_on_every_image(
     browser: Browser, ohif_url: str, reading_room: ReadingRoom
 ) -> None:
-    """OHIF offers to take over what its own tools can draw: then the rectangles are its own, in place, on both views."""
+    """OHIF offers to take over what its own tools can draw: then the rectangles are its own, in place, on
+    both views.
+    """
     viewer = Viewer(browser, ohif_url, reading_room.study_uid)
     read = reading_room.reports["CC and MLO"]
     viewer.show(read.uid)
@@ -130,7 +134,9 @@ def test_rectangles_become_measurements_of_the_viewer_on_every_image(
 def test_nothing_to_classify_is_listed_and_harms_no_other_report(
     browser: Browser, ohif_url: str, reading_room: ReadingRoom
 ) -> None:
-    """OHIF has no place to open it on: its view stays black, without an error, and goes on to the next report."""
+    """OHIF has no place to open it on: its view stays black, without an error, and goes on to the next
+    report.
+    """
     viewer = Viewer(browser, ohif_url, reading_room.study_uid)
     nothing, other = reading_room.reports["nothing"], reading_room.reports["SEG"]
     assert "RESEARCH ONLY: no result: nothing to classify" in viewer.listed()[nothing.uid]

@@ -1,4 +1,6 @@
-"""The pages that the demo and `mammod-train` write, in Chromium: nothing missing, no error, nothing asked of another machine."""
+"""The pages that the demo and `mammod-train` write, in Chromium: nothing missing, no error, nothing asked
+of another machine.
+"""
 
 from __future__ import annotations
 

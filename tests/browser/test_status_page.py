@@ -1,4 +1,6 @@
-"""The status page in Chromium: live numbers, nothing from elsewhere, readable, and plain about a service that is gone."""
+"""The status page in Chromium: live numbers, nothing from elsewhere, readable, and plain about a service
+that is gone.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,7 @@ def test_a_service_that_is_gone_is_said_to_be_and_its_return_is_seen(browser: Br
     watched.page.locator("#state:has-text('Accepting studies')").wait_for(timeout=LIMIT_MS)
     assert node.stop() == 0
     watched.page.locator("#state:has-text('No answer since')").wait_for(timeout=LIMIT_MS)
-    assert "What stands below is from then" in watched.page.locator("#state").inner_text()
+    assert "The data below is from then" in watched.page.locator("#state").inner_text()
     watched.keep("status-page-gone")
     # That nobody answers is an error to the browser, and the only one.
     assert all("failed: " in error or "Failed to load resource" in error for error in watched.errors)

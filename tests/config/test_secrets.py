@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from config.errors import ConfigurationError
-from config.settings import Settings, load_settings
+from config.loading import load_settings
+from config.settings import Settings
 from daemon.errors import LedgerError
 from daemon.ledger import Ledger
 from tests.support.services import write_settings

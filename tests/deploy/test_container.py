@@ -1,4 +1,6 @@
-"""Containerfile, compose file and Kubernetes manifest: what they name is there. `make lint-deploy` asks their own linters."""
+"""Containerfile, compose file and Kubernetes manifest: what they name is there. `make lint-deploy` asks
+their own linters.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import pytest
 import yaml
 
 from config import __version__
-from config.settings import Settings, load_settings
+from config.loading import load_settings
+from config.settings import Settings
 from tests.support.installing import ROOT
 
 CONTAINERFILE = ROOT / "deploy/container/Containerfile"
@@ -87,7 +90,7 @@ def test_compose_names_settings_and_files_that_exist() -> None:
     assert ours["environment"]["MAMMOD_ARCHIVE__HOST"] in services
     assert ours["environment"]["MAMMOD_ARCHIVE__AE_TITLE"] == archive["environment"]["ORTHANC__DICOM_AET"]
     assert ours["read_only"] and ours["cap_drop"] == ["ALL"] and "/tmp" in ours["tmpfs"]
-    assert int(ours["stop_grace_period"].removesuffix("s")) > Settings().service.stop_within_s
+    assert int(ours["stop_grace_period"].removesuffix("s")) > Settings().service.shutdown_timeout_s
     # The status page and Orthanc are for this machine only.
     assert [port for port in ours["ports"] + archive["ports"] if not port.startswith("127.0.0.1:")] == ["11112:11112"]
 
@@ -111,7 +114,7 @@ def test_the_manifest_names_settings_and_pages_that_exist(tmp_path: Path) -> Non
     assert container["image"].endswith(f":{__version__}")
     assert kinds["StatefulSet"]["spec"]["replicas"] == 1, "the ledger is a SQLite file"
     assert pod["enableServiceLinks"] is False
-    assert pod["terminationGracePeriodSeconds"] > settings.service.stop_within_s
+    assert pod["terminationGracePeriodSeconds"] > settings.service.shutdown_timeout_s
     assert pod["securityContext"]["runAsNonRoot"] and container["securityContext"]["readOnlyRootFilesystem"]
     assert (
         f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}"

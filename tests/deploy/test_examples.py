@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import ENVIRONMENT_PREFIX, load_settings
+from config.loading import load_settings
+from config.settings import ENVIRONMENT_PREFIX
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "deploy" / "examples").glob("*.toml"))
 

@@ -1,4 +1,6 @@
-"""`deploy/install.sh`: install, upgrade, what is refused, uninstall. With packages from PyPI: `make install-check`."""
+"""`deploy/install.sh`: install, upgrade, what is refused, uninstall. With packages from PyPI: `make
+install-check`.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def test_a_life_of_an_installation(tmp_path: Path, release: Path, wheels: Path) 
     for name in ("systemd/system/mammod.service", "sysusers.d/mammod.conf", "tmpfiles.d/mammod.conf"):
         assert (here.root / "usr/local/lib" / name).is_file()
     assert here.settings.stat().st_mode & 0o777 == 0o640
-    assert (here.current / "share/doc/mammod/docs/install.md").is_file()
+    assert (here.current / "share/doc/mammod/docs/how-to/install.md").is_file()
 
     # A site sets it up, an early version leaves a ledger, and it is upgraded.
     chosen = here.settings.read_text().replace('# host = "pacs.example.org"', 'host = "127.0.0.1"  # OURS')
@@ -256,6 +258,6 @@ def test_the_packages_of_a_service_are_those_that_it_needs(extra: str) -> None:
 
 def test_every_group_is_of_the_lock_and_no_tool_is_in_a_service() -> None:
     groups = packages()
-    assert set(groups) == {"service", "build", *EXTRAS}
+    assert set(groups) == {"service", "build", "setup", "demo", *EXTRAS}
     assert not set().union(*groups.values()) - set(locked())
     assert not groups["service"] & {"pytest", "ruff", "mypy", "moto", "ray", "hatchling"}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import Settings, load_settings
-from daemon.service import LAST_STEPS_S
+from config.loading import load_settings
+from config.settings import Settings
+from daemon.service import KILL_GRACE_S
 from tests.support.installing import ROOT
 from tests.support.peers.programs import missing
 
@@ -72,7 +73,7 @@ def test_the_unit_keeps_what_it_promises() -> None:
     assert service["LimitCORE"] == "0" and int(service["LimitNOFILE"]) >= 65536 and service["MemoryMax"]
     # What TensorFlow's compiled code cannot live with.
     assert "MemoryDenyWriteExecute" not in service
-    assert int(service["TimeoutStopSec"]) > Settings().service.stop_within_s + 3 * LAST_STEPS_S
+    assert int(service["TimeoutStopSec"]) > Settings().service.shutdown_timeout_s + 3 * KILL_GRACE_S
 
 
 def test_a_credential_of_the_unit_is_a_file_that_settings_may_name(
@@ -81,7 +82,7 @@ def test_a_credential_of_the_unit_is_a_file_that_settings_may_name(
     (identity, folder) = unit()["LoadCredential"].split(":")
     assert folder == "/etc/mammod/secrets"
     (tmp_path / f"{identity}_stow-token").write_text("abc\n")
-    written = re.search(r'# stow_token_file = "(.*)"', (ROOT / "config/mammod.toml").read_text())
+    written = re.search(r'# dicomweb_token_file = "(.*)"', (ROOT / "config/mammod.toml").read_text())
     assert written
     file = tmp_path / "mammod.toml"
     file.write_text(
@@ -89,7 +90,7 @@ def test_a_credential_of_the_unit_is_a_file_that_settings_may_name(
         'tls = {certificate = "/etc/c.pem", key = "$CREDENTIALS_DIRECTORY/secrets_key.pem", ca = "/etc/ca.pem"}\n'
     )
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    token = load_settings(file).archive.stow_token_file
+    token = load_settings(file).archive.dicomweb_token_file
     assert token is not None and token.read_text() == "abc\n"
     # `mammod check` by hand has no such variable; the running unit's are there.
     monkeypatch.delenv("CREDENTIALS_DIRECTORY")

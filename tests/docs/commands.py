@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands themselves: `python -m tests.docs.commands`."""
+"""Writes docs/reference/commands.md from the commands themselves: `python -m tests.docs.commands`."""
 
 from __future__ import annotations
 
@@ -10,38 +10,42 @@ from typing import Any, get_args, get_type_hints
 import typer
 
 from daemon.cli.app import app
+from tests.docs.prose import wrapped
 
-FILE = Path(__file__).parents[2] / "docs" / "commands.md"
+FILE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 INTRODUCTION = """# The `mammod` command
 
-Written by `python -m tests.docs.commands` from the commands themselves; a test holds the two equal.
+Written by `python -m tests.docs.commands` from the commands themselves; a test compares the two.
 `mammod COMMAND --help` says the same.
 
-Every command that needs settings takes `--config FILE` (`/etc/mammod/mammod.toml` where it exists, else the defaults) and the
-environment's `MAMMOD_<SECTION>__<KEY>`. What went wrong is one message on standard error, with what to do.
+Every command that needs settings takes `--config FILE` (default: `/etc/mammod/mammod.toml` if it exists, else the
+defaults) and the environment's `MAMMOD_<SECTION>__<KEY>`. An error is one message on standard error that says what
+to do.
 
 | exit status | means |
 |---|---|
-| 0 | it was done, and nothing is wrong |
-| 1 | something is wrong, or was not done; the message says what |
+| 0 | done, nothing is wrong |
+| 1 | something is wrong or was not done; the message says what |
 | 2 | the command line cannot be understood |
-| 78 | `serve` and `check --upgrade`: a setting or the ledger is refused, and would be again |
+| 78 | `serve` and `check --upgrade`: a setting or the ledger is refused, and would be refused again |
 
-How to work with them day by day: [operations.md](operations.md).
+Daily work with them: [operate.md](../how-to/operate.md).
 """
 
 
 def page() -> str:
-    """The whole of docs/commands.md."""
-    return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in commands())])
+    """The whole of docs/reference/commands.md."""
+    return wrapped("\n".join([INTRODUCTION, *(_section(name, command) for name, command in commands())]))
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command with its whole name, such as "mammod jobs list"; what typer made of it is an object of its own kind."""
+    """Yield every command of typer with its whole name, such as "mammod jobs list"."""
     yield from _below("mammod", typer.main.get_command(app))
 
 
 def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    if command.hidden:
+        return  # an old name, kept for one minor version
     inner = getattr(command, "commands", None)
     if inner is None:
         yield name, command
@@ -51,15 +55,16 @@ def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 def _section(name: str, command: Any) -> str:
     hints = get_type_hints(command.callback)
-    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
+    shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
     usage = " ".join([name, "[OPTIONS]", *(_usage(argument) for argument in arguments)])
-    rows = "".join(f"| {_names(parameter, hints)} | {_text(parameter)} |\n" for parameter in command.params)
+    rows = "".join(f"| {_names(parameter, hints)} | {_text(parameter)} |\n" for parameter in shown)
     table = f"\n| option or argument | |\n|---|---|\n{rows}" if rows else ""
     return f"## `{name}`\n\n    {usage}\n\n{_help(command.help or '')}\n{table}"
 
 
 def _help(text: str) -> str:
-    """A docstring as Markdown: its indented lines, which the help shows with empty lines between, are one block."""
+    """Return a docstring as Markdown: indented lines, apart in the help, are one block."""
     lines: list[str] = []
     for line in inspect.cleandoc(text).splitlines():
         if not line.strip() and lines and lines[-1].startswith("    "):

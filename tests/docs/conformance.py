@@ -1,4 +1,4 @@
-"""Writes `docs/conformance-statement.md` (PS3.2) from the code: `python -m tests.docs.conformance`.
+"""Writes `docs/reference/conformance-statement.md` (PS3.2) from the code: `python -m tests.docs.conformance`.
 
 It lies among the tests because the attributes of each object are read off the objects that the tests make.
 """
@@ -17,36 +17,35 @@ from pydicom.uid import UID
 from pynetdicom import sop_class
 
 from config import settings
-from daemon.archive import client, query_retrieve, wado_rs
-from daemon.dicom.dataset_scan import (
-    CANNOT_UNDERSTAND,
-    DOES_NOT_MATCH_SOP_CLASS,
-    INVALID_OBJECT_INSTANCE,
-    TRANSFER_SYNTAXES,
-)
+from daemon.archive import association, query_retrieve, wado_rs
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MODEL_NAME
-from daemon.dimse.presentation_contexts import storage_classes, supported_contexts
-from daemon.receiving.store_scp import (
+from daemon.dicom.sop_classes import storage_classes
+from daemon.dicom.status import (
+    CANNOT_UNDERSTAND,
+    DATA_SET_DOES_NOT_MATCH_SOP_CLASS,
+    INVALID_OBJECT_INSTANCE,
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SOP_CLASS_NOT_SUPPORTED,
     SUCCESS,
 )
+from daemon.dicom.transfer_syntaxes import TRANSFER_SYNTAXES
+from daemon.dimse.presentation_contexts import supported_contexts
 from daemon.reports.registry import KINDS
 from daemon.system import tls
 from tests.daemon.reports.test_sc import captures, result
+from tests.docs.prose import wrapped
 from tests.support import report_objects as b
 from tests.support.report_cases import read
 
-FILE = Path(__file__).parents[2] / "docs" / "conformance-statement.md"
+FILE = Path(__file__).parents[2] / "docs" / "reference" / "conformance-statement.md"
 LISTENER, ARCHIVE = settings.Listener(), settings.Archive()
 
 
 def statement() -> str:
     """The whole document."""
-    return "\n".join(
-        [_HEAD, *_overview(), *_receiving(), *_sending(), *_web(), *_security(), *_objects(), *_codes(), *_REST]
-    )
+    parts = [_HEAD, *_overview(), *_receiving(), *_sending(), *_web(), *_security(), *_objects(), *_codes(), *_REST]
+    return wrapped("\n".join(parts))
 
 
 def examples() -> dict[str, Dataset]:
@@ -64,11 +63,11 @@ def examples() -> dict[str, Dataset]:
 
 _HEAD = f"""# DICOM Conformance Statement
 
-In the form of PS3.2. Made from the code by `python -m tests.docs.conformance`; a test fails where the two differ. What is set by a
-site is said with its default; every setting is explained in [config/mammod.toml](../config/mammod.toml).
+In the form of PS3.2. Made from the code by `python -m tests.docs.conformance`; a test fails if the two differ. Configurable
+values are given with their defaults; every setting is explained in [config/mammod.toml](../../config/mammod.toml).
 
 **Research software. Not a medical device.** mammod receives mammograms and objects that mark lesions on them (SEG, SR), classifies each
-marked lesion and stores reports in an archive. What a report says: [report.md](report.md).
+marked lesion and stores reports in an archive. What a report says: [report-content.md](report-content.md).
 
 Implementation Class UID `{IMPLEMENTATION_CLASS_UID}`; Implementation Version Name `MAMMOD_` and the version. Manufacturer
 `{MANUFACTURER}`, Manufacturer's Model Name `{MODEL_NAME}`."""
@@ -99,7 +98,7 @@ def _receiving() -> list[str]:
         (INVALID_OBJECT_INSTANCE, "a UID is missing or is none"),
         (SOP_CLASS_NOT_SUPPORTED, "the request's SOP Class is not that of its presentation context"),
         (OUT_OF_RESOURCES, "too little room on the disk; send again later"),
-        (DOES_NOT_MATCH_SOP_CLASS, "UIDs in the data set and in the request differ"),
+        (DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "UIDs in the data set and in the request differ"),
         (CANNOT_UNDERSTAND, "the data set is not whole, or cannot be read"),
     ]
     limits = [
@@ -123,8 +122,8 @@ def _receiving() -> list[str]:
         "",
         *_table(("Association policy", "Default", "Setting"), limits),
         "",
-        "Each presentation context is accepted in the first transfer syntax that the caller offers, if that is compressed; of uncompressed ones",
-        "Explicit VR Little Endian goes before Implicit VR Little Endian. An instance is kept in the syntax in which it came. No asynchronous",
+        "Each presentation context is accepted in the first transfer syntax that the caller offers, if that is compressed; among uncompressed ones",
+        "Explicit VR Little Endian is preferred to Implicit VR Little Endian. An instance is kept in the syntax in which it arrived. No asynchronous",
         "operations window, no user identity negotiation. The SCP role is offered to the archive for storage commitment results.",
         "",
         f"### 2.1 Abstract syntaxes ({len(abstract)})",
@@ -135,13 +134,13 @@ def _receiving() -> list[str]:
         "",
         *_table(("Name", "UID"), [(_name(uid), f"`{uid}`") for uid in sorted(TRANSFER_SYNTAXES)]),
         "",
-        "An image that no installed decoder reads is received, and its job quarantined with the reason (12-bit JPEG Extended among them).",
+        "An image that no installed decoder reads (such as 12-bit JPEG Extended) is accepted, and its job is quarantined with the reason.",
         "",
         "### 2.3 C-STORE response statuses",
         "",
         *_table(("Status", "When"), [(f"`{status:04X}`", meaning) for status, meaning in statuses]),
         "",
-        "One refused instance never ends the association.",
+        "A refused instance never ends the association.",
     ]
 
 
@@ -158,16 +157,16 @@ def _sending() -> list[str]:
         "## 3 The sending application entity (SCU)",
         "",
         f"Calls `archive.host`, port {ARCHIVE.port} by default, as the AE title of the receiving entity; the called AE title is",
-        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {client.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
+        f"`archive.ae_title` (`{ARCHIVE.ae_title}`). Maximum PDU {association.MAX_PDU} bytes; an answer is waited for {ARCHIVE.timeout_s:g} s"
         " (`archive.timeout_s`).",
         "",
         "- **C-STORE** of each report: its class in Explicit VR Little Endian, and as a second choice Implicit VR Little Endian. Statuses 0000,",
-        "  Bxxx and 0111 count as stored; A7xx and 0213 are tried again, first after "
-        f"{ARCHIVE.retry_first_s:g} s, then after twice as long, up to {ARCHIVE.retry_longest_s:g} s; every other is a failure for good.",
-        f"- **Storage commitment** (`archive.commitment`, default {str(ARCHIVE.commitment).lower()}): N-ACTION after storing; the answer is taken on",
+        "  Bxxx and 0111 count as stored; A7xx and 0213 are retried, first after "
+        f"{ARCHIVE.retry_first_s:g} s, then after twice as long, up to {ARCHIVE.retry_max_s:g} s; every other status is a permanent failure.",
+        f"- **Storage commitment** (`archive.commitment`, default {str(ARCHIVE.commitment).lower()}): N-ACTION after storing; the answer is accepted on",
         "  the same or on a new association.",
         f"- **C-FIND**, then **C-GET** or **C-MOVE** (Study Root, `archive.retrieve`, default `{ARCHIVE.retrieve}`) of single instances that a",
-        "  lesion object names and that did not come. A C-MOVE goes to the receiving entity.",
+        "  lesion object names and that did not arrive. A C-MOVE goes to the receiving entity.",
         "- **C-ECHO** by `mammod check`.",
         "",
         "### 3.1 What C-GET takes",
@@ -181,16 +180,16 @@ def _web() -> list[str]:
         "",
         "## 4 DICOMweb",
         "",
-        "User agent of the Store transaction (PS3.18 10.5) where `archive.stow_url` is set: one request for each report, `multipart/related` with",
-        "one part `application/dicom`; the answer is asked for in DICOM JSON and read in JSON or XML. A report counts as stored where the answer",
-        "names it in Referenced SOP Sequence, with or without a warning. A bearer token (`archive.stow_token_file`) goes out by https only. Failed SOP Sequence is judged as a C-STORE status; HTTP 401, 403, 404,",
-        "408, 429 and 5xx are tried again; other 4xx are a failure for good.",
+        "User agent of the Store transaction (PS3.18 10.5) if `archive.stow_url` is set: one request per report, `multipart/related` with",
+        "one part `application/dicom`; the answer is requested in DICOM JSON and read as JSON or XML. A report counts as stored if the answer",
+        "names it in Referenced SOP Sequence, with or without a warning. A bearer token (`archive.dicomweb_token_file`) is sent by https only. A status in Failed SOP Sequence is treated as a C-STORE status; HTTP 401, 403, 404,",
+        "408, 429 and 5xx are retried; other 4xx are permanent failures.",
         "",
         'User agent of the Search transaction (PS3.18 10.6) and the Retrieve transaction (10.4) where `archive.retrieve = "dicomweb"`, at',
-        "`archive.dicomweb_url` (or `archive.stow_url`): each instance that a lesion object names and that did not come is searched by `SOPInstanceUID` in `/instances`,",
+        "`archive.dicomweb_url` (or `archive.stow_url`): each instance that a lesion object names and that did not arrive is searched by `SOPInstanceUID` in `/instances`,",
         "then in `/studies/{study}/instances` of the lesion object's study, in DICOM JSON, and retrieved from",
-        f"`/studies/{{study}}/series/{{series}}/instances/{{instance}}` with `Accept: {wado_rs.INSTANCE}`. It is taken by the rules of C-STORE, in every",
-        "storage class and transfer syntax of 2, up to `listener.max_instance` bytes. Whatever fails is asked for again, as with C-GET. mammod serves no DICOMweb itself.",
+        f"`/studies/{{study}}/series/{{series}}/instances/{{instance}}` with `Accept: {wado_rs.INSTANCE}`. It is accepted by the rules of C-STORE, in every",
+        "storage class and transfer syntax of 2, up to `listener.max_instance` bytes. Failures are retried as with C-GET. mammod serves no DICOMweb itself.",
     ]
 
 
@@ -200,11 +199,11 @@ def _security() -> list[str]:
         "## 5 Security",
         "",
         "BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile (PS3.15 B.12) where `listener.tls` or `archive.tls` are set: TLS 1.2 or",
-        "1.3, both sides show a certificate. Cipher suites of TLS 1.2:",
+        "1.3, both sides present a certificate. Cipher suites of TLS 1.2:",
         "",
         *(f"- `{suite}`" for suite in tls.SUITES),
         "",
-        "DICOMweb by https compares the host name with the certificate too; without `archive.tls` it trusts the system's CAs.",
+        "DICOMweb by https also compares the host name with the certificate; without `archive.tls` it trusts the system's CAs.",
         "No de-identification. The audit trail is described in `config/mammod.toml`.",
     ]
 
@@ -214,9 +213,9 @@ def _objects() -> list[str]:
         "",
         "## 6 Objects that mammod creates",
         "",
-        "By `[reports] kinds`. Patient and study attributes are the image's, byte for byte. The attributes below are those of an example (an ordinary",
+        "By `[reports] kinds`. Patient and study attributes are the image's, byte for byte. The attributes below are from an example (an ordinary",
         "mammogram with one lesion, a trained bundle; `>` is within the sequence above it, whose first item is shown); the content tree of an",
-        "SR is described in [report.md](report.md).",
+        "SR is described in [report-content.md](report-content.md).",
     ]
     for number, (kind, example) in enumerate(examples().items(), start=1):
         rows = list(_attributes(example))
@@ -272,7 +271,7 @@ def _codes() -> list[str]:
         "",
         "## 7 Codes",
         "",
-        "Of the same examples; findings, sites, views and procedures are those that the lesion object and the image give.",
+        "Of the same examples; findings, sites, views and procedures come from the lesion object and the image.",
         "",
         *_table(("Scheme", "Value", "Meaning", "In"), rows),
         "",
@@ -282,11 +281,11 @@ def _codes() -> list[str]:
 _REST = [
     "## 8 Character sets, media, extensions",
     "",
-    "- **Character sets.** Any Specific Character Set is received, and the data set kept as it came. A report has that of its image, and the",
-    "  patient's and the study's attributes with the same bytes; words of the lesion object that it cannot say are written with question marks.",
+    "- **Character sets.** Any Specific Character Set is accepted, and the data set is kept unchanged. A report has that of its image, and the",
+    "  patient's and the study's attributes with the same bytes; characters of the lesion object that it cannot encode become question marks.",
     "- **Media.** None is read or written. `mammod classify` reads and writes DICOM Part 10 files in folders, without a DICOMDIR.",
-    "- **Extensions.** No private attribute, SOP class or transfer syntax is made. Own codes: none.",
-    "- **Configuration.** A text file and the environment; `mammod check` tries it out. Addresses are fixed there, none is asked of a server.",
+    "- **Extensions.** None: no private attribute, SOP class, transfer syntax or code.",
+    "- **Configuration.** A text file and the environment; `mammod check` tests it. Addresses are fixed there; none comes from a server.",
     "",
 ]
 

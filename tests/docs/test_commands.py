@@ -1,4 +1,4 @@
-"""docs/commands.md says what the commands say, and every command's help has examples that can be read."""
+"""docs/reference/commands.md says what the commands say; every command's help has examples that work."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Every relative link in every document leads to a file and, with #, to a heading there; every document is in docs/README.md."""
+"""Relative links lead to a file and, with #, to a heading there; documents and files named are there."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,11 @@ LEFT_OUT = {"build", "dist", "demo-output", "test-output", "soak-output", "bench
 
 
 def documents() -> list[Path]:
-    found = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
-    return sorted(
-        path
-        for path in found
-        if not any((part.startswith(".") and part != ".github") or part in LEFT_OUT for part in path.parts[:-1])
-    )
+    found = []
+    for folder, names, files in os.walk(ROOT):
+        names[:] = [name for name in names if name == ".github" or not (name.startswith(".") or name in LEFT_OUT)]
+        found += [(Path(folder) / file).relative_to(ROOT) for file in files if file.endswith(".md")]
+    return sorted(found)
 
 
 def without_code(text: str) -> str:
@@ -39,7 +39,7 @@ def links(text: str) -> Iterator[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The ids that GitHub gives to headings: lower case, punctuation gone, spaces to hyphens, a number where one comes again."""
+    """Return the ids of headings: lower case, no punctuation, hyphens for spaces, numbers if repeated."""
     found: set[str] = set()
     for heading in re.findall(
         r"^#{1,6} +(.*?) *#*$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
@@ -86,8 +86,39 @@ def test_what_is_broken_is_found(tmp_path: Path) -> None:
 
 def test_every_document_is_in_the_index() -> None:
     named = set(links((ROOT / "docs/README.md").read_text()))
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= named
+    documents = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert len(documents) > 10 and documents - {"README.md"} <= named
 
 
 def test_the_readme_leads_to_the_index_and_the_guide() -> None:
-    assert {"docs/README.md", "docs/install.md", "CHANGELOG.md"} <= set(links((ROOT / "README.md").read_text()))
+    assert {"docs/README.md", "docs/how-to/install.md", "CHANGELOG.md"} <= set(links((ROOT / "README.md").read_text()))
+
+
+def test_documents_that_code_messages_and_deploy_files_name_are_there() -> None:
+    # A bundle is a released object: its card names the documents of its time.
+    suffixes = {".py", ".sh", ".yml", ".yaml", ".json", ".toml", ".service", ".html", ".js"}
+    files = [
+        path
+        for folder in ("config", "daemon", "model", "training", "deploy", "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes and "bundles" not in path.parts
+    ]
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in files
+        for name in re.findall(r"(?<![\w/])docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).is_file()) == []
+
+
+def test_files_that_documents_name_are_there() -> None:
+    pattern = r"`((?:config|daemon|model|training|tests|deploy|benchmarks)/[\w./-]+)`"
+    named = {
+        (document.as_posix(), name)
+        for document in documents()
+        if document.name != "CHANGELOG.md"  # it names what was there at the time
+        for name in re.findall(pattern, (ROOT / document).read_text(encoding="utf-8"))
+    }
+    assert len(named) > 100
+    assert sorted(pair for pair in named if not (ROOT / pair[1]).exists()) == []

@@ -1,7 +1,8 @@
-"""Each way in which an archive can fail a report ends as it should: tried again with back-off, failed with the reason, or done.
+"""Each way in which an archive can fail a report: retried with back-off, failed with the reason, or done.
 
-A row is an archive, the report's and the job's state after one sending, and what the reason says. How each answer is judged
-stands in tests/daemon/archive/test_client.py and test_stow.py; here it is seen to the end, in the ledger.
+A row is an archive, the report's and the job's state after one sending, and what the reason says. How each
+answer is judged stands in tests/daemon/archive/test_client.py and test_stow.py; here it is seen to the end,
+in the ledger.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def test_each_fault_of_a_stow_archive(fault: str, ledger: Ledger, tmp_path: Path
 
 def _send_once(ledger: Ledger, item: Any, peer: Any, folder: Path) -> None:
     queue(ledger, item, time.time())
-    settings = ArchiveSettings(retry_first_s=FIRST_S, retry_longest_s=900)
+    settings = ArchiveSettings(retry_first_s=FIRST_S, retry_max_s=900)
     send_due(ledger, hold(), peer, settings, folder.joinpath)
 
 

@@ -1,4 +1,4 @@
-"""The bundle's folder changes under a running service: it keeps what it verified, a restart refuses or takes what is there."""
+"""The bundle folder changes under a running service: it keeps what it verified, a restart checks anew."""
 
 from __future__ import annotations
 

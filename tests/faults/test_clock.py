@@ -59,7 +59,7 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
         assert job_claims.claim(connection, NODE, 9, now) == []
         assert list(outbox.claim(connection, NODE, now, 9)) == []
         assert jobs.due_now(connection, now) == 2
-        assert outbox.due_now(connection, now, longest_ask_wait_s=60) == 1
+        assert outbox.due_now(connection, now, max_commitment_wait_s=60) == 1
         assert [job.source_uid for job in job_claims.claim(connection, NODE, 9, now)] == ["1.5"]
         assert len(outbox.claim(connection, NODE, now, 9)) == 1
         asked = jobs.waiting_for(connection, now - 60, now, 9)
@@ -68,7 +68,8 @@ def test_what_waits_for_a_time_of_the_earlier_clock_is_due(tmp_path: Path) -> No
 
 
 def test_what_was_just_run_does_not_keep_the_rest_from_being_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    schedule = PeriodicTasks(*[Mock()] * 10)
+    parts = "ledger node spool archive settings intake audit bundle_watch observation on_ready"
+    schedule = PeriodicTasks(**{name: Mock() for name in parts.split()})
     scheduler = schedule._scheduler
     scheduler.start(paused=True)
     once, other = (scheduler.add_job(print, "interval", hours=9, id=name) for name in ("once", "other"))
@@ -84,15 +85,14 @@ def test_what_was_just_run_does_not_keep_the_rest_from_being_due(monkeypatch: py
 
 def test_the_ledger_the_jobs_and_the_reports_are_told_of_it(tmp_path: Path) -> None:
     service = MammodService(Settings(), None, False)
-    service._ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    service._schedule, service._dispatcher, service._sending = Mock(), Mock(), Mock()
+    service._parts = parts = Mock(ledger=Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}"))
     try:
-        assert service._clock_was_set_back(HOUR)
+        assert service._make_all_due(HOUR)
     finally:
-        service._ledger.close()
-    service._schedule.all_now.assert_called_once_with()
-    service._dispatcher.wake.assert_called_once_with()
-    service._sending.wake.assert_called_once_with()
+        parts.ledger.close()
+    parts.tasks.all_now.assert_called_once_with()
+    parts.dispatcher.wake.assert_called_once_with()
+    parts.sending.wake.assert_called_once_with()
 
 
 @pytest.mark.peers
@@ -108,7 +108,7 @@ def test_the_service_goes_on_when_its_clock_is_set_back(
     dcmsend(case.files, service.host, service.port, service.aet)
     wait_until(lambda: [item.attempts >= 1 for item in service.outbox()] == [True], "an attempt", 60)
     _replace(offset, str(-HOUR))
-    wait_until(lambda: "the clock was set back" in service.log, "the step back seen", 60)
+    wait_until(lambda: "clock set back" in service.log, "the step back seen", 60)
     (item,) = service.outbox()
     assert item.next_attempt_at < time.time() - HOUR / 2, "the service's clock is an hour behind"
     with running_storescp(tmp_path / "late", port=port) as late:
@@ -125,11 +125,11 @@ def _replace(file: Path, text: str) -> None:
 
 
 def test_a_restart_after_the_clock_was_set_back(tmp_path: Path) -> None:
-    """What `Service._recover` calls; times that an earlier clock named are not waited for."""
+    """What `recover` calls; times that an earlier clock named are not waited for."""
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     queue(ledger, outgoing(tmp_path), 10.0)
     with ledger.write() as connection:
         connection.execute(update(schema.outbox).values(next_attempt_at=10 + HOUR, state="committing"))
-        assert outbox.due_now(connection, 10.0, longest_ask_wait_s=60) == 1
+        assert outbox.due_now(connection, 10.0, max_commitment_wait_s=60) == 1
         assert outbox.next_attempt(connection, NODE, schema.OutboxState.COMMITTING) == 10.0
     ledger.close()

@@ -1,7 +1,7 @@
-"""Storage commitment (PS3.4 annex J): a report is stored when the archive promises to keep it, and not before.
+"""Storage commitment (PS3.4 annex J): a report is stored only when the archive promises to keep it.
 
-The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not at all; at the end
-it is Orthanc, whose storage commitment is its own.
+The archive is a stub of pynetdicom that answers on the same association, on a new one, with failures or not
+at all; at the end it is Orthanc, whose storage commitment is its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select, update
 
 from config.errors import ConfigurationError
+from config.loading import require_archive
 from config.settings import Settings
 from daemon.archive.client import Archive
 from daemon.archive.outbox_sender import SendSummary, send_due
@@ -24,7 +25,6 @@ from daemon.archive.store_status import OutgoingInstance
 from daemon.audit.trail import AuditTrail
 from daemon.ledger import Ledger, jobs, outbox, schema
 from daemon.receiving.listener import Listener
-from daemon.service import require_archive
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.daemon.archive.test_outbox_sender import queue
@@ -49,7 +49,7 @@ class SendingRig:
         queue(ledger, self.item, time.time())
 
     def to(self, port: int, **settings: Any) -> None:
-        settings = {"commitment": True, "commitment_asks": 3, "retry_first_s": 10, "timeout_s": 5} | settings
+        settings = {"commitment": True, "commitment_attempts": 3, "retry_first_s": 10, "timeout_s": 5} | settings
         self.archive: Archive = archive(port, self.folder, **settings)
         self.commitment = StorageCommitment(self.ledger, self.archive)
 
@@ -115,19 +115,19 @@ def test_stored_is_not_done_until_the_answer_comes_on_the_same_association(sendi
 def test_a_question_that_waits_for_its_answer_keeps_no_report_waiting(
     sending: SendingRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive takes the request for commitment and says no more: its association stays open for the answer."""
+    """The archive accepts the request and says no more; its association stays open for the answer."""
     monkeypatch.setattr("daemon.archive.storage_commitment.LINGER_S", 60)
     with committing_archive(silent) as peer:
         sending.to(peer.port, timeout_s=60)
         settings = Settings(archive=sending.archive.settings)
         threads = SenderThreads(
-            sending.ledger,
-            hold,
-            sending.archive,
-            Spool(sending.folder),
-            lambda: settings,
-            sending.commitment,
-            AuditTrail(settings),
+            ledger=sending.ledger,
+            hold=hold,
+            archive=sending.archive,
+            spool=Spool(sending.folder),
+            settings=lambda: settings,
+            commitment=sending.commitment,
+            audit=AuditTrail(settings),
         )
         threads.start()
         wait_until(lambda: peer.requests, "the question about the first report")
@@ -160,7 +160,7 @@ def test_the_answer_on_a_new_association_with_role_selection(sending: SendingRig
 
 def test_the_answer_long_after_to_another_process(sending: SendingRig, tmp_path: Path) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
-        sending.to(peer.port, commitment_wait_s=1000)
+        sending.to(peer.port, commitment_timeout_s=1000)
         sending.commitment._archive = _unlingering(sending.archive)
         sending.send()
         sending.ask()
@@ -225,13 +225,13 @@ def test_an_archive_that_never_commits_ends_in_a_state_that_operators_see(sendin
 def _unlingering(archive: Archive) -> Archive:
     """Does not keep the association open for an answer."""
     ask = archive.request_commitment
-    archive.request_commitment = lambda *told: ask(*told[:-1], 0)  # type: ignore[method-assign]
+    archive.request_commitment = lambda *told, **limits: ask(*told, **limits | {"linger_s": 0})  # type: ignore[method-assign]
     return archive
 
 
 def test_silence_is_asked_again_with_back_off_and_then_shown(sending: SendingRig) -> None:
     with committing_archive(silent) as peer:
-        sending.to(peer.port, commitment_wait_s=100)
+        sending.to(peer.port, commitment_timeout_s=100)
         sending.commitment._archive = _unlingering(sending.archive)
         sending.send()
         for longest in (100, 200, 400):
@@ -249,7 +249,7 @@ def test_silence_is_asked_again_with_back_off_and_then_shown(sending: SendingRig
 @pytest.mark.parametrize("status", [0x0000, 0x0110])
 def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending: SendingRig) -> None:
     with committing_archive(silent, status=status) as peer:
-        sending.to(peer.port, commitment_wait_s=100)
+        sending.to(peer.port, commitment_timeout_s=100)
         sending.commitment._archive = _unlingering(sending.archive)
         often = outgoing(sending.folder)
         queue(sending.ledger, often, time.time())
@@ -265,7 +265,7 @@ def test_each_report_waits_by_how_often_it_was_asked_about(status: int, sending:
         assert began + 50 <= once.next_attempt_at <= time.time() + 100
         assert began + 200 <= thrice.next_attempt_at <= time.time() + 400
         with sending.ledger.write() as connection:
-            assert outbox.due_now(connection, time.time(), longest_ask_wait_s=1600) == 0, (
+            assert outbox.due_now(connection, time.time(), max_commitment_wait_s=1600) == 0, (
                 "a restart is no reason to ask"
             )
         assert sending.commitment.ask_due(hold()) == 0
@@ -275,7 +275,7 @@ def test_a_promise_that_comes_after_we_gave_up_counts_and_none_of_before_a_retry
     sending: SendingRig, tmp_path: Path
 ) -> None:
     with listening(listener(sending, tmp_path)) as ours, committing_archive(silent) as peer:
-        sending.to(peer.port, commitment_asks=1)
+        sending.to(peer.port, commitment_attempts=1)
         sending.commitment._archive = _unlingering(sending.archive)
 
         def ask_in_vain() -> None:

@@ -52,7 +52,7 @@ def test_process_that_dies_costs_its_object_only(pool: DecoderPool, good: Path) 
 
     def deadly() -> None:
         with pytest.raises(ImageError) as caught:
-            pool._do(os.abort)
+            pool._run(os.abort)
         reasons.append(str(caught.value))
 
     assert len(pool.cut(good, CUT)) == 1
@@ -73,7 +73,7 @@ def test_process_killed_from_outside_costs_nothing(pool: DecoderPool, good: Path
 def test_process_killed_each_time_is_not_held_against_the_object(pool: DecoderPool, good: Path) -> None:
     """As a job it is tried again later, and given up after some attempts."""
     with pytest.raises(DecoderKilled, match="killed 3 times"):
-        pool._do(signal.raise_signal, signal.SIGKILL)
+        pool._run(signal.raise_signal, signal.SIGKILL)
     assert len(pool.cut(good, CUT)) == 1
 
 
@@ -91,7 +91,7 @@ def half_an_answer(mark: Path) -> str:
 
 def test_process_that_dies_in_the_middle_of_its_answer_holds_nobody_up(pool: DecoderPool, tmp_path: Path) -> None:
     began = time.monotonic()
-    assert pool._do(half_an_answer, tmp_path / "mark") == "done"
+    assert pool._run(half_an_answer, tmp_path / "mark") == "done"
     assert (tmp_path / "mark").exists() and time.monotonic() - began < 60, "its end was seen, not waited for"
 
 
@@ -112,18 +112,18 @@ def test_process_that_died_idle_costs_the_next_object_no_try(pool: DecoderPool, 
         os.kill(decoder.pid, signal.SIGKILL)
     # They are gone before the object comes.
     wait_until(lambda: not pool.alive, "the processes gone", 30)
-    assert pool._do(die_twice, marks) == "done"
+    assert pool._run(die_twice, marks) == "done"
 
 
 def test_object_that_takes_too_long_is_given_up(pool: DecoderPool, good: Path) -> None:
     with pytest.raises(ImageError, match=r"over 5 s \(workers.decode_timeout_s\)"):
-        pool._do(time.sleep, 600)
+        pool._run(time.sleep, 600)
     assert len(pool.cut(good, CUT)) == 1
 
 
 def test_object_that_takes_too_much_memory_is_given_up(pool: DecoderPool, good: Path) -> None:
     with pytest.raises(ImageError, match=r"more memory than 1.0GiB \(workers.decoder_memory\)"):
-        pool._do(bytearray, 2 << 30)
+        pool._run(bytearray, 2 << 30)
     assert len(pool.cut(good, CUT)) == 1
 
 

@@ -1,10 +1,9 @@
-"""`mammod check --deep` finds each way in which ledger and spool can disagree, and nothing where they agree."""
+"""`mammod check --deep` finds each way in which ledger and spool can disagree, and nothing else."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from sqlalchemy import delete, select, text, update
 
 from config.settings import Settings
 from daemon.checks.run import deep_findings
+from daemon.cli.app import main as mammod
 from daemon.jobs.job_runner import JobRunner
 from daemon.jobs.pipeline import Written
 from daemon.ledger import Ledger, instances, job_claims, jobs, look, outbox, schema
@@ -25,6 +25,7 @@ from daemon.maintenance.consistency_check import check_consistency
 from daemon.storage.spool import Spool
 from tests.support.archive_stubs import outgoing
 from tests.support.cases import Case
+from tests.support.fork_server import run_forked
 from tests.support.kills import check_deep
 from tests.support.ledgers import NODE, join
 from tests.support.peers.archives import StoreSCP
@@ -34,8 +35,6 @@ from tests.support.services import Service
 JOB = schema.jobs
 OUTBOX = schema.outbox
 INSTANCE = schema.instances
-
-ROOT = Path(__file__).parents[2]
 
 
 class Kept:
@@ -65,7 +64,7 @@ class Kept:
 
     def _instance(self, folder: Path) -> StoredInstance:
         item = outgoing(folder)
-        placed = self.spool.place(item.path, item.sop_instance_uid)
+        placed = self.spool.add_instance(item.path, item.sop_instance_uid)
         return StoredInstance(
             item.sop_instance_uid, item.sop_class_uid, "1.2", "1.2", item.transfer_syntax_uid,
             placed.digest, placed.size, placed.path, "TESTS", 1.0,
@@ -99,7 +98,7 @@ def flip_last_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
-def stray(kept: Kept) -> None:
+def orphan(kept: Kept) -> None:
     path = kept.file(kept.image).with_name("0" * 64 + ".dcm")
     path.write_bytes(b"left over")
     os.utime(path, (time.time() - 3600, time.time() - 3600))
@@ -122,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[Kept], object], str]] = {
         ),
         "holds SOP Instance UID",
     ),
-    "a file without a row": (stray, "no row knows it"),
+    "a file without a row": (orphan, "no row knows it"),
     "two current versions": (
         lambda kept: kept.execute(update(INSTANCE).values(sop_instance_uid=kept.image.sop_instance_uid)),
         "2 of its versions are marked current",
@@ -155,7 +154,7 @@ def test_a_file_whose_row_is_about_to_come_is_no_fault(kept: Kept) -> None:
 def test_an_older_version_that_outlives_the_current_one_is_no_fault(kept: Kept) -> None:
     """A quarantined lesion object is kept for longer than the work on the version that replaced it."""
     kept.execute(delete(OUTBOX))
-    kept.spool.remove([kept.report.path])
+    kept.spool.delete([kept.report.path])
     kept.execute(update(JOB).values(state="quarantined", reason="cannot be used"))
     kept.execute(update(INSTANCE).where(INSTANCE.c.path == kept.source.path).values(state="superseded"))
     assert check_consistency(kept.ledger, kept.spool).faults == []
@@ -208,8 +207,7 @@ def test_the_command_beside_a_running_service(
 
 
 def _retry(service: Service, job: int, status: int) -> str:
-    command = [sys.executable, "-m", "daemon", "jobs", "retry", "--config", str(service.settings), str(job)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=90)
+    done = run_forked(mammod, "jobs", "retry", "--config", service.settings, job, environment=os.environ, limit_s=90)
     assert done.returncode == status, done
     return done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""A full disk: the sender is told A700, the service lives on, and all goes on by itself when there is space again."""
+"""A full disk: the sender is told A700, and the service continues by itself when there is space again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Row
 from structlog.testing import capture_logs
 
 from daemon.jobs.dispatcher import Dispatcher
 from daemon.ledger import Ledger, database, instances, job_claims, jobs
 from daemon.ledger.instances import StoredInstance
+from daemon.ledger.records import Job
 from daemon.receiving.intake import Intake
 from daemon.receiving.listener import Listener
 from daemon.storage.received_instance import ReceivedInstance
@@ -61,7 +61,7 @@ def locked_elsewhere(ledger: Path) -> Iterator[Callable[[], None]]:
 
 
 class Disk:
-    """A file system of its own; `fill` takes all that is left of it but `leave` bytes, `free` gives it back."""
+    """A file system of its own; `fill` takes all free space but `leave` bytes, `free` gives it back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,7 +103,7 @@ class Receiving:
         self.spool = Spool(spool, min_free)
         self.ledger = Ledger(f"sqlite:///{ledger}")
         self.intake = Intake(self.spool, self.ledger, "bundle", lambda: None)
-        self.listener = Listener(listener_settings(), self.spool.incoming, self.accept, self.full)
+        self.listener = Listener(listener_settings(), self.spool.incoming, self.accept, full=self.full)
 
     def accept(self, incoming: ReceivedInstance) -> None:
         self.intake.accept(incoming)
@@ -196,8 +196,8 @@ def test_jobs_go_on_when_the_ledger_that_was_locked_is_free(tmp_path: Path, monk
     join(ledger)
     done: list[int] = []
 
-    def do(job: Row) -> None:
-        ledger.change(lambda connection: job_claims.done(connection, job, "nothing to classify", None, time.time()))
+    def do(job: Job) -> None:
+        ledger.transact(lambda connection: job_claims.done(connection, job, "nothing to classify", None, time.time()))
         done.append(job.id)
 
     def make_job(uid: str) -> None:
@@ -236,7 +236,7 @@ def test_full_while_a_report_is_written(
     service.wait_jobs("running")
     small.fill()
     wait_until(
-        lambda: "job put off" in service.log or "will be done again" in service.log, "the report not written", 60
+        lambda: "job postponed" in service.log or "will be run again" in service.log, "the report not written", 60
     )
     other = make_case(tmp_path / "other", 2)
     statuses = dcmsend(other.files, service.host, service.port, service.aet)

@@ -1,4 +1,4 @@
-"""The same again: a study ten times over eight associations at once, other pixels or another study under the same UID."""
+"""Duplicates: a study ten times over eight associations; other pixels or another study under the same UID."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects that were made to hurt, or broken on their way: each is refused or quarantined with its reason, in bounded memory.
+"""Malicious or damaged objects: each is refused or quarantined with its reason, in bounded memory.
 
 `make soak` does the same to 100,000 more (tests/soak/fuzz.py).
 """

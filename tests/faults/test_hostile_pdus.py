@@ -1,4 +1,4 @@
-"""Nonsense on the wire ends its own connection, with a reason in the log, and nothing else; bad instances leave nothing."""
+"""Nonsense on the wire ends only its own connection, with a reason logged; bad instances leave nothing."""
 
 from __future__ import annotations
 
@@ -47,14 +47,9 @@ def say(port: int, said: bytes) -> bytes:
 
 
 @pytest.fixture
-def incoming(tmp_path: Path) -> Path:
-    return tmp_path / "incoming"
-
-
-@pytest.fixture
 def listener(tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
     monkeypatch.setattr(
-        "daemon.dimse.pending_connections.TOLD_EVERY_S", 0.01
+        "daemon.dimse.pending_connections.LOG_INTERVAL_S", 0.01
     )  # so that what is told belongs to what was just said
     with listening(
         Listener(listener_settings(max_associations=100), incoming, Accepted(tmp_path / "accepted"))
@@ -65,7 +60,7 @@ def listener(tmp_path: Path, incoming: Path, monkeypatch: pytest.MonkeyPatch) ->
 @given(st.integers(0, 2**32))
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nonsense_ends_its_connection_and_leaves_nothing(listener: Listener, incoming: Path, seed: int) -> None:
-    """A thread that died of it would fail the test, and so would a file that stays, or a refusal without a reason in the log."""
+    """A thread that dies, a file that stays or a refusal without a reason in the log would fail the test."""
     with capture_logs() as events:
         answer = say(listener.port, hostile_pdus.talk(random.Random(seed)))
         wait_until(lambda: not listener.served_here, "its association has ended")

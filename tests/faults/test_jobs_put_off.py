@@ -1,4 +1,4 @@
-"""What is no fault of the job costs it no attempt, however often it happens; what is ends in quarantine after three."""
+"""A failure that is not the job's costs it no attempt; its own failures end in quarantine after three."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def attempt(ledger: Ledger, worker: JobRunner) -> Row:
     with ledger.write() as connection:
         (claimed,) = job_claims.claim(connection, NODE, 1, time.time() + LATER)
     try:
-        worker.do(claimed)
+        worker.run(claimed)
     except OperationalError:
         with ledger.write() as connection:
             job_claims.release(connection, NODE, [], time.time())

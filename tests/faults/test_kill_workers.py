@@ -1,4 +1,4 @@
-"""SIGKILL of the service and of its processes while objects arrive; `make soak` does the same 30 times over 500 objects."""
+"""SIGKILL of the service and of its processes while objects arrive; `make soak` kills 30 times."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""A power cut right after an instance was placed: the spool's file system, as its disk has it then, has the file by its name.
+"""A power cut right after an instance was added: the spool's disk then has the file under its name.
 
-The disk is a file that is mounted; a copy of it has what has reached the disk, and nothing of what waits in the system's memory.
+The disk is a file that is mounted; a copy of it has what has reached the disk, and nothing of what waits in
+the system's memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.storage.spool import SYNCS_NAMES, Spool, file_system_of
+from daemon.storage.filesystem import SYNCS_NAMES, file_system_of
+from daemon.storage.spool import Spool
 from tests.support.peers.programs import program
 
 SIZE = {"ext4": 64 << 20, "xfs": 320 << 20}  # bytes; XFS takes no less
@@ -73,7 +75,7 @@ def test_a_placed_instance_survives_by_its_name(disk: tuple[Path, Path]) -> None
         content = CONTENT[: len(CONTENT) >> 4 * number]  # down to some hundred bytes
         received = spool.incoming / f"{number}.part"
         received.write_bytes(content)
-        placed = spool.place(received, f"1.2.3.{number}", f"digest-{number}")
+        placed = spool.add_instance(received, f"1.2.3.{number}", f"digest-{number}")
         with _after_a_power_cut(image, system) as after:
             assert (after / "spool" / placed.path).read_bytes() == content
         received.unlink()

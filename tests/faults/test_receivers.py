@@ -1,4 +1,4 @@
-"""Receivers: associations served by a process beside the service's own, and what becomes of them when it dies or hangs."""
+"""Receivers: associations served by another process, and what happens when that process dies or hangs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from daemon.dicom.digest import has_digest
 from daemon.errors import RefusedInstance
 from daemon.events import bus, timings
 from daemon.events.timings import Stage
-from daemon.receiving import receiver_process
+from daemon.receiving import receiver_messages, receiver_process
 from daemon.receiving.listener import Listener
 from daemon.receiving.receiver_process import ReceiverProcess
 from daemon.receiving.spooling import SpooledInstance
 from daemon.storage.received_instance import ReceivedInstance
+from daemon.system import supervisor
+from daemon.system.backoff import Backoff
 from daemon.system.child_process import ChildProcess
 from tests.support.commitment_archives import CommittingArchive
 from tests.support.peers.programs import wait_until
@@ -51,7 +53,7 @@ UID = str(GOOD.SOPInstanceUID)
 
 
 class Rig:
-    """A listener with one receiver, over a spool; `recorded` is what came from the receiver, `here` what this process took."""
+    """A listener with one receiver and a spool; `recorded` came from it, `here` from this process."""
 
     def __init__(self, folder: Path, **chosen: object) -> None:
         self.settings = Settings.model_validate(
@@ -127,7 +129,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> None:
     told: list[bus.Event] = []
     took: list[timings.StageTiming] = []
-    with bus.heard_by(told.append), timings.heard_by(took.append):
+    with bus.subscribed(told.append), timings.subscribed(took.append):
         association = rig.associate_with_receiver()
         assert store(association, CONTENT, UID).Status == 0x0000
         association.release()
@@ -138,8 +140,8 @@ def test_an_instance_is_placed_by_the_receiver_and_recorded_here(rig: Rig) -> No
     assert placed.file is not None
     file = rig.spool / placed.file.path
     assert data_set_bytes(file) == CONTENT and has_digest(file, placed.file.digest)
-    assert placed.incoming.sop_instance_uid == UID and placed.study_uid == GOOD.StudyInstanceUID
-    assert placed.incoming.calling_ae == "MODALITY" and placed.incoming.association_id in rig.ended
+    assert placed.received.sop_instance_uid == UID and placed.study_uid == GOOD.StudyInstanceUID
+    assert placed.received.calling_ae == "MODALITY" and placed.received.association_id in rig.ended
     assert rig.here == [] and rig.half_received == []
     assert [type(one) for one in told] == [bus.AssociationAccepted, bus.InstanceAnswered]
     assert {one.stage for one in took} == {Stage.RECEIVE}
@@ -186,21 +188,21 @@ def test_what_comes_while_the_ledger_is_written_to_is_recorded_together(
         association = request_association(rig.listener.port)
         if rig.receiver.open > before:
             associations.append(association)
-    hear, asked = rig.receiver._hear, []
+    hear, asked = rig.receiver._handle, []
 
     def listen(message: Any, *rest: Any) -> None:
         hear(message, *rest)
-        if isinstance(message, receiver_process.Ask):
+        if isinstance(message, receiver_messages.Request):
             asked.append(message)
 
-    monkeypatch.setattr(rig.receiver, "_hear", listen)
+    monkeypatch.setattr(rig.receiver, "_handle", listen)
     images = [mammogram(1 + number) for number in range(4)]
     began, go_on = threading.Event(), threading.Event()
 
     def record(placed: SpooledInstance) -> None:
         began.set()
         assert go_on.wait(60)
-        if placed.incoming.sop_instance_uid == images[3].SOPInstanceUID:
+        if placed.received.sop_instance_uid == images[3].SOPInstanceUID:
             raise RefusedInstance(0xA700, "the ledger is full")
 
     rig.record = record
@@ -234,7 +236,7 @@ def test_a_broken_data_set_is_refused_by_the_receiver(rig: Rig) -> None:
 
 
 def test_limits_and_peers_hold_for_all_processes_together(tmp_path: Path) -> None:
-    peers = [{"ae_title": "MODALITY"}, {"ae_title": "MONITOR", "may": ["echo"]}]
+    peers = [{"ae_title": "MODALITY"}, {"ae_title": "MONITOR", "permissions": ["echo"]}]
     with running(tmp_path, peers=peers, max_associations=3) as rig:
         monitor = rig.associate_with_receiver(
             calling="MONITOR", contexts=((MAMMOGRAM, (EXPLICIT,)), (Verification, (EXPLICIT,)))
@@ -264,7 +266,7 @@ def test_limits_and_peers_hold_for_all_processes_together(tmp_path: Path) -> Non
 
 
 def test_a_storage_commitment_result_comes_through(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rig.listener._reception, "serve", None)  # the receiver serves it, and nobody else
+    monkeypatch.setattr(rig.listener._scp, "serve", None)  # the receiver serves it, and nobody else
     request = Dataset()
     request.TransactionUID = generate_uid()
     request.ReferencedSOPSequence = []
@@ -280,7 +282,7 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
     store_in_part(association, encode(mammogram(size=512)), UID)
     wait_until(lambda: rig.half_received, "a data set is being received")
     told: list[bus.Event] = []
-    with capture_logs() as logged, bus.heard_by(told.append):
+    with capture_logs() as logged, bus.subscribed(told.append):
         killed = rig.receiver.pid
         assert killed is not None
         os.kill(killed, signal.SIGKILL)
@@ -294,7 +296,7 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
     wait_until(lambda: not association.is_established, "the peer was told")
     wait_until(lambda: rig.listener.open_associations == 1, "they have ended")
     assert bus.WorkerRestarted(bus.WorkerKind.RECEIVER) in told
-    assert [entry["exit"] for entry in logged if entry["event"].startswith("a receiver ended")] == [-signal.SIGKILL]
+    assert [entry["exit"] for entry in logged if entry["event"] == "process exited, restarting"] == [-signal.SIGKILL]
     assert len(rig.ended) == 2 and len(set(rig.ended)) == 2
     again = rig.associate_with_receiver()
     assert store(again, CONTENT, UID).Status == 0x0000
@@ -302,7 +304,7 @@ def test_killed_in_the_middle_of_a_data_set_it_is_begun_again_and_nothing_is_lef
 
 
 def test_one_that_hangs_is_ended_and_its_peers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiver_process, "ASK_AFTER_S", 0.1)
+    monkeypatch.setattr(receiver_process, "PING_AFTER_S", 0.1)
     monkeypatch.setattr(receiver_process, "HANG_LIMIT_S", 1.0)
     with running(tmp_path) as rig:
         association = rig.associate_with_receiver()
@@ -313,7 +315,7 @@ def test_one_that_hangs_is_ended_and_its_peers_are_told(tmp_path: Path, monkeypa
             wait_until(lambda: rig.receiver.pid not in (None, frozen), "another process")
             wait_until(lambda: not association.is_established, "the peer was told")
             wait_until(lambda: rig.listener.open_associations == 1, "its association is over")
-        assert "a receiver hangs, it is ended" in {entry["event"] for entry in logged}
+        assert "process hangs, killing it" in {entry["event"] for entry in logged}
 
 
 def test_one_that_takes_nothing_more_does_not_hold_up_the_listener(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +326,7 @@ def test_one_that_takes_nothing_more_does_not_hold_up_the_listener(rig: Rig, mon
     def fail(pipe: Any, handle: int, pid: int) -> None:
         raise BlockingIOError
 
-    monkeypatch.setattr(receiver_process, "send_handle", fail)
+    monkeypatch.setattr(supervisor, "send_handle", fail)
     lost = request_association(rig.listener.port)
     assert not lost.is_established
     monkeypatch.undo()
@@ -350,12 +352,12 @@ def test_one_that_cannot_be_heard_is_begun_again(rig: Rig, monkeypatch: pytest.M
         raise RuntimeError("can't start new thread")
 
     with capture_logs() as logged:
-        monkeypatch.setattr(rig.receiver, "_hear", fail)
+        monkeypatch.setattr(rig.receiver, "_handle", fail)
         request_association(rig.listener.port)
         wait_until(lambda: rig.receiver.pid != lost, "it is ended")
         monkeypatch.undo()
         wait_until(lambda: rig.receiver.is_ready, "another is ready", START_LIMIT_S)
-    assert "a receiver cannot be heard" in {entry["event"] for entry in logged}
+    assert "process cannot be served" in {entry["event"] for entry in logged}
     wait_until(lambda: rig.listener.open_associations == 1, "its association is over")
     again = rig.associate_with_receiver()
     assert store(again, CONTENT, UID).Status == 0x0000
@@ -371,12 +373,12 @@ def test_one_that_cannot_be_answered_is_begun_again(rig: Rig, monkeypatch: pytes
         raise TypeError("cannot pickle")
 
     with capture_logs() as logged:
-        monkeypatch.setattr(rig.receiver, "_give", fail)
+        monkeypatch.setattr(rig.receiver, "_send_replies", fail)
         assert "Status" not in store(association, CONTENT, UID), "the association is over"
         wait_until(lambda: rig.receiver.pid != lost, "it is ended")
         monkeypatch.undo()
         wait_until(lambda: rig.receiver.is_ready, "another is ready", START_LIMIT_S)
-    assert "a receiver cannot be answered, it is ended" in {entry["event"] for entry in logged}
+    assert "receiver cannot be answered, killing it" in {entry["event"] for entry in logged}
     again = rig.associate_with_receiver()
     assert store(again, CONTENT, UID).Status == 0x0000
     again.release()
@@ -391,14 +393,14 @@ def test_one_that_cannot_be_begun_is_tried_again(tmp_path: Path, monkeypatch: py
             raise OSError(errno.ENOMEM, "no memory")
         return ChildProcess(name, *arguments)
 
-    monkeypatch.setattr(receiver_process, "ChildProcess", one)
-    monkeypatch.setattr(receiver_process, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(supervisor, "ChildProcess", one)
+    monkeypatch.setattr(receiver_process, "RESTART_BACKOFF", Backoff(0.01, 60.0))
     with capture_logs() as logged, running(tmp_path) as rig:
         association = rig.associate_with_receiver()
         assert store(association, CONTENT, UID).Status == 0x0000
         association.release()
     assert len(tries) == 2
-    assert [entry["exit"] for entry in logged if entry["event"].startswith("a receiver ended")] == ["OSError"]
+    assert [entry["exit"] for entry in logged if entry["event"] == "process exited, restarting"] == ["OSError"]
 
 
 def test_a_stop_lets_the_data_set_come_to_its_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A spool in a bucket: accepted only once the bucket has it, read on any node, and what a bucket that fails costs.
+"""A spool in a bucket: accepted only once the bucket has it, read on any node; the cost of a failing bucket.
 
 Against a real S3 server on loopback (tests/support/peers/s3.py).
 """
@@ -70,7 +70,7 @@ def received(spool: Spool, content: bytes, name: str = "x") -> Path:
 def test_placed_on_one_node_and_read_on_another(s3: S3, node: Node) -> None:
     first, second = node("a"), node("b")
     file = received(first, b"image" * 100_000)
-    placed = first.place(file, "1.2.3")
+    placed = first.add_instance(file, "1.2.3")
     assert s3.objects() == {placed.path: file.read_bytes()}
     report = first.write_report("1.2.4", b"report")
     assert second.has(placed.path) and second.has(report.path)
@@ -79,7 +79,7 @@ def test_placed_on_one_node_and_read_on_another(s3: S3, node: Node) -> None:
         assert file_of(report.path).read_bytes() == b"report"
         assert not file_of("instances/00/none.dcm").exists(), "as with a directory"
     assert not second.has("instances/00/none.dcm")
-    assert second.remove([placed.path]) == 1
+    assert second.delete([placed.path]) == 1
     assert set(s3.objects()) == {report.path}
     assert not list(second.directory.rglob("*.tmp"))
     modes = {path.stat().st_mode & 0o777 for path in second.directory.rglob("*") if path.is_file()}
@@ -92,14 +92,14 @@ def test_copies_go_when_they_take_more_than_the_cache_but_for_what_is_read(node:
     def copies() -> list[bool]:
         return [spool.absolute(one.path).exists() for one in placed]
 
-    placed = [spool.place(received(spool, bytes([n]) * 25_000, f"{n}"), f"1.2.{n}") for n in range(3)]
+    placed = [spool.add_instance(received(spool, bytes([n]) * 25_000, f"{n}"), f"1.2.{n}") for n in range(3)]
     for age, one in zip((300, 200, 100), placed, strict=True):
         os.utime(spool.absolute(one.path), (time.time() - age, time.time() - age))
     assert copies() == [True] * 3
     with spool.reading() as file_of:
         held = file_of(placed[0].path)
         os.utime(held, (1, 1))  # by its age it would be the first
-        placed.append(spool.place(received(spool, b"4" * 25_000, "4"), "1.2.4"))
+        placed.append(spool.add_instance(received(spool, b"4" * 25_000, "4"), "1.2.4"))
         assert copies() == [True, False, True, True]
     with spool.reading() as file_of:
         assert file_of(placed[1].path).read_bytes().endswith(bytes([1]) * 25_000), "fetched again"
@@ -110,13 +110,13 @@ def test_a_bucket_that_holds_other_bytes_is_no_acceptance(s3: S3, node: Node) ->
     spool = node("a")
     s3.fault("PUT corrupt")
     with pytest.raises(SpoolUnavailable, match="does not hold what was sent"):
-        spool.place(received(spool, b"image"), "1.2.3")
+        spool.add_instance(received(spool, b"image"), "1.2.3")
 
 
 @pytest.mark.parametrize("fault", ["GET cut", "GET 500"])
 def test_a_file_that_does_not_come_whole_is_no_copy(fault: str, s3: S3, node: Node) -> None:
     first, second = node("a"), node("b")
-    placed = first.place(received(first, b"image" * 1000), "1.2.3")
+    placed = first.add_instance(received(first, b"image" * 1000), "1.2.3")
     s3.fault(fault)
     with pytest.raises(SpoolUnavailable), second.reading() as file_of:
         file_of(placed.path)
@@ -127,9 +127,9 @@ def test_a_file_that_does_not_come_whole_is_no_copy(fault: str, s3: S3, node: No
 
 
 def test_an_object_that_was_changed_is_not_read(s3: S3, node: Node) -> None:
-    """The sha256 noted with the object is what the bytes are held against, not what the server says of them."""
+    """The bytes are compared with the SHA-256 noted with the object, not with what the server says."""
     first, second = node("a"), node("b")
-    placed = first.place(received(first, b"image" * 1000), "1.2.3")
+    placed = first.add_instance(received(first, b"image" * 1000), "1.2.3")
     whole = s3.objects()[placed.path]
     s3.put(placed.path, whole[:-1] + b"\x77", sha256=hashlib.sha256(whole).hexdigest())
     with pytest.raises(SpoolUnavailable, match="gave other bytes"), second.reading() as file_of:
@@ -141,7 +141,7 @@ def test_a_server_that_hangs_is_given_up(s3: S3, node: Node, monkeypatch: pytest
     monkeypatch.setattr(s3_store, "ANSWER_LIMIT_S", 1)
     s3.fault("PUT stuck")
     with pytest.raises(SpoolUnavailable, match="no answer in time"):
-        spool.place(received(spool, b"image"), "1.2.3")
+        spool.add_instance(received(spool, b"image"), "1.2.3")
 
 
 class Receiving:
@@ -170,7 +170,7 @@ class Receiving:
 def test_a_sender_is_told_out_of_resources_until_the_bucket_has_it(
     fault: str, s3: S3, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_store, "TRY_AGAIN_S", 0)
+    monkeypatch.setattr(s3_store, "RETRY_AFTER_S", 0)
     receiving = Receiving(node("a"), tmp_path)
     first, second = mammogram(1), mammogram(2)
     with listening(receiving.listener):
@@ -201,13 +201,13 @@ def test_a_server_that_dies_in_the_middle_of_an_upload(tmp_path: Path, monkeypat
             assert time.monotonic() - began < 1, "without asking the server again"
             s3.fault("")
             s3.start()
-            monkeypatch.setattr(s3_store, "TRY_AGAIN_S", 0)
+            monkeypatch.setattr(s3_store, "RETRY_AFTER_S", 0)
             assert receiving.send(image) == [0]
         assert set(s3.objects()) == set(receiving.known().values())
         receiving.ledger.close()
 
 
-def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
+def test_orphans_in_the_bucket_are_deleted_when_old_and_a_start_leaves_them(
     s3: S3, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = node("a")
@@ -215,17 +215,17 @@ def test_strays_of_the_bucket_go_when_old_and_a_start_leaves_them(
     receiving = Receiving(spool, tmp_path)
     with listening(receiving.listener):
         assert receiving.send(mammogram(1)) == [0]
-    stray = spool.place(received(spool, b"no row"), "1.2.3")
+    orphan = spool.add_instance(received(spool, b"no row"), "1.2.3")
     half = received(spool, b"half", "half")
-    assert spool.sweep_receiving(spool.receiving()) >= 1
-    assert spool.sweep(set(receiving.known().values()), time.time() + 60) == 0
+    assert spool.delete_receiving(spool.receiving_processes()) >= 1
+    assert spool.delete_orphans(set(receiving.known().values()), time.time() + 60) == 0
     assert not half.exists(), "what a start finds half received goes"
-    assert stray.path in s3.objects(), "another node may be about to write its row"
+    assert orphan.path in s3.objects(), "another node may be about to write its row"
     assert delete_orphans(ledger, spool) == 0, "it is young"
-    monkeypatch.setattr("daemon.maintenance.retention.STRAY_AFTER_S", -60)
+    monkeypatch.setattr("daemon.maintenance.retention.ORPHAN_AFTER_S", -60)
     assert delete_orphans(ledger, spool) == 1
     assert set(s3.objects()) == set(receiving.known().values())
-    assert not spool.absolute(stray.path).exists(), "nor is a copy left"
+    assert not spool.absolute(orphan.path).exists(), "nor is a copy left"
     receiving.ledger.close()
     ledger.close()
 
@@ -333,8 +333,8 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, str]) -> None:
 
 
 def test_a_share_of_a_disk_is_none_of_a_bucket() -> None:
-    assert size_limit(settings.Retention(max_share=0.5), None) is None
-    assert size_limit(settings.Retention(max_share=0.5, max_bytes=1000), None) == 1000  # type: ignore[arg-type]
+    assert size_limit(settings.Retention(max_disk_fraction=0.5), None) is None
+    assert size_limit(settings.Retention(max_disk_fraction=0.5, max_bytes=1000), None) == 1000  # type: ignore[arg-type]
 
 
 def test_without_the_extra_it_says_which_to_install(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_without_the_extra_it_says_which_to_install(s3: S3, tmp_path: Path, monk
 def test_the_service_over_a_bucket(
     s3: S3, new_service: Callable[..., Service], storescp: StoreSCP, case: Case, tmp_path: Path
 ) -> None:
-    """Down and up again; the report is written on one node and sent by another that starts with an empty directory."""
+    """A node writes the report; after a restart another node with an empty directory sends it."""
     section = s3.settings(tmp_path / "spool-1")
     apart = {"ledger": {"url": f"sqlite:///{tmp_path / 'ledger.sqlite'}"}, "log": {"level": "debug"}}
     first = new_service(("STORESCP", 1), settings={"spool": section, **apart}, name="first")
@@ -386,7 +386,9 @@ def test_many_at_once(s3: S3, node: Node) -> None:
     placed: dict[int, str] = {}
 
     def place(number: int) -> None:
-        placed[number] = first.place(received(first, bytes([number]) * 50_000, f"{number}"), f"1.2.{number}").path
+        placed[number] = first.add_instance(
+            received(first, bytes([number]) * 50_000, f"{number}"), f"1.2.{number}"
+        ).path
         with second.reading() as file_of:
             assert file_of(placed[number]).read_bytes().endswith(bytes([number]) * 50_000)
 

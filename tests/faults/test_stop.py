@@ -1,4 +1,4 @@
-"""SIGTERM under load: no more is accepted, what is in flight is finished in time or given back whole, the exit status is 0."""
+"""SIGTERM under load: nothing more is accepted, work in flight is finished or returned, exit status 0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.services import Service
 @pytest.mark.timeout(600)  # three starts of the service
 def test_sigterm_under_load(new_service: Callable[..., Service], storescp: StoreSCP, tmp_path: Path) -> None:
     cases = [make_case(tmp_path / "cases", number) for number in range(1, 13)]
-    service = new_service((storescp.aet, storescp.dicom_port), settings={"service": {"stop_within_s": 4}})
+    service = new_service((storescp.aet, storescp.dicom_port), settings={"service": {"shutdown_timeout_s": 4}})
 
     # Work that cannot end in time: it is given back as if it had never been begun.
     service.environment["MAMMOD_TEST_BATCH_S"] = "1000"
@@ -60,7 +60,7 @@ def test_an_archive_that_never_answers_does_not_hold_up_the_stop(
 ) -> None:
     case = make_case(tmp_path / "cases")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        settings = {"service": {"stop_within_s": 2}, "archive": {"timeout_s": 1000}}
+        settings = {"service": {"shutdown_timeout_s": 2}, "archive": {"timeout_s": 1000}}
         service = new_service(("SILENT", silent.getsockname()[1]), settings=settings)
         service.start()
         dcmsend(case.files, service.host, service.port, service.aet)

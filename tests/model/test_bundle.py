@@ -31,8 +31,7 @@ from model.engines.batches import bucket
 from model.errors import BundleError
 from model.networks import build_network
 from tests.support.bundles import small_bundle, small_description
-
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_its_card_tells_what_was_measured_and_its_limits(shipped: Bundle) -> Non
     assert "CC BY 3.0" in text and "doi:10.7937/K9/TCIA.2016.7O02S9CY" in text
     assert "cross-validation: not measured yet" in text
     # What the document says is what the card says.
-    document = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "how-to" / "train.md").read_text()
     for metric in manifest.metrics:
         if metric.name.startswith("AUC") and metric.low is not None:
             assert f"{metric.value:.3f} ({metric.low:.3f} to {metric.high:.3f})" in document

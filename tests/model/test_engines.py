@@ -23,8 +23,7 @@ from model.engines.stderr_filter import framework_start
 from model.engines.tensorflow import TensorFlowEngine, tensorflow_engine
 from model.networks import build_network
 from tests.support.bundles import small_description
-
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
 
 
 def lively(network: Any) -> Any:
@@ -126,6 +125,34 @@ def test_openvino_says_what_tensorflow_says(bundle: Bundle, cache: Path, rois: n
     np.testing.assert_allclose(maps, exact.heat_maps(rois), atol=0.25 * exact.heat_maps(rois).max())
     with pytest.raises(ValueError, match="was expected"):
         fast.predict(rois[:, 1:])
+
+
+# As if TensorFlow were not installed.
+HIDE = """
+import importlib.util, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "tensorflow" else real(name, package)
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ImportError(name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_openvino_says_it_too_when_tensorflow_is_not_installed(
+    bundle: Bundle, tmp_path: Path, rois: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(openvino_engine, "has_tensorflow", lambda: False)
+    engine = openvino_engine.OpenVINOEngine(bundle)
+    assert "OpenVINO float32" in engine.why
+    exact = TensorFlowEngine(bundle)
+    limit = 1e-4 if engine.name.endswith("float32") else equivalence_check.LIMIT
+    np.testing.assert_allclose(engine.predict(rois), exact.predict(rois), atol=limit)
+    heat = exact.heat_maps(rois)
+    np.testing.assert_allclose(engine.heat_maps(rois), heat, atol=limit * heat.max() * 10)
 
 
 def test_auto_takes_openvino_only_where_there_is_no_gpu(

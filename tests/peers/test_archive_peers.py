@@ -20,8 +20,9 @@ from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
 from daemon.archive.query_retrieve import RetrieveKind, Wanted
-from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind
+from daemon.archive.store_status import OutgoingInstance
 from daemon.errors import ArchiveError
+from daemon.events.outcomes import StoreOutcomeKind
 from daemon.storage.received_instance import ReceivedInstance
 from tests.support.archive_stubs import outgoing
 from tests.support.peers.archives import Orthanc, StoreSCP, running_dcmqrscp, running_orthanc

@@ -15,8 +15,8 @@ from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
 from daemon.archive.query_retrieve import RetrieveKind, Wanted
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError
+from daemon.events.outcomes import StoreOutcomeKind
 from tests.support.archive_stubs import outgoing
 from tests.support.peers.archives import running_orthanc
 from tests.support.peers.certificates import Authority
@@ -36,7 +36,11 @@ def test_reports_go_out_and_images_come_in_by_https_with_certificate_and_token(t
     ):
 
         def archive(tls: TLS, token: str, to: str = url) -> Archive:
-            web = {"stow_url": f"{to}/dicom-web/studies", "stow_token_file": tmp_path / token, "retrieve": "dicomweb"}
+            web = {
+                "stow_url": f"{to}/dicom-web/studies",
+                "dicomweb_token_file": tmp_path / token,
+                "retrieve": "dicomweb",
+            }
             return Archive(ArchiveSettings(**web, tls=tls, timeout_s=20), "MAMMOD", tmp_path)
 
         items = [outgoing(tmp_path) for _ in range(2)]

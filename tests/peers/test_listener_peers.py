@@ -1,4 +1,4 @@
-"""Real DCMTK programs as modality: what they send is stored to the byte, in every transfer syntax they can make."""
+"""DCMTK programs as modality: what they send is stored to the byte, in every transfer syntax they make."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ from tests.support.peers.programs import dcmsend, program, storescu, wait_until
 from tests.support.scu import HOST, Accepted, data_set_bytes, listener_settings, listening, mammogram, write
 
 pytestmark = pytest.mark.peers
-
-
-@pytest.fixture
-def accepted(tmp_path: Path) -> Accepted:
-    return Accepted(tmp_path / "accepted")
-
-
-@pytest.fixture
-def listener(tmp_path: Path, accepted: Accepted) -> Iterator[Listener]:
-    with listening(Listener(listener_settings(), tmp_path / "incoming", accepted)) as running:
-        yield running
 
 
 def _jpeg_2000(source: Path, target: Path) -> None:
@@ -124,7 +113,7 @@ def test_rejections_as_dcmtk_reads_them(tmp_path: Path, accepted: Accepted) -> N
         assert "Calling AE Title Not Recognized" in _echo(listener.port, "UNKNOWN", "MAMMOD")
         assert "Received Echo Response (Success)" in _echo(listener.port, "KNOWN", "MAMMOD")
     admit = lambda: "the disk is nearly full"  # noqa: E731
-    with listening(Listener(listener_settings(), tmp_path / "incoming", accepted, admit)) as listener:
+    with listening(Listener(listener_settings(), tmp_path / "incoming", accepted, full=admit)) as listener:
         answer = _echo(listener.port, "KNOWN", "MAMMOD")
         assert "Rejected Transient" in answer
         assert "Temporary Congestion" in answer

@@ -1,4 +1,4 @@
-"""The peer fixtures themselves: real programs start, answer, keep what they get, and are skipped or fail by name."""
+"""The peer fixtures themselves: real programs start, answer, keep data, are skipped or fail by name."""
 
 from __future__ import annotations
 

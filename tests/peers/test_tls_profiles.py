@@ -1,4 +1,4 @@
-"""The security profiles of DCMTK (PS3.15 annex B), as caller and as archive: those of BCP 195 are spoken, older ones not."""
+"""The security profiles of DCMTK (PS3.15 annex B), both ways: those of BCP 195 are spoken, older ones not."""
 
 from __future__ import annotations
 

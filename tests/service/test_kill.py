@@ -1,4 +1,6 @@
-"""Invariants 1 and 2: SIGKILL between any two steps, and a restart ends with exactly one report for the lesion object."""
+"""Invariants 1 and 2: SIGKILL between any two steps, and a restart ends with exactly one report for the
+lesion object.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ from tests.support.services import Service
 # Along the way of the data, each step of which something is done that must not be lost or done twice.
 STEPS = (
     "daemon.receiving.intake:Intake.accept:before",  # received, nothing durable
-    "daemon.storage.spool:Spool.place:after",  # the file is durable, its row is not
+    "daemon.storage.spool:Spool.add_instance:after",  # the file is durable, its row is not
     "daemon.ledger.instances:record:after",  # inside the transaction
     "daemon.receiving.intake:Intake.accept:after",  # durable, the sender not answered yet
-    "daemon.jobs.job_runner:JobWorker.do:before",  # the job is claimed
+    "daemon.jobs.job_runner:JobRunner.run:before",  # the job is claimed
     "daemon.jobs.pipeline:Pipeline.classify:after",  # classified, nothing written
     "daemon.storage.spool:Spool.write_report:after",  # the report's file is durable, its row is not
     "daemon.ledger.job_claims:sending:after",  # inside the transaction

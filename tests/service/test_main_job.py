@@ -1,4 +1,6 @@
-"""The whole way against real peers: a PACS on both sides, retrieval, duplicates, changed content, bad input."""
+"""The whole way against real peers: a PACS on both sides, retrieval, duplicates, changed content, bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,13 @@ def test_a_pacs_on_both_sides_gets_one_report_back_and_no_loop(
     new_service: Callable[..., Service], orthanc: Orthanc, case: Case, tmp_path: Path
 ) -> None:
     service = new_service((orthanc.aet, orthanc.dicom_port))
+    service.forked = False  # once as it is started in daily life
     service.start()
     orthanc.add_modality("mammod", service.aet, service.port)
     orthanc.auto_route("mammod")
     dcmsend(case.files, orthanc.host, orthanc.dicom_port, orthanc.aet)
     service.wait_jobs("done")
-    wait_until(lambda: "own report came back" in service.log, "the report routed back to us", 60)
+    wait_until(lambda: "own report received" in service.log, "the report routed back to us", 60)
     assert len(service.jobs()) == len(service.outbox()) == 1
     (item,) = service.outbox()
     assert set(orthanc.instances()) == {
@@ -55,7 +58,7 @@ def test_presentation_state_and_picture_reach_the_pacs_and_make_no_loop(
     orthanc.auto_route("mammod")
     dcmsend(case.files, orthanc.host, orthanc.dicom_port, orthanc.aet)
     service.wait_jobs("done")
-    wait_until(lambda: service.log.count("own report came back") == 3, "all three routed back to us", 60)
+    wait_until(lambda: service.log.count("own report received") == 3, "all three routed back to us", 60)
     assert [item.kind for item in service.outbox()] == kinds
     for item in service.outbox():
         returned = orthanc.instance_file(item.sop_instance_uid)

@@ -1,7 +1,8 @@
-"""Invariant 6 and the modes of files: nothing of the patient outside the spool, and nobody else reads inside it.
+"""Invariant 6 and the modes of files: nothing of the patient outside the spool, and nobody else reads
+inside it.
 
-Every attribute that may name a person is planted with a value that occurs nowhere else, at every level of good and of bad
-inputs; then all that the service wrote outside the spool, at debug level, is searched.
+Every attribute that may name a person is planted with a value that occurs nowhere else, at every level of
+good and of bad inputs; then all that the service wrote outside the spool, at debug level, is searched.
 """
 
 from __future__ import annotations

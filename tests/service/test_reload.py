@@ -47,7 +47,7 @@ def test_a_reloaded_limit_of_size_removes_what_is_finished_and_only_that(
     service.wait_jobs("waiting")
     assert len(service.files()) == 1, "the lesion object that waits"
     assert service.outbox() == [] and len(storescp.files()) == 1, "the archive keeps its report"
-    wait_until(lambda: "nothing finished is left to remove" in service.log, "the warning", 30)
+    wait_until(lambda: "no finished work is left to delete" in service.log, "the warning", 30)
 
     def removed_for_room() -> dict[str, int]:
         return dict(json.loads(ask(service, "/live")[1])["removed_for_room"])
@@ -56,8 +56,8 @@ def test_a_reloaded_limit_of_size_removes_what_is_finished_and_only_that(
     removed = removed_for_room()
     assert (removed["instances"], removed["reports"]) == (2, 1)
     for what in ("jobs", "instances", "reports"):
-        assert value(service, "removed_for_room_total", what=what) == removed[what]
-    assert value(service, "removed_for_room_bytes_total") == removed["bytes"] > 0
+        assert value(service, "evicted_total", what=what) == removed[what]
+    assert value(service, "evicted_bytes_total") == removed["bytes"] > 0
     # The image that comes at last still makes the job that was kept.
     dcmsend([waits.parent / "image-2.dcm"], service.host, service.port, service.aet)
     wait_until(lambda: len(storescp.files()) == 2, "its report", 60)

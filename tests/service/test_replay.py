@@ -1,4 +1,6 @@
-"""`mammod replay` beside a running service: compared under another bundle, kept in a folder, and nothing of it sent."""
+"""`mammod replay` beside a running service: compared under another bundle, kept in a folder, and nothing of
+it sent.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from daemon.cli.app import app
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from model.errors import BundleError
+from tests.support import launch
 from tests.support.cases import make_case
+from tests.support.fork_server import run_forked
 from tests.support.peers.archives import StoreSCP
 from tests.support.peers.programs import dciodvfy, dcmsend, dsr2html
-from tests.support.services import ROOT, Service
+from tests.support.services import Service
 
 pytestmark = pytest.mark.peers
 
@@ -39,14 +42,8 @@ def other_bundle(bundle: Path, path: Path, **changes: Any) -> Path:
 
 
 def mammod(service: Service, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.support.launch", *map(str, arguments), "--config", str(service.settings)],
-        cwd=ROOT,
-        env=os.environ | {"MAMMOD_TEST_ENGINE": "stand-in", "PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    surroundings = dict(os.environ) | {"MAMMOD_TEST_ENGINE": "stand-in"} | environment
+    return run_forked(launch.main, *arguments, "--config", service.settings, environment=surroundings)
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -85,7 +82,7 @@ def test_finished_jobs_are_replayed_under_another_bundle_and_nothing_is_sent(
     threshold = "0" if lesions[1]["probability"] < 0.5 else "1.1"
     pids = tmp_path / "pids"
     pids.mkdir()
-    arguments = ("replay", "--bundle", bundle, "--out", out, "--allow-untrained")
+    arguments = ("replay", "--bundle", bundle, "--output", out, "--allow-untrained")
     first = mammod(service, *arguments, MAMMOD_TEST_THRESHOLD=threshold, MAMMOD_TEST_PIDS=str(pids))
     assert first.returncode == 1, first.stdout + first.stderr
     assert "jobs replayed: 2 of 3" in first.stdout and "UNTRAINED" in first.stdout
@@ -139,16 +136,16 @@ def test_finished_jobs_are_replayed_under_another_bundle_and_nothing_is_sent(
     kept = (out / rows[0]["reports"]).stat().st_mtime_ns
     again = mammod(service, *arguments, "--job", 1, "--job", 2, MAMMOD_TEST_THRESHOLD=threshold)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "1 of 2 jobs were replayed before" in again.stdout and "jobs replayed: 2 of 2" in again.stdout
+    assert "1 of 2 jobs were replayed earlier" in again.stdout and "jobs replayed: 2 of 2" in again.stdout
     assert table(out / "comparison.csv") == rows
     assert (out / rows[0]["reports"]).stat().st_mtime_ns == kept and (out / rows[1]["reports"]).exists()
 
     # Another bundle does not mix into the same folder.
     third = other_bundle(untrained, tmp_path / "third", version="3.0")
     by_config = ["--bundle", str(third), "--config", str(service.settings)]
-    refused = CliRunner().invoke(app, ["replay", *by_config, "--out", str(out), "--allow-untrained"])
+    refused = CliRunner().invoke(app, ["replay", *by_config, "--output", str(out), "--allow-untrained"])
     assert isinstance(refused.exception, ConfigurationError) and "holds a replay under bundle" in str(refused.exception)
-    untold = CliRunner().invoke(app, ["replay", *by_config, "--out", str(tmp_path / "no")])
+    untold = CliRunner().invoke(app, ["replay", *by_config, "--output", str(tmp_path / "no")])
     assert isinstance(untold.exception, BundleError) and "is untrained" in str(untold.exception)
     assert service.stop() == 0
 

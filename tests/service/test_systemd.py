@@ -20,7 +20,9 @@ WATCHDOG_S = 2.0
 
 
 class Systemd:
-    """The socket's other end: `messages` are the assignments that came, in order, with the time of their arrival."""
+    """The socket's other end: `messages` are the assignments that came, in order, with the time of their
+    arrival.
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -105,7 +107,7 @@ def test_systemd_is_told_how_the_service_is(new_service: Callable[..., Service],
 
     assert service.stop() == 0
     assert systemd.said("STOPPING") == ["1"]
-    assert int(systemd.said("EXTEND_TIMEOUT_USEC")[-1]) > 60e6, "[service] stop_within_s and what follows it"
+    assert int(systemd.said("EXTEND_TIMEOUT_USEC")[-1]) > 60e6, "[service] shutdown_timeout_s and what follows it"
 
 
 def test_a_dispatcher_that_hangs_starves_the_watchdog(

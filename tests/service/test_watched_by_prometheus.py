@@ -1,4 +1,4 @@
-"""Alert rules, dashboard and docs/operations.md against a running service, as a real Prometheus sees it."""
+"""Alert rules, dashboard, runbook and table of metrics against a running service and Prometheus."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ pytestmark = pytest.mark.peers
 
 ALERTS = ROOT / "deploy/prometheus/alerts.yml"
 DASHBOARD = ROOT / "deploy/grafana/mammod.json"
-OPERATIONS = ROOT / "docs/operations.md"
+OPERATIONS = ROOT / "docs/how-to/operate.md"
+METRICS = ROOT / "docs/reference/metrics.md"
 # Prometheus' own words, in what is left of an expression without its strings, selectors and groupings.
 WORDS = {"by", "and", "or", "on", "unless", "without", "ignoring", "bool", "offset"}
 OF_PROMETHEUS = {"up"}
@@ -189,8 +190,8 @@ def test_prometheus_can_evaluate_every_rule_and_a_service_in_order_brings_no_ale
     assert {rule["name"] for rule in found} == set(rules())
     assert [rule["name"] for rule in found if rule["health"] != "ok"] == []
     assert [rule["name"] for rule in found if rule["state"] == "firing"] == []
-    # What the fixture brought about: one instance in three refused, a CA that ends within 30 days. The disk is the machine's,
-    # on which others write.
+    # What the fixture brought about: one instance in three refused, a CA that ends within 30 days. The disk
+    # is the machine's, on which others write.
     pending = {rule["name"] for rule in found if rule["state"] == "pending"} - {"MammodDiskFilling"}
     assert "MammodCertificateEnds" in pending <= {"MammodCertificateEnds", "MammodInstancesRefused"}
 
@@ -218,7 +219,7 @@ def test_the_table_of_metrics_is_what_is_served(watched: Watched) -> None:
             suffix = "_total" if family.type == "counter" else ""
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             served[family.name + suffix] = (family.type, labels)
-    rows = re.findall(r"^\| `(mammod_\w+)` \| (\w+) \|([^|]*)\|", OPERATIONS.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(mammod_\w+)` \| (\w+) \|([^|]*)\|", METRICS.read_text(), re.MULTILINE)
     documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     assert len(rows) == len(documented)
     assert documented == served
@@ -228,7 +229,7 @@ def test_the_table_of_metrics_is_what_is_served(watched: Watched) -> None:
 def test_every_alert_is_explained_and_every_runbook_leads_there() -> None:
     text = OPERATIONS.read_text()
     headings = re.findall(r"^#+ (Mammod\w+)$", text, re.MULTILINE)
-    pointed = re.findall(r'runbook: "docs/operations.md#(\w+)"', ALERTS.read_text())
+    pointed = re.findall(r'runbook: "docs/how-to/operate.md#(\w+)"', ALERTS.read_text())
     anchors = {heading.lower() for heading in headings}
     assert len(pointed) == len(rules())
     assert set(pointed) <= anchors

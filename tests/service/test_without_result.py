@@ -66,7 +66,7 @@ def test_a_failure_is_reported_once_and_the_later_result_replaces_that_report(
     assert study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == uid
     assert "PredecessorDocumentsSequence" not in cad, "there was no Mammography CAD SR before"
     assert dcmsend(list(storescp.files().values()), service.host, service.port, service.aet)
-    assert service.log.count("own report came back") == 3
+    assert service.log.count("own report received") == 3
     assert len(service.jobs()) == 2
 
 

@@ -1,1 +1,3 @@
-"""Long runs of what `make test` does in short: `make soak`, bounded in time, with a report in soak-output/."""
+"""Long runs of what `make test` does in short: `make soak`, bounded in time, with a report in
+soak-output/.
+"""

@@ -1,7 +1,9 @@
-"""`make soak`: the runs named (all without a name), one after the other within one time limit; report.json and report.txt.
+"""`make soak`: the runs named (all without a name), one after the other within one time limit; report.json
+and report.txt.
 
-A run is a module of this package with a function `run(bounds: Bounds) -> dict`: it returns its figures, and raises AssertionError
-where a bar is missed. The first line of the module's docstring says in the report what it is. Add its name to RUNS.
+A run is a module of this package with a function `run(bounds: Bounds) -> dict`: it returns its figures, and
+raises AssertionError where a bar is missed. The first line of the module's docstring says in the report
+what it is. Add its name to RUNS.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import Any
 import pytest
 
 from tests.soak.bounds import Bounds
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("kill", "fuzz")
 
 

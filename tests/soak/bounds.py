@@ -9,7 +9,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Bounds:
-    """A run's own empty `folder`, the `seed` of all its chances, and the time by which it must have ended by itself."""
+    """A run's own empty `folder`, the `seed` of all its chances, and the time by which it must have ended
+    by itself.
+    """
 
     folder: Path
     seed: int

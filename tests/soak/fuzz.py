@@ -1,7 +1,9 @@
-"""A hundred thousand hostile and broken objects, images and conversations; every one has a fate, and memory stays bounded.
+"""A hundred thousand hostile and broken objects, images and conversations; every one has a fate, and memory
+stays bounded.
 
-Byte and element damage to real objects of every kind that is read, the named corpus, nonsense on the wire, and part of all
-that sent to a whole service. What raises something unforeseen is kept in the run's folder, and belongs into the corpus.
+Byte and element damage to real objects of every kind that is read, the named corpus, nonsense on the wire,
+and part of all that sent to a whole service. What raises something unforeseen is kept in the run's folder,
+and belongs into the corpus.
 """
 
 from __future__ import annotations

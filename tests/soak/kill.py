@@ -1,6 +1,8 @@
-"""SIGKILL of the service and of its processes, 30 times at random moments of a run of 500 objects; the archive is Orthanc.
+"""SIGKILL of the service and of its processes, 30 times at random moments of a run of 500 objects; the
+archive is Orthanc.
 
-Nothing accepted is lost, each lesion object has exactly one report in the archive, and `mammod check --deep` has no complaint.
+Nothing accepted is lost, each lesion object has exactly one report in the archive, and `mammod check
+--deep` has no complaint.
 """
 
 from __future__ import annotations

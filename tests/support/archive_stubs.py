@@ -46,7 +46,9 @@ def stub(
     handlers: tuple[tuple[Any, Callable[..., Any]], ...] = (),
     ae_title: str = "STUB",
 ) -> Iterator[int]:
-    """An SCP on a free loopback port (which is yielded); by default it takes SR in Explicit VR little endian."""
+    """An SCP on a free loopback port (which is yielded); by default it takes SR in Explicit VR little
+    endian.
+    """
     ae = AE(ae_title)
     ae.require_called_aet = True
     ae.supported_contexts = [build_context(Verification)] + [

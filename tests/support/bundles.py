@@ -18,7 +18,9 @@ MG_FOR_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.2"
 
 
 def image(stored: np.ndarray, bits: int = 12, **attributes: Any) -> Dataset:
-    """An uncompressed monochrome image of `stored`, (rows, columns) or (frames, rows, columns), with `attributes`."""
+    """An uncompressed monochrome image of `stored`, (rows, columns) or (frames, rows, columns), with
+    `attributes`.
+    """
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from pydicom import Dataset
 
 from model.bundle import untrained_bundle
+from tests.support.built_once import built_once
 from tests.support.lesion_objects import MarkedRegion, mammogram, measurement_report_of, segmentation_of
 from tests.support.services import Service, save, service
 
@@ -21,11 +23,10 @@ TOP, BOTTOM, LEFT, RIGHT = 100, 140, 60, 110
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained bundle, made once for all tests."""
+def untrained(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A copy of the untrained bundle, which is built once (see `tests.support.built_once`)."""
     path = tmp_path_factory.mktemp("bundle") / "untrained"
-    untrained_bundle(path)
-    return path
+    return Path(shutil.copytree(built_once(pytestconfig, "untrained", untrained_bundle), path))
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""An archive made of pynetdicom that stores and takes requests for storage commitment, and answers as it is told."""
+"""An archive made of pynetdicom that stores and takes requests for storage commitment, and answers as it is
+told.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ NO_SUCH_INSTANCE = 0x0112
 
 @dataclass
 class CommittingArchive:
-    """What it was asked and sent; `refuse` says which instances a result lists as failed, and with which reason."""
+    """What it was asked and sent; `refuse` says which instances a result lists as failed, and with which
+    reason.
+    """
 
     port: int = 0
     stored: list[str] = field(default_factory=list)
@@ -75,7 +79,9 @@ class CommittingArchive:
 def committing_archive(
     on_request: Callable[[CommittingArchive, Any, Dataset], None], status: int = 0x0000
 ) -> Iterator[CommittingArchive]:
-    """`on_request(archive, association, request)` runs in a thread of its own after the request was answered with `status`."""
+    """`on_request(archive, association, request)` runs in a thread of its own after the request was
+    answered with `status`.
+    """
     archive = CommittingArchive()
     threads: list[threading.Thread] = []
     answering: list[tuple[Any, Dataset]] = []

@@ -1,4 +1,6 @@
-"""Reports as the archive would hold them after a demo, written by the report room from chosen probabilities."""
+"""Reports as the archive would hold them after a demo, written by the report room from chosen
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def box_region(left: float, top: float, right: float, bottom: float) -> Region:
 
 
 def store_report(sent: CaseItems, probabilities: Sequence[float], trained: bool, folder: Path) -> tuple[str, Stored]:
-    """One report with a probability for each lesion of the case, as a file in `folder`; malignant from 0.5 on."""
+    """One report with a probability for each lesion of the case, as a file in `folder`; malignant from 0.5
+    on.
+    """
     results = []
     for lesion, probability in zip(sent.case.lesions, probabilities, strict=True):
         region = box_region(lesion.left, lesion.top, lesion.right, lesion.bottom)

@@ -43,7 +43,9 @@ class Asked:
 
 @contextmanager
 def stub(answer: Callable[[str], Answer | None]) -> Iterator[tuple[str, Asked]]:
-    """A DICOMweb service that answers the path asked for, below its root (None: not at all); (its URL, what it was asked)."""
+    """A DICOMweb service that answers the path asked for, below its root (None: not at all); (its URL, what
+    it was asked).
+    """
     asked = Asked()
     over = threading.Event()
 

@@ -1,8 +1,8 @@
-"""A stand-in engine: its probability is the ROI's mean, so that other pixels give another result. No framework is loaded.
+"""A stand-in engine without a framework: its probability is the ROI's mean.
 
-MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves a file named by its process that
-holds its niceness; MAMMOD_TEST_THRESHOLD is its threshold;
-with MAMMOD_TEST_VERIFY it verifies the bundle as the real engine does.
+MAMMOD_TEST_BATCH_S makes it take so long over each batch; in MAMMOD_TEST_PIDS it leaves a file named by its
+process that holds its niceness; MAMMOD_TEST_THRESHOLD is its threshold; with MAMMOD_TEST_VERIFY it verifies
+the bundle as the real engine does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines for the classifier's tests, called by import path in its process; a ROI's first pixel says what to do."""
+"""Engines for the classifier's tests, called in its process; a ROI's first pixel says what to do."""
 
 from __future__ import annotations
 

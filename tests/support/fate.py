@@ -16,7 +16,7 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from daemon.dicom.dataset_scan import scan_data_set
 from daemon.errors import LesionError, RefusedInstance
 from daemon.lesions.reader import read_lesions
-from daemon.receiving.spooling import _read
+from daemon.receiving.spooling import _read_header
 from daemon.workers.decoder_pool import DecoderPool
 from model.errors import ImageError
 from model.roi_extraction import Cut
@@ -44,17 +44,17 @@ def received(tested: Object, path: Path) -> str | None:
 def lesions(tested: Object, path: Path) -> str | None:
     """The fate of a lesion object; None where `path` holds something else (an image)."""
     try:
-        read = _read(path)
+        header = _read_header(path)
     except RefusedInstance as refused:
         return f"{refused.status:04X} {refused.reason}"
-    if read.is_own_report:
+    if header.is_own_report:
         return "own report"
-    if read.unusable:
-        return f"quarantined: {read.unusable}"
-    if read.references is None:
+    if header.unusable:
+        return f"quarantined: {header.unusable}"
+    if header.references is None:
         return None
     here = {str(image.SOPInstanceUID): image for image in (hostile_objects.image(), hostile_objects.tomosynthesis())}
-    if read.references.segmentation_uids or not set(read.references.image_uids) <= set(here):
+    if header.references.segmentation_uids or not set(header.references.image_uids) <= set(here):
         return "waits"
     try:
         reading = read_lesions(dcmread(path), here, {}, ())
@@ -82,5 +82,5 @@ def pixels(path: Path, pool: DecoderPool) -> str:
 
 
 def fate(tested: Object, path: Path, pool: DecoderPool) -> str:
-    """A refusal "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a defect."""
+    """Return "C000 ...", "quarantined: ...", "waits", "N lesions" or "cut"; anything raised is a defect."""
     return received(tested, path) or lesions(tested, path) or pixels(path, pool)

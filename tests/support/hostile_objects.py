@@ -1,4 +1,6 @@
-"""Hostile and broken objects: a corpus of named ones, and seeded damage to real ones, in bytes and in elements."""
+"""Hostile and broken objects: a corpus of named ones, and seeded damage to real ones, in bytes and in
+elements.
+"""
 
 from __future__ import annotations
 
@@ -129,7 +131,7 @@ def encoded() -> list[Object]:
     return found
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------
 
 _LENGTHS = [0, 1, 0xFF, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF]
 
@@ -237,7 +239,7 @@ def _datasets_below(dataset: Dataset) -> list[Dataset]:
     return found
 
 
-# --- the corpus ------------------------------------------------------------------------------------------------------
+# --- the corpus -------------------------------------------------------------------------------------------
 
 _REGION = ("1.2.840.10008.5.1.4.1.1.88.22", "1.2.826.0.1.3680043.8.498.9")
 
@@ -273,7 +275,9 @@ def _appended(*parts: bytes) -> Object:
 
 
 def _sequence(depth: int, count: int = 1) -> bytes:
-    """(FFFC,..) is after everything; here a private sequence of undefined length, nested, with empty items."""
+    """(FFFC,..) is after everything; here a private sequence of undefined length, nested, with empty
+    items.
+    """
     opened = struct.pack("<HH2sHI", 0x7FE1, 0x1001, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
         "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
     )

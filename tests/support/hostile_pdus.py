@@ -1,4 +1,4 @@
-"""What hostile and broken peers say: seeded nonsense on all layers of PS3.8, from random bytes to nearly sound messages."""
+"""Seeded nonsense of hostile peers on all layers of PS3.8, from random bytes to nearly valid messages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""`deploy/install.sh` for tests: below a root of the test's own, with packages of the environment that the tests run in.
+"""`deploy/install.sh` for tests: below a root of the test's own, with packages of the environment that the
+tests run in.
 
-The Python that it is given makes virtual environments that see the packages of the tests' environment. So pip finds all that the
-lock names already there, in the version that the lock names, and fetches nothing; the rest of the installer is as it is.
+The Python that it is given makes virtual environments that see the packages of the tests' environment. So
+pip finds all that the lock names already there, in the version that the lock names, and fetches nothing;
+the rest of the installer is as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.repository import ROOT
+
 LIMIT_S = 300
 
 PYTHON = """#!/bin/bash

@@ -1,4 +1,6 @@
-"""A run under SIGKILL: objects are sent as a PACS would, processes are killed at random moments, and all must end well."""
+"""A run under SIGKILL: objects are sent as a PACS would, processes are killed at random moments, and all
+must end well.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
+from daemon.cli.app import main as mammod
 from tests.support.cases import Case, make_case
+from tests.support.fork_server import run_forked
 from tests.support.peers.archives import Orthanc
 from tests.support.peers.programs import wait_until
 from tests.support.persistent_sender import PersistentSender
-from tests.support.services import ROOT, Service
+from tests.support.services import Service
 
 # Kinds of processes, with the names that the service gives them (proc(5), comm).
 VICTIMS = {"service": "", "classifier": "mammod-classify", "decoder": "mammod-decoder", "receiver": "mammod-receiver"}
@@ -50,6 +53,7 @@ def kill_run(
     victims = [list(VICTIMS)[number % len(VICTIMS)] for number in range(kills)]
     chance.shuffle(victims)
     service.environment |= {"MAMMOD_TEST_BATCH_S": "0.05"}
+    service.forked = False  # so that its processes are its children
     service.start()
     sender = PersistentSender(service.host, service.port, service.aet)
     try:
@@ -130,13 +134,8 @@ def _check(service: Service, archive: Orthanc, cases: list[Case], sender: Persis
 
 def check_deep(service: Service) -> subprocess.CompletedProcess[str]:
     """`mammod check --deep` over the service's settings."""
-    return subprocess.run(
-        [sys.executable, "-m", "daemon", "check", "--deep", "--config", str(service.settings)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    arguments = ("check", "--deep", "--config", service.settings)
+    return run_forked(mammod, *arguments, environment=os.environ, limit_s=300)
 
 
 def _named(report: Dataset) -> set[str]:

@@ -1,9 +1,10 @@
 """Runs the `mammod` command with a stand-in engine, and where asked kills the process hard at a named step.
 
-MAMMOD_TEST_CRASH is "module:function:before" or ":after" ("Class.method" for a method): SIGKILL the first time that step is
-reached. The product has no hook for this; the step is wrapped here.
-MAMMOD_TEST_HANG names a file: while it is there, the dispatcher hangs, and is taken for hung after two seconds.
-MAMMOD_TEST_CLOCK names a file with the seconds that its wall clock is off (libfaketime breaks Python's own sleep).
+MAMMOD_TEST_CRASH is "module:function:before" or ":after" ("Class.method" for a method): SIGKILL the first
+time that step is reached. The product has no hook for this; the step is wrapped here. MAMMOD_TEST_HANG
+names a file: while it is there, the dispatcher hangs, and is taken for hung after two seconds.
+MAMMOD_TEST_CLOCK names a file with the seconds that its wall clock is off (libfaketime breaks Python's own
+sleep).
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
 
 
 def set_clock(file: Path) -> None:
-    """The wall clock of this process: of `time.time`, and of `datetime.now` where the service and its scheduler ask it."""
+    """The wall clock of this process: of `time.time`, and of `datetime.now` where the service and its
+    scheduler ask it.
+    """
     import apscheduler.executors.base
     import apscheduler.schedulers.base
     import apscheduler.triggers.date

@@ -1,4 +1,6 @@
-"""Synthetic mammograms and the lesion objects that mark them, made by highdicom and pydicom, never by our readers."""
+"""Synthetic mammograms and the lesion objects that mark them, made by highdicom and pydicom, never by our
+readers.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,9 @@ def mammogram(
 ) -> Dataset:
     """A Digital Mammography X-Ray Image - For Presentation; with `frames` > 1 a Breast Tomosynthesis Image.
 
-    `pixels` is unsigned (rows, columns) or (frames, rows, columns) and sets the size; without it the breast is a
-    bright half disc with noise from `seed`. The data set has file meta information: `save_as` writes a Part 10 file.
+    `pixels` is unsigned (rows, columns) or (frames, rows, columns) and sets the size; without it the breast
+    is a bright half disc with noise from `seed`. The data set has file meta information: `save_as` writes a
+    Part 10 file.
     """
     if pixels is None:
         pixels = np.stack([_breast(rows, columns, bits_stored, seed + number) for number in range(frames)])
@@ -221,8 +224,9 @@ def segmentation_of(
 ) -> Dataset:
     """A SEG of `image` by highdicom: one segment per mask, (rows, columns) or (frames, rows, columns) each.
 
-    `kind` is BINARY, FRACTIONAL (masks hold 0..1) or LABELMAP (masks must not overlap). `finding` and `category` are
-    one code for all segments or one each. A mask of a multi-frame image with only two axes marks its first frame.
+    `kind` is BINARY, FRACTIONAL (masks hold 0..1) or LABELMAP (masks must not overlap). `finding` and
+    `category` are one code for all segments or one each. A mask of a multi-frame image with only two axes
+    marks its first frame.
     """
     masks = [masks] if isinstance(masks, np.ndarray) and masks.ndim == 2 else list(masks)
     findings = [finding] * len(masks) if isinstance(finding, Code) else list(finding)
@@ -271,7 +275,9 @@ def segmentation_of(
 
 @dataclass(frozen=True)
 class MarkedRegion:
-    """What one measurement group of `measurement_report_of` says: points are (column, row), SCOORD convention."""
+    """What one measurement group of `measurement_report_of` says: points are (column, row), SCOORD
+    convention.
+    """
 
     graphic_type: str
     points: Sequence[Sequence[float]]
@@ -287,7 +293,9 @@ class MarkedRegion:
 def measurement_report_of(
     image: Dataset, regions: Sequence[MarkedRegion], *, sop_instance_uid: str | None = None
 ) -> Dataset:
-    """A Comprehensive 3D SR of TID 1500 by highdicom: a TID 1410 planar group per region, selected from `image`."""
+    """A Comprehensive 3D SR of TID 1500 by highdicom: a TID 1410 planar group per region, selected from
+    `image`.
+    """
     groups = [
         hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(uid=region.tracking_uid, identifier=region.tracking_id),
@@ -396,7 +404,9 @@ def image_item(
 
 
 def reference_item(path: Sequence[int], relationship: str = "SELECTED FROM") -> Dataset:
-    """A by-reference relationship: `path` is the target's Referenced Content Item Identifier, (1, ...) from root."""
+    """A by-reference relationship: `path` is the target's Referenced Content Item Identifier, (1, ...) from
+    root.
+    """
     content = Dataset()
     content.RelationshipType = relationship
     content.ReferencedContentItemIdentifier = list(path)

@@ -11,7 +11,8 @@ from sqlalchemy import create_engine
 
 from daemon.ledger.database import MIGRATIONS
 
-# By hand, of the columns of 0001_first_schema.py: an image and a segmentation, a finished job, one whose report waits.
+# By hand, of the columns of 0001_first_schema.py: an image and a segmentation, a finished job, one whose
+# report waits.
 ROWS = {
     "instances": [
         {

@@ -1,4 +1,6 @@
-"""A PACS as senders are in a hospital: several associations at once, and each object again until it was answered with success."""
+"""A PACS as senders are in a hospital: several associations at once, and each object again until it was
+answered with success.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ OBJECTS_PER_ASSOCIATION = 10
 
 
 class PersistentSender:
-    """Sends what `send` is given from `associations` threads; `accepted` counts the successes of each SOP Instance UID."""
+    """Sends what `send` is given from `associations` threads; `accepted` counts the successes of each SOP
+    Instance UID.
+    """
 
     def __init__(self, host: str, port: int, aet: str, associations: int = 4) -> None:
         self._peer = (host, port, aet)

@@ -111,7 +111,7 @@ def long_words() -> Given:
 
 
 def everything() -> Given:
-    """Every graphic type, two images and a tomosynthesis, an assumed spacing, a predecessor, something left out."""
+    """Every graphic type, two images and a tomosynthesis, assumed spacing, a predecessor, a mark left out."""
     images = [b.mammogram("rcc"), b.mammogram("lmlo", ImageLaterality="L", ViewPosition="MLO")]
     tomo = b.mammogram("tomo", SOPClassUID=b.BREAST_TOMOSYNTHESIS, NumberOfFrames=60)
     drawn = [b.lesion(images[0], kind, points, finding=b.MASS) for kind, points in b.REGIONS.items()]

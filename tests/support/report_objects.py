@@ -107,7 +107,7 @@ def mammogram(name: str = "rcc", **changes: Any) -> Dataset:
 
 
 def mammogram_of_bytes(values: dict[int, bytes], implicit: bool = False) -> Dataset:
-    """The header of `mammogram` with exactly these bytes as values, as read from a file without meta information."""
+    """Return the header of `mammogram` with these bytes as values, as read from a bare file."""
     ordinary = mammogram()
     encoded = {int(tag): ordinary.get_item(tag).value for tag in ordinary.keys()}  # noqa: SIM118
     encoded |= {0x00080005: b"ISO_IR 100"} | values  # pydicom decodes the character set at once
@@ -122,7 +122,7 @@ def mammogram_of_bytes(values: dict[int, bytes], implicit: bool = False) -> Data
 
 
 def bare_mammogram(name: str = "bare", **changes: Any) -> Dataset:
-    """What breaks highdicom's image library: no spacing, no orientation, no study date, no patient but a name."""
+    """Return what breaks highdicom's image library: no spacing, orientation, study date or patient ID."""
     image = Dataset()
     image.SOPClassUID = MG_FOR_PRESENTATION
     image.SOPInstanceUID = uid("image", name)

@@ -1,4 +1,4 @@
-"""What the listener's tests send with: mammograms as pydicom writes them, and a modality that may send anything at all."""
+"""Sends to a listener under test: mammograms as pydicom writes them, and a modality that sends anything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOST = "127.0.0.1"
 
 
 def mammogram(number: int = 1, size: int = 64) -> Dataset:
-    """A small image of class Digital Mammography For Presentation with SOP Instance UID 1.2.826.0.1.3680043.8.498.<number>."""
+    """A small Digital Mammography image For Presentation; its SOP Instance UID ends in `number`."""
     dataset = Dataset()
     dataset.SOPClassUID = MAMMOGRAM
     dataset.SOPInstanceUID = f"1.2.826.0.1.3680043.8.498.{number}"
@@ -70,7 +70,7 @@ def data_set_bytes(path: Path) -> bytes:
 
 
 class Accepted(list[ReceivedInstance]):
-    """An `accept` that keeps each instance under its SOP Instance UID in `folder`, and remembers what it was told."""
+    """An `accept` that keeps each instance under its SOP Instance UID in `folder`, and lists them."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def store(
     sop_class: str | None = MAMMOGRAM,
     context_id: int = 1,
 ) -> Dataset:
-    """Send a C-STORE request with these bytes as data set and these UIDs, checked by nobody; what the answer says."""
+    """Send a C-STORE request with these bytes as data set and these UIDs, unchecked; return the answer."""
     association._reactor_checkpoint.clear()  # or the association's own thread takes the answer
     while not association._reactor_checkpoint._cond._waiters:  # type: ignore[attr-defined]  # it says it is paused too soon
         time.sleep(0.001)

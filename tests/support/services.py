@@ -1,4 +1,6 @@
-"""The real service in a process of its own, for tests: `mammod serve` on free loopback ports with its own spool."""
+"""The real service in a process of its own, for tests: `mammod serve` on free loopback ports with its own
+spool.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ from config.settings import ENVIRONMENT_PREFIX
 from daemon.ledger import Ledger
 from daemon.ledger.jobs import retry
 from daemon.ledger.schema import instances, jobs, outbox
+from tests.support import launch
+from tests.support.fork_server import ForkedProgram, is_installed
 from tests.support.peers.programs import free_port, wait_until
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 AE_TITLE = "MAMMOD"
 START_LIMIT_S = 120
 STOP_LIMIT_S = 90
@@ -32,7 +36,9 @@ WORK_LIMIT_S = 90
 
 @dataclass
 class Service:
-    """A service on 127.0.0.1:`port`; `start`, `kill` and `stop` it any number of times over the same spool."""
+    """A service on 127.0.0.1:`port`; `start`, `kill` and `stop` it any number of times over the same
+    spool.
+    """
 
     folder: Path
     port: int
@@ -40,7 +46,9 @@ class Service:
     settings: Path
     bundle: Path
     engine: str = "stand-in"
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | ForkedProgram | None = None
+    # Forked from a server that has its modules; False: a program as a user starts it, with child processes.
+    forked: bool = field(default_factory=is_installed)
     starts: int = 0
     host: str = "127.0.0.1"
     aet: str = AE_TITLE
@@ -61,16 +69,19 @@ class Service:
         output = self.folder / f"service-{self.starts:02}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
         environment |= {"MAMMOD_TEST_ENGINE": self.engine, "MAMMOD_TEST_CRASH": crash, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "tests.support.launch", *self.serve_arguments()]
+        environment |= self.environment
         with output.open("wb") as file:
-            self.process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment | self.environment,
-            )
+            if self.forked:
+                self.process = ForkedProgram(launch.main, ["mammod", *self.serve_arguments()], environment, file)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.launch", *self.serve_arguments()],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                )
         if wait:
             self.wait_ready(output)
 
@@ -98,7 +109,9 @@ class Service:
             self.process.wait(10)
 
     def stop(self) -> int:
-        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the failure's message."""
+        """SIGTERM and wait; returns the exit status, which is 0: with any other the log's end is the
+        failure's message.
+        """
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(STOP_LIMIT_S)
@@ -158,14 +171,16 @@ def service(
     engine: str = "stand-in",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Service]:
-    """A service that is not started yet; `archive` is (AE title, port on loopback), `settings` adds to its sections."""
+    """A service that is not started yet; `archive` is (AE title, port on loopback), `settings` adds to its
+    sections.
+    """
     folder.mkdir(parents=True)
     port, status_port = free_port(), free_port()
     sections: dict[str, dict[str, Any]] = {
         "listener": {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": port, "processes": 2},
         "archive": {
             "ae_title": archive[0], "host": "127.0.0.1", "port": archive[1],
-            "timeout_s": 10, "retry_first_s": 0.2, "retry_longest_s": 1,
+            "timeout_s": 10, "retry_first_s": 0.2, "retry_max_s": 1,
         },
         "spool": {"directory": str(folder / "spool"), "min_free": "1 MB"},
         "model": {"bundle": str(bundle)},

@@ -90,7 +90,7 @@ def echo_command() -> bytes:
 
 
 def connect(port: int, source: str = HOST, timeout: float = 20) -> socket.socket:
-    """A connection from one of loopback's addresses; its descriptor leaves those below 1,024 to senders that use select()."""
+    """A connection from a loopback address, with a file descriptor above those that select() can use."""
     low = socket.create_connection((HOST, port), timeout=timeout, source_address=(source, 0))
     with low:
         high = socket.socket(fileno=fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 1024))

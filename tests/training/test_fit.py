@@ -14,13 +14,13 @@ import pytest
 
 from tests.support.bundles import small_bundle
 from tests.support.crops import small_crops, small_network, small_split
+from tests.support.repository import ROOT
 from training.batches import Batches, measure_batch_norm, part_of, predict, predict_rois
 from training.errors import RunError
 from training.fit import build_for, fit, load_run
 from training.recipe import PAPER, Recipe, is_finished, learning_rate
 from training.roi_cache import Crops
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = Recipe(init="none", epochs=3, batch=8, optimizer="sgd", warm_up=0, learning_rate=0.05, bn_batches=2)
 
 

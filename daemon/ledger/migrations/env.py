@@ -1,4 +1,4 @@
-"""Alembic's environment: migrations run on the connection that `daemon.ledger` hands in, inside its transaction."""
+"""Alembic's environment: migrations run inside the transaction that `database.migrate` hands in."""
 
 from alembic import context
 

@@ -1,8 +1,8 @@
-// Asks the service for /overview every two seconds and shows it. All that comes is put in as text, never as markup.
+// Requests /overview every two seconds and shows it. Everything received is inserted as text, never as markup.
 
 import { lines, spanBar } from "./plots.js";
 
-const EVERY_MS = 2000, LIMIT_MS = 10000;
+const EVERY_MS = 2000, TIMEOUT_MS = 10000;
 const get = (id) => document.getElementById(id);
 let lastAnswer = null, silentSince = null;
 
@@ -12,7 +12,7 @@ const TILES = [
 ];
 const SOURCES = { segmentation: "SEG", structured_report: "SR" };
 
-// --- how things are written ---
+// --- formatting ---
 
 function duration(seconds) {
   if (seconds === null || seconds === undefined) return "-";
@@ -33,7 +33,7 @@ function bytes(count) {
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hourCycle: "h23" });
 const ago = (now, then) => (then === null ? "never" : `${duration(Math.max(1, Math.round(now - then))).replace(".0 s", " s")} ago`);
 
-// --- pieces of the page ---
+// --- page elements ---
 
 function made(name, content, attributes = {}) {
   const element = Object.assign(document.createElement(name), attributes);
@@ -51,30 +51,30 @@ function rows(id, found, nothing) {
 
 function facts(id, pairs) {
   get(id).replaceChildren(...pairs.flatMap(([name, text, state]) => {
-    const told = made("dd", text);
-    if (state) told.dataset.state = state;
-    return [made("dt", name), told];
+    const value = made("dd", text);
+    if (state) value.dataset.state = state;
+    return [made("dt", name), value];
   }));
 }
 
-function say(state, text, reasons = []) {
-  if (get("state").textContent !== text) get("state").textContent = text; // it is read aloud when it changes
+function showState(state, text, reasons = []) {
+  if (get("state").textContent !== text) get("state").textContent = text; // a screen reader reads it on change
   get("state").dataset.state = state;
   get("reasons").replaceChildren(...reasons.map((reason) => made("li", reason)));
 }
 
-// --- what is shown ---
+// --- content ---
 
 function show(seen) {
   document.body.classList.remove("stale");
   get("who").textContent =
     `${seen.ae_title}, port ${seen.port}; version ${seen.version}; running for ${duration(Math.floor(seen.now - seen.started)).replace(".0 s", " s")}`;
   const wrong = [...seen.not_alive, ...seen.not_ready];
-  if (!wrong.length) say("good", "Accepting studies");
-  else say("bad", seen.not_alive.length ? "Not working properly" : "Not accepting studies", wrong);
+  if (!wrong.length) showState("good", "Accepting studies");
+  else showState("bad", seen.not_alive.length ? "Not working properly" : "Not accepting studies", wrong);
   document.title = `mammod: ${wrong.length ? "not ready" : "ready"}`;
 
-  if (seen.jobs === null) say("bad", "The ledger cannot be read: see the log", wrong);
+  if (seen.jobs === null) showState("bad", "The ledger cannot be read: see the log", wrong);
   else get("tiles").replaceChildren(...TILES.map(([state, name]) => {
     const { count, oldest_seconds: oldest } = seen.jobs[state];
     const bad = count > 0 && ["failed", "quarantined"].includes(state);
@@ -85,17 +85,17 @@ function show(seen) {
   }));
 
   const { at, backlog, per_minute: rates, span_seconds: longest } = seen.history;
-  const span = Math.min(longest, Math.max(600, seen.now - (at[0] ?? seen.now))); // a service just started fills the plot
-  lines(get("backlog"), "Jobs that are not finished", backlog, at, seen.now, span);
-  lines(get("throughput"), "Done per minute", rates, at, seen.now, span);
-  rows("stages", Object.entries(seen.stages).map(([stage, took]) => took
-    ? [stage, took.count, duration(took.p50), duration(took.p95), spanBar(took.p50, took.p95)]
+  const span = Math.min(longest, Math.max(600, seen.now - (at[0] ?? seen.now))); // a service that just started fills the plot
+  lines(get("backlog"), "Unfinished jobs", backlog, at, seen.now, span);
+  lines(get("throughput"), "Completed per minute", rates, at, seen.now, span);
+  rows("stages", Object.entries(seen.stages).map(([stage, latency]) => latency
+    ? [stage, latency.count, duration(latency.p50), duration(latency.p95), spanBar(latency.p50, latency.p95)]
     : [stage, 0, "-", "-", ""]), "");
   rows("last", seen.last_jobs.map((job) => [job.job_id, clock(job.created_at), SOURCES[job.source] ?? job.source, job.state,
     job.state === "done" || job.lesions ? job.lesions : "-", reports(job.reports), duration(job.seconds)]), "No job yet.");
-  rows("callers", seen.callers.map((caller) => [caller.ae_title || "(none said)", caller.address, ago(seen.now, caller.last_seen),
+  rows("callers", seen.callers.map((caller) => [caller.ae_title || "(none)", caller.address, ago(seen.now, caller.last_seen),
     caller.accepted, caller.rejected, (caller.last_rejection ?? "").replaceAll("_", " "), caller.instances, caller.refused]),
-  "Nobody yet.");
+  "No caller yet.");
   showMachine(seen);
   showBundle(seen.bundle);
 }
@@ -107,12 +107,12 @@ function reports(kinds) {
 
 function showMachine(seen) {
   const { archive, workers, spool, audit, queues, reports: boxes } = seen;
-  const up = archive.up === null ? "not asked yet" : archive.up ? `answers; last ${ago(seen.now, archive.last_answer)}`
+  const up = archive.up === null ? "not contacted yet" : archive.up ? `answers; last ${ago(seen.now, archive.last_answer)}`
     : `no answer, ${archive.failures_in_a_row} attempts: ${archive.problem}`;
   const full = spool.free === null || spool.free < spool.min_free ? "bad" : spool.free < 2 * spool.min_free ? "warn" : "";
   const queued = boxes === null ? [] : [
-    ["Outbox", `${boxes.queued.count} reports wait${boxes.queued.count ? `, oldest ${duration(boxes.queued.oldest_seconds)}` : ""}`],
-    ...(boxes.committing.count ? [["Commitment", `${boxes.committing.count} stored, not yet promised`]] : [])];
+    ["Outbox", `${boxes.queued.count} reports waiting${boxes.queued.count ? `, oldest ${duration(boxes.queued.oldest_seconds)}` : ""}`],
+    ...(boxes.committing.count ? [["Commitment", `${boxes.committing.count} stored, not yet committed`]] : [])];
   facts("machine", [
     [`Archive ${archive.name} (${archive.by})`, up, archive.up === false ? "bad" : archive.up ? "good" : ""],
     ["Last report stored", ago(seen.now, archive.last_stored)],
@@ -121,11 +121,11 @@ function showMachine(seen) {
       [`${name}s`, `${alive} of ${expected} alive, ${queues[name === "decoder" ? "decode" : "classify"]} waiting`,
         alive < expected ? "warn" : ""]),
     ["Associations", `${seen.associations_open} open`],
-    ["Disk", spool.free === null ? "cannot be looked at"
-      : `${bytes(spool.free)} free of ${bytes(spool.disk)}; refuses below ${bytes(spool.min_free)}`, full],
+    ["Disk", spool.free === null ? "cannot be read"
+      : `${bytes(spool.free)} free of ${bytes(spool.disk)}; instances refused below ${bytes(spool.min_free)}`, full],
     ["Spool", `${bytes(spool.bytes)}; counted every ten minutes`],
-    ...seen.certificates.map((one) => [one.setting, `${one.days_left} days left`,
-      one.days_left < 3 ? "bad" : one.days_left < 30 ? "warn" : ""]),
+    ...seen.certificates.map(({ setting, days_left: days }) => [setting, `${days} days left`,
+      days < 3 ? "bad" : days < 30 ? "warn" : ""]),
     ["Audit trail", audit === null ? "none (not configured)"
       : `${audit.delivered} delivered, ${audit.waiting} waiting, ${audit.lost} lost`, audit !== null && audit.lost ? "bad" : ""],
     ["Since the start", `instances ${seen.totals.instances}, lesions ${seen.totals.lesions}, reports stored ${seen.totals.reports}`],
@@ -148,7 +148,7 @@ function showBundle(bundle) {
 
 async function ask() {
   try {
-    const answer = await fetch("overview", { signal: AbortSignal.timeout(LIMIT_MS), cache: "no-store" });
+    const answer = await fetch("overview", { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
     if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
     show(await answer.json());
     lastAnswer = Date.now() / 1000;
@@ -157,9 +157,9 @@ async function ask() {
     silentSince ??= lastAnswer ?? Date.now() / 1000;
     document.body.classList.add("stale");
     document.title = "mammod: no answer";
-    const below = lastAnswer === null ? "" : " What stands below is from then.";
-    say("bad", `No answer since ${clock(silentSince)}: the service is stopped, or the way to it is cut.${below}`);
-    if (!(error instanceof TypeError || error instanceof DOMException)) console.error(error); // of ours, not of the network
+    const below = lastAnswer === null ? "" : " The data below is from then.";
+    say("bad", `No answer since ${clock(silentSince)}: the service is stopped or cannot be reached.${below}`);
+    if (!(error instanceof TypeError || error instanceof DOMException)) console.error(error); // a fault of this page, not of the network
   }
   setTimeout(ask, EVERY_MS);
 }

@@ -28,8 +28,9 @@ from config.errors import ConfigurationError
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import OutgoingInstance, StoreOutcomeKind, judge_store_status
+from daemon.archive.store_status import OutgoingInstance, judge_store_status
 from daemon.errors import ArchiveError
+from daemon.events.outcomes import StoreOutcomeKind
 from tests.support.archive_stubs import SR, archive, outgoing, stub
 from tests.support.peers.programs import free_port
 

@@ -10,6 +10,7 @@ from pydicom import dcmread
 from sqlalchemy import Row, select
 
 from config.errors import ConfigurationError
+from config.loading import require_archive
 from config.settings import Archive as ArchiveSettings
 from config.settings import Settings
 from daemon.archive.client import Archive
@@ -17,7 +18,6 @@ from daemon.archive.missing_images import retrieve_missing
 from daemon.ledger import Ledger
 from daemon.ledger.schema import JobState, jobs
 from daemon.receiving.intake import Intake
-from daemon.service import require_archive
 from daemon.storage.received_instance import ReceivedInstance
 from daemon.storage.spool import Spool
 from tests.support.cases import Case, make_case

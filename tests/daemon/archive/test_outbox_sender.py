@@ -13,33 +13,35 @@ from pynetdicom import evt
 from sqlalchemy import select, update
 
 from config.settings import Archive as ArchiveSettings
-from daemon.archive.outbox_sender import SendSummary, next_attempt, send_due
-from daemon.archive.store_status import OutgoingInstance, StoreOutcome, StoreOutcomeKind
+from daemon.archive.outbox_sender import SendSummary, retry_backoff, send_due
+from daemon.archive.store_status import OutgoingInstance
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
 from daemon.ledger import Ledger, instances, jobs, outbox, schema
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.outbox import Report
 from daemon.ledger.schema import JobState, OutboxState
+from daemon.system.backoff import Backoff
 from tests.support.archive_stubs import archive, outgoing, stub
 from tests.support.ledgers import NODE, hold, join
 from tests.support.peers.programs import free_port, wait_until
 
 STORED, RETRY, FAILED = StoreOutcomeKind.STORED, StoreOutcomeKind.RETRY, StoreOutcomeKind.FAILED
-SETTINGS = ArchiveSettings(retry_first_s=10, retry_longest_s=900)
+SETTINGS = ArchiveSettings(retry_first_s=10, retry_max_s=900)
 
 
 @pytest.mark.parametrize(("attempts", "longest"), [(0, 10), (1, 20), (2, 40), (6, 640), (7, 900), (100_000, 900)])
 def test_waits_double_up_to_the_longest(attempts: int, longest: float) -> None:
-    assert next_attempt(attempts, 10, 900, jitter=lambda: 1.0) == longest
-    assert next_attempt(attempts, 10, 900, jitter=lambda: 0.0) == longest / 2
+    assert retry_backoff(SETTINGS).jittered_pause_s(attempts, jitter=lambda: 1.0) == longest
+    assert retry_backoff(SETTINGS).jittered_pause_s(attempts, jitter=lambda: 0.0) == longest / 2
 
 
 @given(st.integers(0, 10_000), st.floats(0.001, 1e4), st.floats(0.001, 1e6))
 def test_a_wait_is_never_nothing_and_never_past_the_longest(attempts: int, first_s: float, longest_s: float) -> None:
-    assert 0 < next_attempt(attempts, first_s, longest_s) <= longest_s
+    assert 0 < Backoff(first_s, longest_s).jittered_pause_s(attempts) <= longest_s
 
 
 def test_waits_differ_by_chance() -> None:
-    assert len({next_attempt(3, 10, 900) for _ in range(20)}) > 10
+    assert len({retry_backoff(SETTINGS).jittered_pause_s(3) for _ in range(20)}) > 10
 
 
 @pytest.fixture

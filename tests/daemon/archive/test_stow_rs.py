@@ -15,9 +15,9 @@ import pytest
 from config.settings import TLS
 from config.settings import Archive as ArchiveSettings
 from daemon.archive.client import Archive
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.archive.stow_rs import judge
 from daemon.errors import ArchiveError
+from daemon.events.outcomes import StoreOutcomeKind
 from tests.support.archive_stubs import outgoing
 from tests.support.http_stubs import Quiet, http_server
 from tests.support.peers.certificates import Authority
@@ -104,7 +104,7 @@ authorizations: list[str | None] = []
 def server(
     answers: list[tuple[int, bytes] | None], tls: ssl.SSLContext | None = None
 ) -> Iterator[tuple[str, list[tuple[str, bytes]], list[object]]]:
-    """An HTTP server that gives `answers` in turn (None: none at all); (url, (path, part received), connections)."""
+    """Serve `answers` in turn over HTTP (None: none); yield its URL, (path, part received), connections."""
     parts: list[tuple[str, bytes]] = []
     connections: list[object] = []
     left = iter(answers)
@@ -187,7 +187,7 @@ def with_token(url: str, folder: Path, content: bytes | None) -> Archive:
     file = folder / "token"
     if content is not None:
         file.write_bytes(content)
-    return Archive(ArchiveSettings(stow_url=url, stow_token_file=file, timeout_s=10), "MAMMOD", folder)
+    return Archive(ArchiveSettings(stow_url=url, dicomweb_token_file=file, timeout_s=10), "MAMMOD", folder)
 
 
 def test_the_token_of_the_file_goes_out_with_each_instance_and_is_read_anew(tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_file_without_a_token_delays_and_is_not_quoted(content: bytes | None, 
     with server([]) as (url, parts, _):
         archive = with_token(url, tmp_path, content)
         [outcome] = archive.store([outgoing(tmp_path)])
-        assert outcome.kind is RETRY and "archive.stow_token_file" in outcome.reason
+        assert outcome.kind is RETRY and "archive.dicomweb_token_file" in outcome.reason
         assert "PLANTED" not in outcome.reason
-        with pytest.raises(ArchiveError, match=r"archive\.stow_token_file") as refused:
+        with pytest.raises(ArchiveError, match=r"archive\.dicomweb_token_file") as refused:
             archive.echo()
         assert "PLANTED" not in str(refused.value)
     assert parts == []
@@ -234,7 +234,7 @@ def test_https_shows_our_certificate_and_the_token_to_the_host_that_it_is_for(tm
     with server([(200, answer(item.sop_instance_uid))], context) as (url, parts, _):
 
         def sent(to: str, tls: TLS) -> StoreOutcomeKind:
-            settings = ArchiveSettings(stow_url=to, stow_token_file=tmp_path / "token", tls=tls, timeout_s=10)
+            settings = ArchiveSettings(stow_url=to, dicomweb_token_file=tmp_path / "token", tls=tls, timeout_s=10)
             [outcome] = Archive(settings, "MAMMOD", tmp_path).store([item])
             return outcome.kind
 

@@ -33,7 +33,7 @@ from tests.support.dicomweb_stubs import (
 from tests.support.peers.programs import free_port
 
 RETRIEVED, MISSING, RETRY, FAILED = RetrieveKind
-# --- search ----------------------------------------------------------------------------------------------------------
+# --- search ----------------------------------------------------------------------------------------
 
 WANTED = Wanted(STUDY, None, "1.2.3.4.5")
 FULL = Wanted(STUDY, SERIES, "1.2.3.4.5")
@@ -102,7 +102,7 @@ def test_nobody_there_is_an_archive_error(tmp_path: Path) -> None:
         archive("", tmp_path).find_instances([WANTED])
 
 
-# --- fetch -----------------------------------------------------------------------------------------------------------
+# --- fetch -----------------------------------------------------------------------------------------
 
 
 class Taken:
@@ -146,7 +146,7 @@ def test_each_instance_is_asked_for_by_its_path_and_taken_unchanged(tmp_path: Pa
     held = {path_of(item).removeprefix(ROOT): instance(item.path.read_bytes()) for item in items}
     taken = Taken()
     with stub(lambda path: held[path]) as (url, asked):
-        client = archive("", tmp_path / "incoming", stow_url=f"{url}/studies", stow_token_file=tmp_path / "token")
+        client = archive("", tmp_path / "incoming", stow_url=f"{url}/studies", dicomweb_token_file=tmp_path / "token")
         outcomes = client.get_instances(map(wanted, items), taken)
     assert [outcome.kind for outcome in outcomes] == [RETRIEVED] * 3
     assert taken.files == {item.sop_instance_uid: item.path.read_bytes() for item in items}

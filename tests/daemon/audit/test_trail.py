@@ -1,4 +1,4 @@
-"""The audit trail: messages against the schema and the tables of PS3.15 A.5, and their way to a file and to rsyslog."""
+"""The audit trail: messages against schema and tables of PS3.15 A.5, delivered to a file and to rsyslog."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from lxml import etree
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from config.settings import AuditTrail as AuditSettings
+from config.settings import Audit as AuditSettings
 from config.settings import Settings
-from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.audit import messages, transport
 from daemon.audit.messages import Action, Message, NetworkNode, Source
 from daemon.audit.trail import AuditTrail
 from daemon.audit.transport import Delivery
-from daemon.events.arrival import Arrival
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcome, StoreOutcomeKind
 from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.certificates import Authority
 from tests.support.peers.programs import free_port, program, running, wait_until
@@ -43,13 +41,26 @@ def parsed(message: bytes) -> Any:
     return root
 
 
+def received(classes: dict[str, int]) -> Message:
+    """New instances of one study came from the peer."""
+    return messages.instances_transferred(
+        OWN,
+        sender=PEER,
+        receiver=OWN.node,
+        requestor=PEER,
+        study_uid=STUDY,
+        classes=classes,
+        action=Action.NEW,
+    )
+
+
 def codes(element: Any, path: str) -> list[str]:
     return [
         f"{one.get('codeSystemName')} {one.get('csd-code')} {one.get('originalText')}" for one in element.findall(path)
     ]
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -73,7 +84,7 @@ def test_application_activity_by_table_a_5_3_1(what: messages.Code, expected: st
 
 
 def test_instances_transferred_by_table_a_5_3_7() -> None:
-    message = messages.instances_transferred(OWN, PEER, OWN.node, PEER, STUDY, {SEGMENTATION: 1, IMAGE: 4}, Action.NEW)
+    message = received({SEGMENTATION: 1, IMAGE: 4})
     root = parsed(message.xml)
     event = root.find("EventIdentification")
     assert codes(event, "EventID") == ["DCM 110104 DICOM Instances Transferred"]
@@ -98,7 +109,14 @@ def test_instances_transferred_by_table_a_5_3_7() -> None:
 
 def test_a_transfer_that_failed_says_so() -> None:
     message = messages.instances_transferred(
-        OWN, OWN.node, PEER, OWN.node, STUDY, {IMAGE: 1}, Action.KNOWN, "0xA900 refused"
+        OWN,
+        sender=OWN.node,
+        receiver=PEER,
+        requestor=OWN.node,
+        study_uid=STUDY,
+        classes={IMAGE: 1},
+        action=Action.KNOWN,
+        failure="0xA900 refused",
     )
     event = parsed(message.xml).find("EventIdentification")
     assert (event.get("EventOutcomeIndicator"), event.findtext("EventOutcomeDescription")) == ("8", "0xA900 refused")
@@ -106,7 +124,11 @@ def test_a_transfer_that_failed_says_so() -> None:
 
 def test_security_alert_by_table_a_5_3_11_whatever_the_caller_calls_itself() -> None:
     caller = NetworkNode("\x00\x1b]<&'\"é", "192.0.2.7")
-    root = parsed(messages.security_alert(OWN, messages.NODE_AUTHENTICATION, caller, "\x07OTHER", "no such caller").xml)
+    root = parsed(
+        messages.security_alert(
+            OWN, messages.NODE_AUTHENTICATION, caller=caller, called_ae="\x07OTHER", text="no such caller"
+        ).xml
+    )
     event = root.find("EventIdentification")
     assert codes(event, "EventID") == ["DCM 110113 Security Alert"]
     assert codes(event, "EventTypeCode") == ["DCM 110126 Node Authentication"]
@@ -131,12 +153,12 @@ def test_security_alert_by_table_a_5_3_11_whatever_the_caller_calls_itself() -> 
     ],
 )
 def test_the_schema_refuses_what_the_standard_does(old: str, new: str) -> None:
-    message = messages.instances_transferred(OWN, PEER, OWN.node, PEER, STUDY, {IMAGE: 1}, Action.NEW).xml.decode()
+    message = received({IMAGE: 1}).xml.decode()
     assert old in message
     assert not SCHEMA.validate(etree.fromstring(message.replace(old, new)))
 
 
-# --- what is told ----------------------------------------------------------------------------------------------------
+# --- what is told ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,7 @@ def settings_for(file: Path) -> Settings:
     return Settings(audit={"file": file}, archive={"ae_title": "PACS", "host": "10.1.2.3"})
 
 
-def messages(file: Path) -> list[Any]:
+def messages_in(file: Path) -> list[Any]:
     return [parsed(line) for line in file.read_bytes().splitlines()] if file.exists() else []
 
 
@@ -176,7 +198,7 @@ def test_one_message_for_each_study_of_an_association_when_it_ends(tmp_path: Pat
     audit.association_ended("a1")
     audit.association_ended("a1")
     audit.stopped()
-    *transfers, stop = messages(file)
+    *transfers, stop = messages_in(file)
     assert codes(stop, "EventIdentification/EventTypeCode") == ["DCM 110121 Application Stop"]
     told = [
         (
@@ -201,7 +223,7 @@ def test_reports_out_are_told_for_each_study_and_outcome_and_retries_are_not(tmp
     rows += [(Sent(STUDY, SEGMENTATION), StoreOutcomeKind.FAILED), (Sent(OTHER_STUDY, IMAGE), StoreOutcomeKind.RETRY)]
     audit.sent([(row, StoreOutcome("1.2", kind, None, "why")) for row, kind in rows], settings_for(file))
     audit.stopped()
-    stored, failed, _ = messages(file)
+    stored, failed, _ = messages_in(file)
     assert [one.get("NumberOfInstances") for one in stored.iter("SOPClass")] == ["2"]
     assert [one.get("AlternativeUserID") for one in stored.findall("ActiveParticipant")] == [
         "AETITLES=MAMMOD", "AETITLES=PACS",
@@ -232,7 +254,7 @@ def test_a_caller_not_let_in_is_an_alert_and_many_are_one_with_their_number(
     audit.rejected(Rejection(kind, "192.0.2.7", "X", "MAMMOD", "why"))
     monkeypatch.undo()
     audit.stopped()
-    *alerts, _stop = messages(file)
+    *alerts, _stop = messages_in(file)
     if expected is None:
         assert alerts == []
         return
@@ -255,7 +277,7 @@ def test_tls_without_files_is_a_wrong_setting() -> None:
         AuditSettings(syslog="tls://audit.example.org")
 
 
-# --- the way there ---------------------------------------------------------------------------------------------------
+# --- the way there ---------------------------------------------------------------------------------
 
 
 class Flaky:
@@ -285,7 +307,7 @@ def test_what_a_receiver_does_not_take_waits_in_order_and_what_is_too_much_is_co
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transport, "RETRY_FIRST_S", 0.02)
-    monkeypatch.setattr(transport, "LONGEST_QUEUE", 5)
+    monkeypatch.setattr(transport, "MAX_QUEUE", 5)
     flaky = Flaky()
     sent = [activity() for _ in range(8)]
     with capture_logs() as events:
@@ -298,7 +320,7 @@ def test_what_a_receiver_does_not_take_waits_in_order_and_what_is_too_much_is_co
         delivery.stop()
     assert flaky.taken == sent[:5]
     assert [event["event"] for event in events if event["log_level"] == "error"] == [
-        "audit messages are being lost: their receiver is away"
+        "audit queue full, messages are lost"
     ]
 
 
@@ -431,7 +453,7 @@ def test_a_syslog_receiver_that_goes_away_and_comes_back_misses_nothing_sent_mea
 def test_a_syslog_receiver_without_a_good_certificate_is_told_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "FLUSH_LIMIT_S", 0.5)
+    monkeypatch.setattr(transport, "FLUSH_TIMEOUT_S", 0.5)
     monkeypatch.setattr(transport, "RETRY_FIRST_S", 0.2)
     ca, other = Authority(tmp_path / "tls"), Authority(tmp_path / "tls", "other")
     with running_rsyslog(tmp_path / "rsyslog", free_port(), other, "stranger") as receiver, capture_logs() as events:

@@ -39,12 +39,12 @@ def test_where_reports_go_by_web_and_the_dicom_side_are_both_tried(tmp_path: Pat
 
 
 def test_a_token_that_cannot_be_used_is_told_before_a_report_waits(tmp_path: Path) -> None:
-    (token,) = of_archive(settings(tmp_path, stow_url="http://127.0.0.1:9/x", stow_token_file=tmp_path / "gone"))
-    assert not token.good and "stow_token_file" in token.text and "cannot be read" in token.text
+    (token,) = of_archive(settings(tmp_path, stow_url="http://127.0.0.1:9/x", dicomweb_token_file=tmp_path / "gone"))
+    assert not token.good and "dicomweb_token_file" in token.text and "cannot be read" in token.text
 
 
 def test_a_deep_check_makes_no_ledger(tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
     (found,) = deep_findings(settings(tmp_path))
-    assert not found.good and "there is no" in found.text
+    assert not found.good and "does not exist" in found.text
     assert not list((tmp_path / "spool").iterdir())

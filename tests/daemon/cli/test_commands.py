@@ -1,4 +1,6 @@
-"""What an operator does every day: `mammod jobs`, `status`, `echo` and `send`, each where it works and where it cannot."""
+"""What an operator does every day: `mammod jobs`, `status`, `echo` and `send`, each where it works and
+where it cannot.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from config.errors import ConfigurationError, MammodError
-from config.settings import load_settings
+from config.loading import load_settings
 from daemon.cli.app import app
-from daemon.cli.options import time_of
+from daemon.cli.options import parse_time
 from daemon.ledger import Ledger, instances, job_claims, jobs, outbox
 from daemon.ledger.job_query import JobQuery, select_jobs
+from daemon.workers.bundle_source import default_bundle_path
 from tests.daemon.checks.test_check_faults import tls_storescp
 from tests.daemon.ledger.test_transitions import IMAGE, SOURCE, report, stored
 from tests.support.archive_stubs import outgoing
@@ -36,7 +39,9 @@ LESIONS = [
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """A settings file with a ledger of four jobs: 1 done with two lesions, 2 quarantined, 3 failed, 4 waiting; a day apart."""
+    """A settings file with a ledger of four jobs: 1 done with two lesions, 2 quarantined, 3 failed, 4
+    waiting; a day apart.
+    """
     (tmp_path / "spool").mkdir()
     write(tmp_path)
     ledger = Ledger(f"sqlite:///{tmp_path / 'spool' / 'ledger.sqlite'}")
@@ -86,7 +91,7 @@ def said(result: Any) -> str:
     return str(result.exception)
 
 
-# --- jobs ------------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------
 
 
 def test_export_as_csv_has_a_row_for_each_lesion(site: Path, tmp_path: Path) -> None:
@@ -143,12 +148,12 @@ def test_export_reads_page_by_page(site: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_times_and_ages() -> None:
-    assert time_of("--since", None, NOW) is None
-    assert time_of("--since", "36h", NOW) == NOW - 129_600 and time_of("--since", "1.5d", NOW) == NOW - 129_600
-    assert time_of("--since", "2026-11-25T13:00+01:00", NOW) == NOW == time_of("--since", "2026-11-25T12:00", NOW)
+    assert parse_time("--since", None, NOW) is None
+    assert parse_time("--since", "36h", NOW) == NOW - 129_600 and parse_time("--since", "1.5d", NOW) == NOW - 129_600
+    assert parse_time("--since", "2026-11-25T13:00+01:00", NOW) == NOW == parse_time("--since", "2026-11-25T12:00", NOW)
     for wrong in ("7", "7 days", "", "-3d"):
         with pytest.raises(ConfigurationError, match="--since"):
-            time_of("--since", wrong, NOW)
+            parse_time("--since", wrong, NOW)
 
 
 def test_show_names_where_a_report_lies_in_a_bucket_and_reads_the_settings_once(
@@ -186,16 +191,36 @@ def test_list_show_retry_and_purge(site: Path) -> None:
         "job 3: failed -> sending",
     ]
     refused = mammod(site, "jobs", "retry", 4)
-    assert refused.exit_code == 1 and "only quarantined and failed" in refused.stdout
+    assert refused.exit_code == 1 and "only a quarantined or failed job" in refused.stdout
     assert "there is no job 99" in said(mammod(site, "jobs", "retry", 99))
 
-    assert mammod(site, "jobs", "purge").exit_code == 1, "nobody said yes"
-    purged = mammod(site, "jobs", "purge", "--yes")
-    assert purged.exit_code == 0 and "removed" in purged.stdout
+    assert mammod(site, "jobs", "delete").exit_code == 1, "not confirmed"
+    purged = mammod(site, "jobs", "delete", "--yes")
+    assert purged.exit_code == 0 and "deleted" in purged.stdout
     assert [json.loads(line)["job"] for line in mammod(site, "jobs", "list", "--json").stdout.splitlines()] == [4, 3, 2]
 
 
-# --- status ----------------------------------------------------------------------------------------------------------
+def test_old_names_of_commands_work_with_one_warning(site: Path, tmp_path: Path) -> None:
+    old = mammod(site, "jobs", "purge", "--yes")
+    assert old.exit_code == 0 and "deleted" in old.stdout
+    assert old.stderr == "mammod: mammod jobs purge is deprecated and will be removed in 0.3; use mammod jobs delete\n"
+    assert "purge" not in CliRunner().invoke(app, ["jobs", "--help"]).stdout
+
+    bundle = ("replay", "--bundle", default_bundle_path(), "--job", 99)
+    replayed = mammod(site, *bundle, "--out", tmp_path / "replay")
+    assert replayed.exit_code == 1 and (tmp_path / "replay" / "index.html").exists()
+    assert replayed.stderr.count("--out is deprecated") == 1 and "use --output" in replayed.stderr
+    assert "deprecated" not in mammod(site, *bundle, "--output", tmp_path / "replay").stderr
+    assert mammod(site, *bundle).exit_code == 2, "no folder"
+
+
+def test_the_changelog_has_the_renamed_commands() -> None:
+    text = (Path(__file__).parents[3] / "CHANGELOG.md").read_text()
+    assert "| `mammod jobs purge` | `mammod jobs delete` |" in text
+    assert "| `mammod replay --out` | `mammod replay --output` |" in text
+
+
+# --- status -----------------------------------------------------------------------------------------------
 
 
 def test_status_while_the_service_is_down(site: Path) -> None:
@@ -213,7 +238,7 @@ def test_status_without_a_ledger_or_with_a_wrong_file(tmp_path: Path) -> None:
     assert "name a readable TOML file" in said(mammod(tmp_path / "none.toml", "status"))
 
 
-# --- echo and send -----------------------------------------------------------------------------------------------------
+# --- echo and send ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.peers
@@ -221,7 +246,7 @@ def test_echo_to_the_archive_and_to_any_node(tmp_path: Path, orthanc: Orthanc) -
     site = write(tmp_path, port=orthanc.dicom_port, ae_title=orthanc.aet, stow_url="http://127.0.0.1:1/studies")
     good = mammod(site, "echo")
     assert good.exit_code == 0, said(good)
-    assert f"ORTHANC at 127.0.0.1:{orthanc.dicom_port} answers MAMMOD's C-ECHO (" in good.stdout
+    assert f"ORTHANC at 127.0.0.1:{orthanc.dicom_port} answered MAMMOD's C-ECHO (" in good.stdout
     assert mammod(site, "echo", f"127.0.0.1:{orthanc.dicom_port}", "--aet", orthanc.aet).exit_code == 0
     wrong = said(mammod(site, "echo", f"127.0.0.1:{orthanc.dicom_port}", "--aet", "OTHER"))
     assert "another AE title than OTHER" in wrong
@@ -249,7 +274,7 @@ def test_echo_by_tls(tmp_path: Path) -> None:
     with tls_storescp(tmp_path / "scp", ca.issue("archive"), ca) as port:
         site = write(tmp_path, port=port, ae_title="STORESCP", tls=tls(ca))
         good = mammod(site, "echo")
-        assert good.exit_code == 0 and "C-ECHO by TLS" in good.stdout
+        assert good.exit_code == 0 and "C-ECHO over TLS" in good.stdout
         assert mammod(site, "echo", "--no-tls").exit_code == 1
         assert mammod(site, "echo", f"127.0.0.1:{port}", "--tls", "--aet", "STORESCP").exit_code == 0
         assert "signed by a CA" in said(mammod(write(tmp_path, port=port, tls=tls(other)), "echo"))

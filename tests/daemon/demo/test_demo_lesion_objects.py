@@ -66,7 +66,8 @@ def test_a_report_draws_the_known_boxes(tmp_path: Path) -> None:
     groups = read.content.get_planar_roi_measurement_groups()  # type: ignore[union-attr]
     assert [str(group.tracking_identifier) for group in groups] == ["1-132 lesion 1", "1-132 lesion 2"]
     ellipse, polyline = (np.asarray(group.roi.value) for group in groups)
-    # The box of the first is 2446 to 2864 by 2444 to 2915: higher than wide, so its major axis stands upright.
+    # The box of the first is 2446 to 2864 by 2444 to 2915: higher than wide, so its major axis stands
+    # upright.
     np.testing.assert_allclose(ellipse, [(2655, 2444), (2655, 2915), (2446, 2679.5), (2864, 2679.5)])
     np.testing.assert_allclose(polyline, [(1810, 2105), (2124, 2105), (2124, 2427), (1810, 2427), (1810, 2105)])
     assert {group.roi.ContentSequence[0].referenced_sop_instance_uid for group in groups} == {case.image_uid}

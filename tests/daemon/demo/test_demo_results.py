@@ -227,7 +227,7 @@ def test_the_table_has_the_results_and_the_notes_say_untrained(prepared: list[Ca
     assert "90.00 %" in text and "1-280" in text and "SEG, first" in text
     assert "Research use only" in text and "UNTRAINED" in text
     notes = " ".join(_notes(rows_of(prepared, tmp_path / "trained", trained=True)))
-    assert "UNTRAINED" not in notes and "Ten lesions measure nothing" in notes
+    assert "UNTRAINED" not in notes and "Ten lesions are too few to measure accuracy" in notes
 
 
 def test_an_earlier_run_is_cleared_and_nothing_else(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The framing check against data sets that pydicom wrote, files of many vendors, cuts at every byte, and random bytes."""
+"""The data set scan: data sets that pydicom wrote, files of many vendors, cuts at any byte, random bytes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.filewriter import write_dataset
 
-from daemon.dicom.dataset_scan import (
+from daemon.dicom.dataset_scan import MAX_DEPTH, DataSetFacts, scan_data_set
+from daemon.dicom.transfer_syntaxes import (
     DEFLATED,
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
-    MAX_DEPTH,
     TRANSFER_SYNTAXES,
-    DataSetFacts,
-    scan_data_set,
 )
 from daemon.errors import RefusedInstance
 
@@ -160,7 +158,7 @@ def _bytes_read() -> int:
 
 
 def test_every_boundary_between_elements_and_no_other_place_is_an_end() -> None:
-    """Cut at every byte: only cuts between two top-level elements go unseen, as such a data set is whole by its form."""
+    """Cut at every byte: only a cut between top-level elements goes unseen, as it leaves a valid data set."""
     dataset = nested(2, True)
     dataset.Rows = 4
     dataset.add_new("PixelData", "OW", b"\1\2" * 16)
@@ -205,7 +203,7 @@ def test_deflated_pixels_cost_no_memory() -> None:
 
 
 def test_deflate_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daemon.dicom.dataset_scan.MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr("daemon.dicom.forward_reader.MAX_INFLATED", 1 << 20)
     dataset = header()
     dataset.add_new("PixelData", "OW", bytes(2 << 20))
     assert "inflates to more than" in refusal(encode(dataset, DEFLATED_EXPLICIT), DEFLATED_EXPLICIT).reason
@@ -258,7 +256,7 @@ def test_item_that_runs_over_the_end_of_its_sequence_is_refused() -> None:
 
 
 def test_files_of_many_writers() -> None:
-    """pydicom's own test files: vendors, codecs, waveforms, RT, private sequences, one deflated with a gzip trailer."""
+    """pydicom's test files: vendors, codecs, waveforms, RT, private sequences, one with a gzip trailer."""
     passed = 0
     for path in sorted((Path(pydicom.__file__).parent / "data" / "test_files").rglob("*.dcm")):
         with path.open("rb") as file, warnings.catch_warnings():

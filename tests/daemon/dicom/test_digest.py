@@ -1,4 +1,4 @@
-"""Digests of data sets: BLAKE3, and sha256 as older ledgers have it; expected values are published ones and hashlib's."""
+"""Digests of data sets: BLAKE3, and SHA-256 of older ledgers; expected values are published or hashlib's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select, update
 
 from daemon.dicom.digest import DataSetDigest, digest_of, has_digest
-from daemon.dicom.encoding import part_10_start
+from daemon.dicom.part10 import part_10_start
 from daemon.ledger import Ledger
 from daemon.ledger.schema import instances
 from daemon.maintenance.consistency_check import check_consistency

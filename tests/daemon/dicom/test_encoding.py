@@ -14,8 +14,9 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.pdu_primitives import P_DATA
 
-from daemon.dicom.encoding import part_10_start, store_request, store_response
+from daemon.dicom.encoding import store_request, store_response
 from daemon.dicom.equipment import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from daemon.dicom.part10 import part_10_start
 
 MAMMOGRAM = "1.2.840.10008.5.1.4.1.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"

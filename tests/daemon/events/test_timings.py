@@ -9,9 +9,9 @@ import pytest
 
 from config.settings import Workers
 from daemon.archive.outbox_sender import _until
-from daemon.archive.store_status import StoreOutcome, StoreOutcomeKind
 from daemon.events import timings
-from daemon.events.timings import Stage, StageTiming, heard_by, timed
+from daemon.events.outcomes import StoreOutcome, StoreOutcomeKind
+from daemon.events.timings import Stage, StageTiming, subscribed, timed
 from daemon.receiving.listener import Listener
 from daemon.workers.bundle_source import default_bundle_path
 from daemon.workers.decoder_pool import DecoderPool
@@ -31,7 +31,7 @@ def burn(seconds: float) -> float:
 
 def test_waiting_takes_time_and_working_takes_cpu_and_a_failure_is_told_too() -> None:
     heard: list[StageTiming] = []
-    with heard_by(heard.append):
+    with subscribed(heard.append):
         with pytest.raises(ValueError), timed(Stage.DECODE):
             time.sleep(BURNT_S)
             raise ValueError
@@ -49,7 +49,10 @@ def test_waiting_takes_time_and_working_takes_cpu_and_a_failure_is_told_too() ->
 def test_receiving_is_told_once_for_each_instance_whatever_the_answer(tmp_path: Path) -> None:
     heard: list[StageTiming] = []
     accepted = Accepted(tmp_path / "accepted")
-    with listening(Listener(listener_settings(), tmp_path / "incoming", accepted)) as listener, heard_by(heard.append):
+    with (
+        listening(Listener(listener_settings(), tmp_path / "incoming", accepted)) as listener,
+        subscribed(heard.append),
+    ):
         association = request_association(listener.port)
         dataset = mammogram(size=2048)
         began = time.monotonic()
@@ -66,8 +69,8 @@ def test_a_decoder_s_cpu_is_told_by_the_service() -> None:
     pool = DecoderPool(1, manifest, Workers())
     heard: list[StageTiming] = []
     try:
-        with heard_by(heard.append):
-            assert pool._do(burn, BURNT_S) == BURNT_S
+        with subscribed(heard.append):
+            assert pool._run(burn, BURNT_S) == BURNT_S
     finally:
         pool.stop()
     (told,) = heard
@@ -77,6 +80,6 @@ def test_a_decoder_s_cpu_is_told_by_the_service() -> None:
 def test_sending_is_told_for_each_report_and_not_for_the_end_of_the_association() -> None:
     heard: list[StageTiming] = []
     outcomes = [StoreOutcome(str(number), StoreOutcomeKind.RETRY, None, "") for number in range(3)]
-    with heard_by(heard.append):
+    with subscribed(heard.append):
         assert list(_until(iter(outcomes), lambda: False)) == outcomes
     assert [one.stage for one in heard] == [Stage.SEND] * 3

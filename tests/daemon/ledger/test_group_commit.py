@@ -27,17 +27,17 @@ def commits(ledger: Ledger) -> list[None]:
 
 @contextmanager
 def all_at_once(ledger: Ledger, transitions: list[Callable[[Connection], int]]) -> Iterator[list[object]]:
-    """Every transition is brought by a thread of its own while the ledger is being written to; what became of each."""
+    """Bring each transition in a thread of its own while the ledger is written to; return the outcomes."""
     became: list[object] = [None] * len(transitions)
 
     def bring(index: int) -> None:
-        (became[index],) = ledger.change_together([transitions[index]])
+        (became[index],) = ledger.transact_together([transitions[index]])
 
     threads = [threading.Thread(target=bring, args=(index,)) for index in range(len(transitions))]
     with ledger.write():
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(ledger._together._brought) == len(transitions), "all of them wait")
+        wait_until(lambda: len(ledger._group_commit._batches) == len(transitions), "all of them wait")
     for thread in threads:
         thread.join(30)
     yield became
@@ -85,11 +85,11 @@ def test_a_ledger_that_cannot_be_written_refuses_all_at_once(ledger: Ledger, com
     with all_at_once(ledger, [locked] * THREADS) as became:
         assert all(isinstance(error, OperationalError) for error in became)
         assert len(tried) == 1
-    assert ledger.change_together([insert(7)]) == [7]  # and the next is served
+    assert ledger.transact_together([insert(7)]) == [7]  # and the next is served
 
 
 def test_one_alone_does_not_wait(ledger: Ledger, commits: list[None]) -> None:
-    assert [ledger.change_together([insert(number)]) for number in range(3)] == [[0], [1], [2]]
+    assert [ledger.transact_together([insert(number)]) for number in range(3)] == [[0], [1], [2]]
     assert numbers(ledger) == [0, 1, 2]
     assert len(commits) == 3
 
@@ -99,17 +99,17 @@ def test_a_moment_is_left_for_more_only_where_several_came(
 ) -> None:
     left: list[float] = []
     monkeypatch.setattr(group_commit, "sleep", left.append)
-    ledger.change_together([insert(0)])
+    ledger.transact_together([insert(0)])
     with all_at_once(ledger, [insert(1), insert(2)]):
         assert left == []
-        ledger.change_together([insert(3)])
+        ledger.transact_together([insert(3)])
         assert left == [group_commit.GATHER_S]
-        ledger.change_together([insert(4)])
+        ledger.transact_together([insert(4)])
         assert left == [group_commit.GATHER_S], "nobody else came"
     assert numbers(ledger) == [0, 1, 2, 3, 4]
 
 
 def test_what_one_thread_brings_at_once_is_one_transaction_in_its_order(ledger: Ledger, commits: list[None]) -> None:
-    assert ledger.change_together([insert(number) for number in (2, 0, 1)]) == [2, 0, 1]
+    assert ledger.transact_together([insert(number) for number in (2, 0, 1)]) == [2, 0, 1]
     assert numbers(ledger) == [0, 1, 2]
     assert len(commits) == 1

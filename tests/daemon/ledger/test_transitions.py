@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy import delete, select, text, update
 
 from daemon.errors import LedgerError
-from daemon.events.arrival import Arrival
+from daemon.events.outcomes import Arrival
 from daemon.ledger import Ledger, instances, job_claims, jobs, nodes, outbox
 from daemon.ledger.instances import StoredInstance
 from daemon.ledger.schema import JobState, OutboxState, metadata

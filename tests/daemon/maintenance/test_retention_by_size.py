@@ -1,4 +1,4 @@
-"""Retention by size over random ledgers: unfinished work stays whole, the oldest finished goes first, and no more than needed."""
+"""Retention by size over random ledgers: unfinished work stays, the oldest goes first, and no more."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ job_rows = st.lists(
 
 
 def fill(ledger: Ledger, spool: Spool, instance_list: list[dict[str, Any]], job_list: list[dict[str, Any]]) -> None:
-    """Rows and files as drawn, in place of what was there; a job names instances by their place in the list."""
+    """Write rows and files as drawn, in place of what was there; a job names instances by list position."""
     now = time.time()
-    spool.remove(entry.path for entry in spool.entries())
+    spool.delete(entry.path for entry in spool.entries())
     with ledger.write() as connection:
         for table in (outbox, needs, jobs, instances):
             connection.execute(delete(table))
@@ -198,7 +198,7 @@ def test_it_stops_as_soon_as_there_is_room_and_says_what_went(ledger: Ledger, sp
     # 322 bytes: the job that ended six days ago goes, with its report, its lesion object and its image.
     assert removed == DeletedForRoom(jobs=1, instances=2, reports=1, bytes=111)
     assert set(Seen(ledger).jobs) == {1}
-    assert [line["event"] for line in logged] == ["retention by size"]
+    assert [line["event"] for line in logged] == ["work deleted to keep the size limit"]
     assert logged[0]["jobs"] == 1 and logged[0]["bytes"] == 111
 
 
@@ -208,13 +208,13 @@ def test_an_image_without_a_lesion_object_stays_a_day_and_then_goes_in_its_turn(
         removed = enforce_size_limit(ledger, spool, Retention(max_bytes=1))  # type: ignore[arg-type]
     assert removed == DeletedForRoom(instances=2, bytes=20)
     assert set(Seen(ledger).instances) == {1}
-    assert "nothing finished is left to remove" in logged[-1]["event"] and logged[-1]["excess"] == 9
+    assert "no finished work is left to delete" in logged[-1]["event"] and logged[-1]["excess"] == 9
 
 
 def test_many_go_in_several_transactions_and_still_oldest_first(
     ledger: Ledger, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.maintenance.retention.AT_ONCE", 2)
+    monkeypatch.setattr("daemon.maintenance.retention.MAX_JOBS", 2)
     fill(
         ledger,
         spool,
@@ -232,5 +232,5 @@ def test_the_limit_is_the_smaller_of_bytes_and_share(tmp_path: Path) -> None:
     assert size_limit(Retention(max_bytes="2MB"), tmp_path) == 2_000_000  # type: ignore[arg-type]
     stat = os.statvfs(tmp_path)
     total = stat.f_blocks * stat.f_frsize
-    assert size_limit(Retention(max_share=0.5), tmp_path) == pytest.approx(total / 2, abs=1)
-    assert size_limit(Retention(max_share=1.0, max_bytes="2MB"), tmp_path) == 2_000_000  # type: ignore[arg-type]
+    assert size_limit(Retention(max_disk_fraction=0.5), tmp_path) == pytest.approx(total / 2, abs=1)
+    assert size_limit(Retention(max_disk_fraction=1.0, max_bytes="2MB"), tmp_path) == 2_000_000  # type: ignore[arg-type]

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 
 from config.settings import Workers
-from daemon.archive.store_status import StoreOutcomeKind
 from daemon.errors import ArchiveError, DecoderUnavailable, RefusedInstance
-from daemon.events.arrival import Arrival
 from daemon.events.bus import (
     ArchiveAnswered,
     ArchiveSilent,
@@ -25,14 +23,14 @@ from daemon.events.bus import (
     JobOutcome,
     ReportSent,
 )
-from daemon.events.outcomes import Rejection, RejectionKind
+from daemon.events.outcomes import Arrival, Rejection, RejectionKind, StoreOutcomeKind
 from daemon.events.timings import Stage, StageTiming
 from daemon.ledger import Ledger
 from daemon.ledger.summary import urgent_work
 from daemon.monitoring.archive_health import ArchiveHealth
 from daemon.monitoring.health import LedgerProbe, not_alive, not_ready
 from daemon.monitoring.history import History, percentile
-from daemon.monitoring.recent_callers import MOST, RecentCallers
+from daemon.monitoring.recent_callers import MAX_CALLERS, RecentCallers
 from daemon.workers.bundle_source import default_bundle_path
 from daemon.workers.decoder_pool import DecoderPool
 from model.bundle import load_bundle
@@ -60,7 +58,7 @@ def test_every_reason_against_being_ready_is_told() -> None:
         "the ledger is stuck",
         "classifiers: it cannot start",
     ]
-    assert not_ready(None, gone, None, fine) == ["the spool cannot be looked at: No such file or directory"]
+    assert not_ready(None, gone, None, fine) == ["the spool cannot be read: No such file or directory"]
 
 
 def test_a_ledger_that_takes_no_write_is_found_out_and_one_stuck_probe_is_enough(tmp_path: Path) -> None:
@@ -88,12 +86,12 @@ def test_decoders_that_cannot_be_started_say_so_until_one_can(monkeypatch: pytes
     def do(*_: object) -> None:
         raise answers.pop(0)
 
-    monkeypatch.setattr(pool._decoders[0], "do", do)
+    monkeypatch.setattr(pool._decoders[0], "run", do)
     with pytest.raises(DecoderUnavailable):
-        pool._do(len)
+        pool._run(len)
     assert pool.trouble == "no process can be started"
     with pytest.raises(ImageError):
-        pool._do(len)
+        pool._run(len)
     assert pool.trouble is None, "there was a process: the object was at fault"
     assert (pool.alive, pool.expected, pool.waiting) == (0, 1, 0)
 
@@ -101,57 +99,57 @@ def test_decoders_that_cannot_be_started_say_so_until_one_can(monkeypatch: pytes
 class Answering:
     """An archive that answers C-ECHO by what is told of it."""
 
-    def __init__(self, hear: Callable[[ArchiveAnswered | ArchiveSilent], None]) -> None:
-        self.hear = hear
+    def __init__(self, record: Callable[[ArchiveAnswered | ArchiveSilent], None]) -> None:
+        self.record = record
         self.reason: str | None = None
         self.asked = 0
 
     def echo(self) -> None:
         self.asked += 1
         if self.reason:
-            self.hear(ArchiveSilent(self.reason))
+            self.record(ArchiveSilent(self.reason))
             raise ArchiveError(self.reason)
-        self.hear(ArchiveAnswered())
+        self.record(ArchiveAnswered())
 
 
 def test_the_archive_is_asked_only_where_it_answered_nothing_lately(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("time.time", lambda: clock[0])
     health = ArchiveHealth()
-    archive = Answering(health.hear)
+    archive = Answering(health.record)
     assert health.health.up is None
-    health.ask(archive)  # type: ignore[arg-type]
+    health.probe(archive)  # type: ignore[arg-type]
     assert health.health.up and health.health.last_answer == 1000.0
     clock[0] += 59
-    health.ask(archive)  # type: ignore[arg-type]
+    health.probe(archive)  # type: ignore[arg-type]
     assert archive.asked == 1
     clock[0] += 1
     archive.reason = "it cannot be reached"
     for _ in range(3):
-        health.ask(archive)  # type: ignore[arg-type]
+        health.probe(archive)  # type: ignore[arg-type]
     assert archive.asked == 4 and health.health.up is False
     assert (health.health.failures_in_a_row, health.health.problem) == (3, "it cannot be reached")
     assert health.health.last_answer == 1000.0
     clock[0] = 900.0  # set back
     archive.reason = None
-    health.ask(archive)  # type: ignore[arg-type]
+    health.probe(archive)  # type: ignore[arg-type]
     assert health.health.up and health.health.failures_in_a_row == 0 and health.health.problem is None
-    health.hear(ReportSent("tid1500", StoreOutcomeKind.RETRY))
+    health.record(ReportSent("tid1500", StoreOutcomeKind.RETRY))
     assert health.health.last_stored is None
-    health.hear(ReportSent("tid1500", StoreOutcomeKind.STORED))
+    health.record(ReportSent("tid1500", StoreOutcomeKind.STORED))
     assert health.health.last_stored == 900.0
 
 
 def test_callers_are_counted_and_strangers_are_forgotten_before_friends() -> None:
     callers = RecentCallers()
-    callers.hear(AssociationAccepted("PACS", "10.0.0.1"))
-    callers.hear(InstanceAnswered("1.2", 0x0000, "PACS", "10.0.0.1"))
-    callers.hear(InstanceAnswered("1.2", 0xC000, "PACS", "10.0.0.1"))
-    for number in range(2 * MOST):
-        callers.hear(Rejection(RejectionKind.UNKNOWN_PEER, "10.6.6.6", f"EVIL{number}", "MAMMOD", "no"))
+    callers.record(AssociationAccepted("PACS", "10.0.0.1"))
+    callers.record(InstanceAnswered("1.2", 0x0000, "PACS", "10.0.0.1"))
+    callers.record(InstanceAnswered("1.2", 0xC000, "PACS", "10.0.0.1"))
+    for number in range(2 * MAX_CALLERS):
+        callers.record(Rejection(RejectionKind.UNKNOWN_PEER, "10.6.6.6", f"EVIL{number}", "MAMMOD", "no"))
     seen = callers.last()
-    assert len(seen) == MOST
-    assert seen[0].ae_title == f"EVIL{2 * MOST - 1}" and seen[0].last_rejection == "unknown_peer"
+    assert len(seen) == MAX_CALLERS
+    assert seen[0].ae_title == f"EVIL{2 * MAX_CALLERS - 1}" and seen[0].last_rejection == "unknown_peer"
     pacs = seen[-1]
     assert (pacs.ae_title, pacs.accepted, pacs.rejected, pacs.instances, pacs.refused) == ("PACS", 1, 0, 1, 1)
 
@@ -162,11 +160,11 @@ def test_the_last_hour_is_kept_and_no_more(tmp_path: Path) -> None:
         nothing = urgent_work(connection)
     ledger.close()
     history = History()
-    history.hear(InstanceAccepted(Arrival.NEW, 1))
-    history.hear(JobAttempted(JobOutcome.QUARANTINED, 5))
-    history.hear(JobAttempted(JobOutcome.CLASSIFIED, 2, 1.0))
-    history.hear(ReportSent("tid1500", StoreOutcomeKind.RETRY))
-    history.hear(ReportSent("tid1500", StoreOutcomeKind.STORED))
+    history.record(InstanceAccepted(Arrival.NEW, 1))
+    history.record(JobAttempted(JobOutcome.QUARANTINED, 5))
+    history.record(JobAttempted(JobOutcome.CLASSIFIED, 2, 1.0))
+    history.record(ReportSent("tid1500", StoreOutcomeKind.RETRY))
+    history.record(ReportSent("tid1500", StoreOutcomeKind.STORED))
     for number in range(1000):
         history.sample(nothing, 10.0 * number)
     samples = history.samples()
@@ -174,8 +172,8 @@ def test_the_last_hour_is_kept_and_no_more(tmp_path: Path) -> None:
     last = samples[-1]
     assert (last.instances, last.lesions, last.reports) == (1, 2, 1)
     assert last.backlog == {"waiting": 0, "ready": 0, "running": 0, "sending": 0}
-    history.hear_stage(StageTiming(Stage.DECODE, 2.0, 1.0))
-    history.hear_stage(StageTiming(Stage.DECODE, None, 1.0))  # CPU alone is no passage
+    history.record_stage(StageTiming(Stage.DECODE, 2.0, 1.0))
+    history.record_stage(StageTiming(Stage.DECODE, None, 1.0))  # CPU alone is no passage
     latency = history.latencies()[Stage.DECODE]
     assert latency is not None and (latency.count, latency.p50, latency.p95) == (1, 2.0, 2.0)
     assert history.latencies()[Stage.SEND] is None

@@ -1,4 +1,4 @@
-"""Nodes in the ledger: signs of life, leases, what a dead node leaves, and transactions that get in each other's way."""
+"""Nodes in the ledger: heartbeats, leases, the work of expired nodes, and conflicting transactions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from daemon.ledger import Ledger, database, instances, job_claims, jobs, nodes, 
 from daemon.ledger.schema import OutboxState
 from daemon.ledger.schema import jobs as job_table
 from daemon.ledger.schema import nodes as node_table
-from daemon.maintenance.retention import delete_files
 from daemon.monitoring.status_report import collect
 from daemon.nodes.membership import Node
+from daemon.storage.deletion import delete_files
 from daemon.storage.spool import Spool
 from daemon.system import process_identity
 from tests.daemon.ledger.test_transitions import IMAGE, arrive, lesion_job, report, state_of, stored
@@ -68,12 +68,12 @@ def test_a_node_is_alive_by_the_databases_clock(ledger: Ledger) -> None:
         assert all(abs(row.beat_at - time.time()) < 60 for row in nodes.all(connection)), "seconds since the epoch"
     silence(ledger, A)
     with ledger.read() as connection:
-        assert nodes.silent(connection) == [A]
+        assert nodes.expired(connection) == [A]
         silent_s = {row.id: row.silent_s for row in nodes.all(connection)}
     assert silent_s[A] >= 10_000 > 100 > silent_s[B]
     with ledger.write() as connection:
         assert nodes.beat(connection, A)
-        assert nodes.silent(connection) == []
+        assert nodes.expired(connection) == []
 
 
 def test_no_two_nodes_claim_the_same_job(ledger: Ledger) -> None:
@@ -81,7 +81,7 @@ def test_no_two_nodes_claim_the_same_job(ledger: Ledger) -> None:
 
     def claim(owner: str) -> list[int]:
         claimed = []
-        while rows := ledger.change(lambda connection: job_claims.claim(connection, owner, 3, 10.0)):
+        while rows := ledger.transact(lambda connection: job_claims.claim(connection, owner, 3, 10.0)):
             claimed += [row.id for row in rows]
             assert {row.owner for row in rows} == {owner}
         return claimed
@@ -104,7 +104,7 @@ def test_the_work_of_a_silent_node_is_given_back_and_that_of_a_living_one_is_not
     assert (taken.nodes, taken.jobs, taken.given_up) == (1, 1, 0)
     assert (state_of(ledger, first), state_of(ledger, second)) == ("ready", "running")
     with ledger.write() as connection:
-        assert job_claims.claim(connection, A, 9, 20.0) == [], "a node that was taken for dead claims nothing"
+        assert job_claims.claim(connection, A, 9, 20.0) == [], "a node whose lease expired claims nothing"
         assert nodes.take_duty(connection, B, "housekeeping")
         (again,) = job_claims.claim(connection, B, 9, 20.0)
         assert (again.id, again.attempts) == (first, 2), "an attempt counts as it does in a crash"
@@ -156,7 +156,7 @@ def test_image_and_lesion_object_recorded_at_once_are_paired(ledger: Ledger) -> 
                 jobs.promote(connection, jobs.needing(connection, image), 1.0)
 
             both.wait(10)
-            ledger.change(transition)
+            ledger.transact(transition)
 
         def source_comes(image: str = image, source: str = source, both: threading.Barrier = both) -> None:
             def transition(connection):  # type: ignore[no-untyped-def]
@@ -164,7 +164,7 @@ def test_image_and_lesion_object_recorded_at_once_are_paired(ledger: Ledger) -> 
                 jobs.create(connection, instance_id, source, (image,), BUNDLE, 1.0)
 
             both.wait(10)
-            ledger.change(transition)
+            ledger.transact(transition)
 
         with ThreadPoolExecutor(2) as pool:
             for future in [pool.submit(image_comes), pool.submit(source_comes)]:
@@ -185,7 +185,7 @@ def test_the_last_two_reports_of_a_job_end_at_once(ledger: Ledger) -> None:
 
     def ends(item: int) -> None:
         both.wait(10)
-        ledger.change(lambda connection: outbox.stored(connection, item, 0, None, 12.0, A))
+        ledger.transact(lambda connection: outbox.stored(connection, item, 0, None, 12.0, A))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(ends, items))
@@ -194,7 +194,7 @@ def test_the_last_two_reports_of_a_job_end_at_once(ledger: Ledger) -> None:
 
 def test_the_same_instance_at_once_is_recorded_once(ledger: Ledger) -> None:
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda _: ledger.change(lambda c: instances.record(c, stored(IMAGE))), range(12)))
+        list(pool.map(lambda _: ledger.transact(lambda c: instances.record(c, stored(IMAGE))), range(12)))
     with ledger.read() as connection:
         assert instances.received(connection) == 12
         assert len(instances.current(connection, [IMAGE])) == 1
@@ -210,7 +210,7 @@ def test_what_a_peer_said_is_kept_whatever_it_holds(ledger: Ledger) -> None:
     assert kept.startswith("before\ufffdafter")
 
 
-def test_a_forgotten_file_that_was_received_again_stays(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_file_without_a_row_that_was_received_again_stays(ledger: Ledger, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     for name in ("here", "gone"):
         (spool.directory / "instances" / name).write_bytes(b"x")
@@ -247,9 +247,9 @@ def test_only_what_dead_processes_were_receiving_is_swept(ledger: Ledger, tmp_pa
     first, second = (Node(ledger, spool, facts()) for _ in range(2))
     first.join()
     (first.incoming / "x.part").write_bytes(b"half")
-    (spool.receive_in("dead") / "y.part").write_bytes(b"half")
+    (spool.receiving_folder("dead") / "y.part").write_bytes(b"half")
     second.join()
-    assert second.sweep_incoming() == 1
+    assert second.delete_orphaned_incoming() == 1
     assert (first.incoming / "x.part").exists()
 
 
@@ -286,9 +286,9 @@ def test_a_server_that_was_restarted_is_found_again(postgresql: PostgreSQL, post
     join(ledger, A)
     postgresql.stop()
     with pytest.raises(OperationalError):
-        ledger.change(lambda connection: nodes.beat(connection, A))
+        ledger.transact(lambda connection: nodes.beat(connection, A))
     postgresql.start()
-    assert ledger.change(lambda connection: nodes.beat(connection, A))
+    assert ledger.transact(lambda connection: nodes.beat(connection, A))
     ledger.close()
 
 

@@ -101,11 +101,11 @@ def test_a_study_or_series_uid_that_is_none_is_refused_by_intake(
 def test_the_spools_names_are_digests_whatever_the_uid(spool: Spool, uid: str) -> None:
     received = spool.incoming / "x.part"
     received.write_bytes(bytes(128) + b"DICM" + bytes(16))
-    placed = [spool.place(received, uid), spool.write_report(uid, b"report")]
+    placed = [spool.add_instance(received, uid), spool.write_report(uid, b"report")]
     for one, folder in zip(placed, ("instances", "outbox"), strict=True):
         root, short, name = Path(one.path).parts
         assert (root, short, len(name)) == (folder, name[:2], 64 + len(".dcm"))
         assert os.path.commonpath([spool.absolute(one.path).resolve(), spool.directory.resolve()]) == str(
             spool.directory.resolve()
         )
-    spool.remove(one.path for one in placed)
+    spool.delete(one.path for one in placed)

@@ -1,4 +1,4 @@
-"""Whom intake wakes: the dispatcher, where a job may have become ready, not for every image of a backlog; what a job needs."""
+"""Intake wakes the dispatcher when a job may have become ready, not for every image; what a job needs."""
 
 from __future__ import annotations
 

@@ -26,10 +26,11 @@ from structlog.testing import capture_logs
 
 from config.errors import ConfigurationError
 from config.settings import Peer
-from daemon.dimse.presentation_contexts import choose_transfer_syntax, storage_classes
+from daemon.dicom.sop_classes import storage_classes
+from daemon.dimse.presentation_contexts import choose_transfer_syntax
 from daemon.errors import RefusedInstance
 from daemon.events.outcomes import Rejection
-from daemon.receiving.admission import Admission, Asked, Refused
+from daemon.receiving.admission import Admission, AssociationRequest, Rejected
 from daemon.receiving.listener import Listener
 from daemon.storage.received_instance import ReceivedInstance
 from tests.support.peers.programs import answers_echo, program, wait_until
@@ -62,22 +63,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.* VR UI"),
     pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def incoming(tmp_path: Path) -> Path:
-    return tmp_path / "incoming"
-
-
-@pytest.fixture
-def accepted(tmp_path: Path) -> Accepted:
-    return Accepted(tmp_path / "accepted")
-
-
-@pytest.fixture
-def listener(incoming: Path, accepted: Accepted) -> Iterator[Listener]:
-    with listening(Listener(listener_settings(), incoming, accepted)) as running:
-        yield running
 
 
 def is_empty(folder: Path) -> bool:
@@ -140,7 +125,8 @@ def test_success_is_answered_only_after_accept_returned(incoming: Path) -> None:
     assert is_empty(incoming)
 
 
-# --- bad instances ---------------------------------------------------------------------------------------------------
+# --- bad instances
+# ---------------------------------------------------------------------------------------------------
 
 
 def without(keyword: str) -> bytes:
@@ -257,7 +243,8 @@ def test_cut_transfer_leaves_nothing(listener: Listener, incoming: Path, accepte
     assert answers_echo(listener.port, "MAMMOD")
 
 
-# --- who may associate -----------------------------------------------------------------------------------------------
+# --- who may associate
+# -----------------------------------------------------------------------------------------------
 
 PEERS = [
     {"ae_title": "HERE", "networks": ["10.0.0.0/8", "127.0.0.0/8"]},
@@ -306,8 +293,8 @@ def rejection_of(port: int, called: str = "MAMMOD", calling: str = "MODALITY") -
 def test_a_peer_may_do_what_its_entry_says(
     incoming: Path, accepted: Accepted, may: list[str], echo: int, stored: int
 ) -> None:
-    """Result of each presentation context by PS3.8 table 9-18: 0 acceptance, 1 user-rejection, 3 unknown abstract syntax."""
-    peers = [{"ae_title": "MODALITY", "networks": ["127.0.0.0/8"], "may": may}]
+    """The results by context (PS3.8 table 9-18): 0 acceptance, 1 rejected by user, 3 unknown class."""
+    peers = [{"ae_title": "MODALITY", "networks": ["127.0.0.0/8"], "permissions": may}]
     with listening(Listener(listener_settings(peers=peers), incoming, accepted)) as listener:
         offers = [("1.2.840.10008.1.1", [IMPLICIT]), (MAMMOGRAM, [EXPLICIT]), ("1.2.3.4", [IMPLICIT])]
         association = request_association(listener.port, offers)
@@ -375,7 +362,7 @@ def test_an_association_that_cannot_be_decided_on_is_rejected(incoming: Path, ac
     def admit() -> str | None:
         raise OSError(errno.EIO, "the disk does not answer")
 
-    with listening(Listener(listener_settings(), incoming, accepted, admit)) as listener:
+    with listening(Listener(listener_settings(), incoming, accepted, full=admit)) as listener:
         assert request_association(listener.port).is_rejected
         wait_until(lambda: not listener.served_here, "it has ended")
 
@@ -401,18 +388,18 @@ def test_who_left_is_not_admitted() -> None:
     admission = Admission(listener_settings(), lambda: None, lambda _: None)
     assert admission.enter("a", "127.0.0.1")
     admission.leave("a")
-    asked = Asked("MODALITY", "MAMMOD", frozenset())
-    assert isinstance(admission.decide("a", asked), Refused)
+    asked = AssociationRequest("MODALITY", "MAMMOD", frozenset())
+    assert isinstance(admission.decide("a", asked), Rejected)
     left = Admission(listener_settings(), lambda: left.leave("b"), lambda _: None)
     assert left.enter("b", "127.0.0.1")
-    assert isinstance(left.decide("b", asked), Refused)
+    assert isinstance(left.decide("b", asked), Rejected)
     assert (left.admitted, left.open) == (0, 0)
 
 
 def test_no_room_rejects_associations_and_refuses_instances(incoming: Path, accepted: Accepted) -> None:
     reason: list[str] = []
     admit: Callable[[], str | None] = lambda: reason[0] if reason else None  # noqa: E731
-    with listening(Listener(listener_settings(), incoming, accepted, admit)) as listener:
+    with listening(Listener(listener_settings(), incoming, accepted, full=admit)) as listener:
         association = request_association(listener.port)
         reason.append("the disk is nearly full")
         assert store(association, GOOD, UID).Status == 0xA700
@@ -423,7 +410,8 @@ def test_no_room_rejects_associations_and_refuses_instances(incoming: Path, acce
     assert len(accepted) == 1
 
 
-# --- negotiation -----------------------------------------------------------------------------------------------------
+# --- negotiation
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -467,11 +455,12 @@ def test_every_storage_class_is_accepted_in_every_transfer_syntax(listener: List
         association.release()
 
 
-# --- the wire --------------------------------------------------------------------------------------------------------
+# --- the wire
+# ----------------------------------------------------------------------------------------------------
 
 
 def talk(port: int, sent: bytes, then_close: bool = False) -> bytes:
-    """What is answered to these bytes until the listener closes the connection; TimeoutError where it does not in 10 s."""
+    """The answer to these bytes until the listener closes the connection; TimeoutError if it takes 10 s."""
     answer = b""
     with socket.create_connection((HOST, port), timeout=10) as connection:
         try:
@@ -526,7 +515,7 @@ def test_random_protocol_ends_the_connection_and_nothing_else(
     damages: list[tuple[int, int]],
     pdus: list[tuple[int, bytes]],
 ) -> None:
-    """A damaged request, then PDUs of any kind with any content. A thread that died of them would fail the test."""
+    """A damaged request, then PDUs of any kind and content. A thread that dies would fail the test."""
     request = bytearray(association_request)
     for place, value in damages:
         request[place % len(request)] = value
@@ -554,7 +543,8 @@ def test_port_in_use_is_a_configuration_error(listener: Listener, incoming: Path
         Listener(listener_settings(port=listener.port), incoming, accepted).start()
 
 
-# --- stopping --------------------------------------------------------------------------------------------------------
+# --- stopping
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_stop_answers_what_is_being_received_and_aborts_who_is_idle(
@@ -594,7 +584,7 @@ def test_stop_answers_what_is_being_received_and_aborts_who_is_idle(
 def test_stop_aborts_who_does_not_finish_in_time(
     incoming: Path, accepted: Accepted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.receiving.store_scp.ABORT_LIMIT_S", 60)  # so that it is the abort that ends it
+    monkeypatch.setattr("daemon.receiving.store_scp.MAX_ABORT_S", 60)  # so that it is the abort that ends it
     listener = Listener(listener_settings(), incoming, accepted)
     listener.start()
     association = request_association(listener.port)
@@ -607,7 +597,8 @@ def test_stop_aborts_who_does_not_finish_in_time(
     assert is_empty(incoming)
 
 
-# --- TLS -------------------------------------------------------------------------------------------------------------
+# --- TLS
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

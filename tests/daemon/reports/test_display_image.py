@@ -23,7 +23,7 @@ def test_a_view_is_windowed_and_keeps_its_proportions() -> None:
     assert view.grey.shape == (FIT[1], FIT[1] // 2)
     assert view.scale == FIT[1] / 2000
     column = view.grey[:, 0].astype(float)
-    # Row r of the view is stored value 2000 (r + 0.5) / 1050, which the window takes to r * 2000 / 1050 / 1000.
+    # Row r of the view is stored value 2000 (r + 0.5) / 1050, windowed to r * 2000 / 1050 / 1000.
     expected = np.clip((np.arange(FIT[1]) + 0.5) * 2000 / FIT[1] / 1000, 0, 1) * 255
     np.testing.assert_allclose(column, expected, atol=1.5)
 

@@ -1,4 +1,4 @@
-"""Presentation states: where they draw, what they leave as it is, and what dicom3tools and DCMTK make of them."""
+"""Presentation states: where they draw, what they leave unchanged, and how others read them."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def words(made: Dataset) -> list[str]:
 
 
 def test_pixel_units_are_scoord_s_numbers() -> None:
-    """A segment of one pixel, the one at column 20 and row 10 counted from 0, is drawn around that pixel's middle.
+    """A segment of one pixel, at column 20 and row 10 counted from 0, is drawn around that pixel's middle.
 
-    Table C.10-5: the top left corner of the first pixel is 0.0\\0.0, its bottom right corner 1.0\\1.0; so the pixel's
-    middle is 20.5\\10.5, as in SCOORD (C.18.6.1.1).
+    Table C.10-5: the top left corner of the first pixel is 0.0\\0.0, its bottom right corner 1.0\\1.0; so the
+    pixel's middle is 20.5\\10.5, as in SCOORD (C.18.6.1.1).
     """
     mask = np.zeros((40, 60), bool)
     mask[10, 20] = True
@@ -204,7 +204,7 @@ def test_what_cannot_be_drawn_is_refused_with_the_reason() -> None:
 
 
 def test_highdicom_s_reading_of_the_units_is_ours() -> None:
-    """Another implementation's words: its AnnotationUnits.PIXEL has the corner of the first pixel at (0.0, 0.0)."""
+    """Another implementation agrees: AnnotationUnits.PIXEL puts the first pixel's corner at (0.0, 0.0)."""
     graphic = hd.pr.GraphicObject(
         graphic_type=hd.pr.GraphicTypeValues.POLYLINE,
         graphic_data=np.array(b.SQUARE, np.float32),
@@ -250,7 +250,7 @@ def looking(changes: dict[str, Any]) -> Dataset:
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("implicit", [False, True], ids=["explicit", "implicit"])
 def test_dcmtk_renders_the_image_the_same_with_and_without_it(look: str, implicit: bool, tmp_path: Path) -> None:
-    """dcmp2pgm under the state (it draws no graphics), and dcmj2pnm with the image's own first window or LUT."""
+    """Return dcmp2pgm's pixels with the state, and dcmj2pnm's with the image's first window or LUT."""
     image = looking(LOOKS[look])
     if implicit:
         image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian

@@ -1,4 +1,4 @@
-"""What a Mammography CAD SR says, by PS3.16 TID 4000; and that our own reader finds the same lesions in it."""
+"""What a Mammography CAD SR says, by PS3.16 TID 4000; our own reader finds the same lesions in it."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ import pytest
 from pydicom.dataset import Dataset
 
 from config.errors import ConfigurationError
-from config.settings import Reports, load_settings
-from daemon.reports.case import RESEARCH_USE, UNTRAINED
+from config.loading import load_settings
+from config.settings import Reports
+from daemon.reports.statements import RESEARCH_USE, UNTRAINED
 from tests.support import report_objects as b
 from tests.support.report_cases import read
 

@@ -11,7 +11,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from config.errors import ConfigurationError
-from config.settings import Reports, load_settings
+from config.loading import load_settings
+from config.settings import Reports
 from daemon.errors import ReportError
 from daemon.jobs.pipeline import Classified, Inputs, Pipeline
 from daemon.lesions.lesion import LesionReading

@@ -1,4 +1,4 @@
-"""Every report that these tests make, before programs that are not ours: dicom3tools, DCMTK and highdicom's reader."""
+"""Every report that these tests make, read by other programs: dicom3tools, DCMTK and highdicom."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from daemon.lesions.lesion import Region
-from daemon.reports.case import RESEARCH_USE
+from daemon.reports.statements import RESEARCH_USE
 from tests.support import report_objects as b
 from tests.support.report_cases import CASES, file_of
 
@@ -18,7 +18,7 @@ PATIENT_AND_STUDY = ("0008,0020", "0008,0030", "0008,0050", "0008,0090", "0010,0
 
 
 def convertible(report: hd.sr.Comprehensive3DSR) -> list[str]:
-    """DCMTK's option for a page in UTF-8, where its library knows the character set (glibc's iconv: no ISO 2022)."""
+    """Return DCMTK's option for a page in UTF-8, if glibc's iconv knows the character set (no ISO 2022)."""
     return [] if "ISO 2022 IR 87" in report.get("SpecificCharacterSet", "") else ["+U8"]
 
 

@@ -27,7 +27,7 @@ ORANGE, BLUE = np.array([255, 150, 50]), np.array([90, 200, 250])
 
 
 def result(image: Dataset, left: float = 400, top: float = 600, probability: float = 0.87, **facts: Any) -> Result:
-    """A square of 400 pixels, of which the network saw 598 pixels around its middle as a grey ramp from left to right.
+    """A square of 400 pixels; the network saw 598 pixels around its middle as a grey ramp from left to right.
 
     Its heat map is hot in the bottom right corner.
     """

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from daemon.dicom.uids import is_valid_uid
 from daemon.errors import ReportError
 from daemon.lesions.lesion import Code
-from daemon.reports.case import RESEARCH_USE, UNTRAINED
+from daemon.reports.statements import RESEARCH_USE, UNTRAINED
 from model.prediction import Prediction
 from tests.support import report_objects as b
 from tests.support.peers.programs import dciodvfy

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.reports.case import RESEARCH_USE
 from daemon.reports.registry import KINDS
+from daemon.reports.statements import RESEARCH_USE
 from tests.support import report_objects as b
 from tests.support.peers.iods import iod_errors
 from tests.support.peers.programs import dcentvfy, dciodvfy, dsr2html, dsrdump, pixelmed
@@ -38,7 +38,7 @@ def test_dciodvfy_finds_no_error(file: Path) -> None:
     assert dciodvfy(file) == []
 
 
-# Device UID in Contributing Equipment Sequence is younger than both validators' edition of the standard (dciodvfy warns).
+# Device UID in Contributing Equipment Sequence is newer than both validators' edition (dciodvfy warns).
 NEWER_ATTRIBUTE = "sop-common (0018,A001)/(0018,1002): TagUnexpected"
 
 
@@ -89,14 +89,14 @@ def test_dsr2html_renders_it_with_its_research_marking(file: Path) -> None:
     assert RESEARCH_USE in dsr2html(file)
 
 
-# Value sets that may be replaced or extended: CID 100 is a baseline (BCID) and has no mammography; CID 6014 is extensible
+# Value sets that may be replaced or extended: CID 100 is a baseline (BCID); CID 6014 is extensible
 # and has no lesion whose kind is not known.
 NO_MAMMOGRAPHY = 'Code (71651007,SCT,"Mammography") not found in context group 100'
 NO_LESION = 'Code (52988006,SCT,"Lesion") not found in context group 6014'
 ALLOWED = {"tid1500": NO_MAMMOGRAPHY, "mammo-cad-sr": NO_LESION, "without-result": NO_MAMMOGRAPHY}
-# What the validator, of 2022, does not know. TID 4019 had no manufacturer then. Comments, the lesion object, the
-# interpretation and the status are additions to TID 1500, which is extensible. With a MULTIPOINT in the document it holds
-# TID 1410 against TID 1501, which has no geometric purpose.
+# What the validator, of 2022, does not know. TID 4019 had no manufacturer then. Comments, the lesion object,
+# the interpretation and the status are additions to TID 1500, which is extensible. With a MULTIPOINT in the
+# document it holds TID 1410 against TID 1501, which has no geometric purpose.
 NEWER = {
     "tid1500": (
         "Comment",

@@ -1,4 +1,4 @@
-"""Files 0600 in directories 0700, whatever the umask; `tests/service/test_privacy.py` looks at a whole spool after use."""
+"""Files are 0600 in directories 0700, whatever the umask; `tests/service/test_privacy.py`: a used spool."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_spools_files(tmp_path: Path) -> None:
     received = spool.incoming / "x.part"
     received.write_bytes(bytes(128) + b"DICM" + bytes(16))
     received.chmod(0o644)
-    spool.place(received, "1.2.3")
+    spool.add_instance(received, "1.2.3")
     spool.write_report("1.2.4", b"report")
     found = modes(tmp_path)
     assert {mode for path, mode in found.items() if (tmp_path / path).is_dir()} == {0o700}

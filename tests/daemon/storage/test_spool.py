@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.dicom.encoding import part_10_start
-from daemon.storage import spool as spool_module
+from daemon.dicom.part10 import part_10_start
+from daemon.storage import filesystem
 from daemon.storage.spool import Spool
 
 UID = "1.2.3"
@@ -22,21 +22,21 @@ def received(spool: Spool, name: str = "one.part") -> Path:
 
 
 def test_half_a_file_left_by_a_power_cut_is_replaced(spool: Spool) -> None:
-    """The name is given before the content is synced, so a file of no row may be cut; whoever sends again gets a whole one."""
-    placed = spool.place(received(spool), UID)
+    """The name is given before the content is synced, so a file without a row may be cut; a resend heals."""
+    placed = spool.add_instance(received(spool), UID)
     final = spool.absolute(placed.path)
     final.unlink()
     final.write_bytes(CONTENT[:1000])
-    assert spool.place(received(spool, "two.part"), UID) == placed
+    assert spool.add_instance(received(spool, "two.part"), UID) == placed
     assert final.read_bytes() == CONTENT
     assert [path.name for path in final.parent.iterdir()] == [final.name]
 
 
 def test_placing_the_same_file_twice_makes_it_young(spool: Spool) -> None:
     path = received(spool)
-    final = spool.absolute(spool.place(path, UID).path)
+    final = spool.absolute(spool.add_instance(path, UID).path)
     os.utime(final, (1, 1))
-    spool.place(path, UID)
+    spool.add_instance(path, UID)
     assert final.samefile(path)
     assert final.stat().st_mtime > 1_000_000
     assert len(list(final.parent.iterdir())) == 1
@@ -46,20 +46,20 @@ def test_a_file_that_is_gone_is_not_looked_for_again_and_again(spool: Spool) -> 
     path = received(spool)
     path.rename(path.with_name("elsewhere.part"))
     with pytest.raises(FileNotFoundError):
-        spool_module._link(path, spool.absolute("instances/ab/abc.dcm"))
+        filesystem.link(path, spool.absolute("instances/ab/abc.dcm"))
 
 
 def test_a_folder_that_somebody_removed_is_made_again(spool: Spool) -> None:
-    final = spool.absolute(spool.place(received(spool), UID).path)
+    final = spool.absolute(spool.add_instance(received(spool), UID).path)
     final.unlink()
     final.parent.rmdir()
-    spool.place(received(spool), UID)
+    spool.add_instance(received(spool), UID)
     assert final.read_bytes() == CONTENT and final.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("syncs_names", [False, True])
 def test_the_name_is_synced_with_the_content(syncs_names: bool, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One commit of the file system's journal and not two: when the content is synced, the name is there already."""
+    """One commit of the file system's journal, not two: the name exists when the content is synced."""
     path = received(spool)
     synced: list[tuple[str, int]] = []
 
@@ -67,8 +67,8 @@ def test_the_name_is_synced_with_the_content(syncs_names: bool, spool: Spool, mo
         synced.append((what.name, path.stat().st_nlink))
         return what.stat().st_size
 
-    monkeypatch.setattr(spool_module, "_sync", sync)
+    monkeypatch.setattr(filesystem, "sync", sync)
     spool.syncs_names = syncs_names  # else as the file system is that the test runs on
-    placed = spool.place(path, UID)
+    placed = spool.add_instance(path, UID)
     folder = [] if syncs_names else [(Path(placed.path).parent.name, 2)]
     assert synced == [("one.part", 2), *folder]

@@ -13,24 +13,24 @@ import pytest
 from tests.support.peers.programs import wait_until
 
 ROOT = Path(__file__).parents[3]
-# A program with a process that ignores SIGTERM, as ours do; it prints that one's id, and ends as its argument says.
+# A program with a child that ignores SIGTERM, as ours do; it prints the child's id and ends as asked.
 PROGRAM = """
 import os, signal, sys
-from daemon.system.child_process import Child, begin
+from daemon.system.child_process import ChildProcess, initialise_child
 
 def work(pipe):
-    begin("mammod-test")
+    initialise_child("mammod-test")
     pipe.send(os.getpid())
     pipe.recv()
 
 if __name__ == "__main__":
-    child = Child("test", work)
+    child = ChildProcess("test", work)
     print(child.pipe.recv(), flush=True)
     os.kill(child.pid, signal.SIGTERM)
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if sys.argv[1] == "ended":
-        child.end()
+        child.close()
     if sys.argv[1] == "raised":
         raise SystemExit(3)
 """

@@ -1,4 +1,4 @@
-"""What the log says of an exception and of libraries that quote what they read: kind and place, never a value."""
+"""What the log says of exceptions and of libraries that quote what they read: type and place, no value."""
 
 from __future__ import annotations
 

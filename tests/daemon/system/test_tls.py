@@ -1,7 +1,7 @@
-"""TLS as the other side sees it: versions, suites and certificates taken and refused, replaced while running, and ending.
+"""TLS as the other side sees it: versions, suites and certificates accepted, refused, replaced and ending.
 
-What is allowed is written here by hand from RFC 9325 4.2 and PS3.15 B.12; the other side is the `ssl` module or openssl,
-told to offer exactly one thing.
+What is allowed is written here by hand from RFC 9325 4.2 and PS3.15 B.12; the other side is the `ssl` module
+or openssl, told to offer exactly one thing.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def client(ca: Authority, files: Files | None, suite: str | None = None) -> ssl.
 def handshake(port: int, context: ssl.SSLContext) -> tuple[str, str, int]:
     """Version, suite and the listener's certificate number; ssl.SSLError or OSError where it was refused.
 
-    In TLS 1.3 a client learns of its refusal only when it reads: something that is answered shows that it was let in.
+    In TLS 1.3 a client learns of its refusal only when it reads: something that is answered shows that it was
+    let in.
     """
     with socket.create_connection((HOST, port), timeout=10) as raw, context.wrap_socket(raw) as connection:
         cipher, version = connection.cipher(), connection.version()
@@ -129,7 +130,7 @@ def handshake(port: int, context: ssl.SSLContext) -> tuple[str, str, int]:
         return version, cipher[0], x509.load_der_x509_certificate(shown).serial_number
 
 
-# --- the listener ----------------------------------------------------------------------------------------------------
+# --- the listener ---
 
 
 @pytest.mark.parametrize(("version", "taken"), [("TLSv1", 0), ("TLSv1_1", 0), ("TLSv1_2", 1), ("TLSv1_3", 1)])
@@ -223,12 +224,14 @@ def test_certificates_replaced_while_running_are_shown_to_the_next_caller_and_op
         open_before.release()
 
 
-# --- the outgoing side -----------------------------------------------------------------------------------------------
+# --- the outgoing side ---
 
 
 class Server:
-    """A TLS server that would do anything but for what it is told to offer; `told` is how each handshake ended, `shown` the
-    numbers of the certificates that its callers showed."""
+    """A TLS server that is limited only by its context.
+
+    `told` is how each handshake ended, `shown` are the numbers of the certificates that its callers showed.
+    """
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.told: list[str] = []
@@ -359,7 +362,7 @@ def test_host_name_is_compared_where_a_web_server_is_called(ca: Authority, certi
     assert not Credentials(settings, "archive.tls", Side.CALL).context().check_hostname
 
 
-# --- when certificates end -------------------------------------------------------------------------------------------
+# --- when certificates end ---
 
 
 def test_a_file_of_certificates_is_read_once_until_it_changes(

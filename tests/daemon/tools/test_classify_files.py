@@ -1,4 +1,6 @@
-"""`mammod classify` as a user runs it, with a stand-in engine: table, JSON, files written, errors, exit status."""
+"""`mammod classify` as a user runs it, with a stand-in engine: table, JSON, files written, errors, exit
+status.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from daemon.tools import classify_files
 from model.bundle import FORMAT, MANIFEST, WEIGHTS, Architecture, Manifest
 from model.crop import CropPolicy
 from model.normalise import NormalisationPolicy
+from tests.support import launch
 from tests.support import report_objects as b
 from tests.support.cases import BOTTOM, LEFT, RIGHT, TOP, Case, make_case, report_on
+from tests.support.fork_server import run_forked
 from tests.support.peers.programs import dciodvfy
 from tests.support.services import ROOT, write_settings
 
@@ -34,7 +37,9 @@ ALL_KINDS = ["tid1500", "gsps", "sc"]
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Path:
-    """A settings file that names a bundle with a manifest and no network, which the stand-in engine does not miss."""
+    """A settings file that names a bundle with a manifest and no network, which the stand-in engine does
+    not miss.
+    """
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / WEIGHTS).write_bytes(b"none")
@@ -59,8 +64,7 @@ def settings(tmp_path: Path) -> Path:
 def classify(settings: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENVIRONMENT_PREFIX)}
     environment |= {"MAMMOD_TEST_ENGINE": "stand-in", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "tests.support.launch", "classify", "--config", settings, *arguments]
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    answer = run_forked(launch.main, "classify", "--config", settings, *arguments, environment=environment)
     assert "Traceback" not in answer.stderr, answer.stderr
     return answer
 
@@ -103,7 +107,7 @@ def test_json_of_a_folder_in_which_a_report_of_ours_lies_too(settings: Path, tmp
     output = folder / "output"
     answer = classify(settings, "--json", "--kinds", "tid1500", "--output", output, folder)
     assert answer.returncode == 0, answer.stderr
-    assert "2 files left out: no DICOM objects, or reports of mammod" in answer.stderr
+    assert "2 files skipped: not DICOM, or reports of mammod" in answer.stderr
     told: dict[str, Any] = json.loads(answer.stdout)
     assert told["bundle"]["name"] == "stand-in" and told["bundle"]["trained"] is True and told["refused"] == []
     objects = told["lesion_objects"]
@@ -123,7 +127,8 @@ def test_json_of_a_folder_in_which_a_report_of_ours_lies_too(settings: Path, tmp
         assert box["right"] - box["left"] == 299
         assert probability_in(output / item["reports"][0]["file"]) == [pytest.approx(lesion["probability"], abs=6e-5)]
         assert lesion["class"] == ("malignant" if lesion["probability"] >= 0.5 else "benign")
-        # The box reaches past the left and the upper edge of an image of 320 x 400: of 299 x 299 pixels 235 x 270 are left.
+        # The box reaches past the left and the upper edge of an image of 320 x 400: of 299 x 299 pixels 235
+        # x 270 are left.
         assert lesion["remarks"] == ["29 % of the box outside the image"]
         assert item["problems"] == [] and len(item["pictures"]) == 1
 
@@ -144,7 +149,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(settings: Path, case:
     assert len(good["lesions"]) == 1 and good["problems"] == []
     assert missing["lesions"] == [] and missing["reports"] == []
     (problem,) = missing["problems"]
-    assert "images that were not given" in problem and alone.image.SOPInstanceUID in problem
+    assert "images that are missing" in problem and alone.image.SOPInstanceUID in problem
     assert problem in answer.stderr
     assert {Path(item["file"]).name: item["reason"] for item in told["refused"]} == {
         "notes.txt": "this is no DICOM object; DICOM Part 10 files are expected",
@@ -170,7 +175,9 @@ def test_wrong_words_are_said_before_anything_is_started(settings: Path, case: C
 
 
 def test_real_mammograms_with_known_lesions(settings: Path, tmp_path: Path) -> None:
-    """Two lesions drawn in an SR, and one in a SEG at the image's edge: the middles of the table's boxes come back."""
+    """Two lesions drawn in an SR, and one in a SEG at the image's edge: the middles of the table's boxes
+    come back.
+    """
     cases = [case for case in read_cases() if case.name in ("1-132", "1-280")]
     for case, kind in zip(cases, ("SR", "SEG"), strict=True):
         header = dcmread(case.path, stop_before_pixels=True)

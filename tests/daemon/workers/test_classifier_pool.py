@@ -20,14 +20,14 @@ import pytest
 from config.errors import ConfigurationError
 from config.settings import Workers
 from daemon.errors import ClassifierError, ClassifierUnavailable, DeadlyRoi
-from daemon.workers.classifier_pool import ClassifierPool, _environments
+from daemon.workers.classifier_pool import ClassifierPool, process_environments
 from model.bundle import Architecture, Bundle, Manifest
 from model.crop import CropPolicy
 from model.engines import hardware
 from model.normalise import NormalisationPolicy
 from tests.support.fake_engines import BE_KILLED, DIE, DIE_ONCE, FAIL, HANG, NO_HEAT_MAP, NOT_A_NUMBER
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[3]
 SIZE = 32
 LIMIT_S = 60
 
@@ -46,7 +46,7 @@ def start(bundle: Bundle) -> Iterator[Start]:
     def start(
         engine: str = "fake", count: int = 1, max_batch: int = 8, max_wait_ms: float = 50, **limits: Any
     ) -> ClassifierPool:
-        workers = Workers(count=count, max_batch=max_batch, max_wait_ms=max_wait_ms)
+        workers = Workers(classifiers=count, max_batch=max_batch, max_wait_ms=max_wait_ms)
         classifier = ClassifierPool(bundle, workers, factory=f"tests.support.fake_engines:{engine}", **limits)
         running.append(classifier)
         classifier.start()
@@ -194,7 +194,7 @@ def test_a_start_that_fails_says_why_and_leaves_nothing(
     start: Start, engine: str, limit_s: float, message: str, bundle: Bundle
 ) -> None:
     classifier = ClassifierPool(
-        bundle, Workers(count=1), factory=f"tests.support.fake_engines:{engine}", start_limit_s=limit_s
+        bundle, Workers(classifiers=1), factory=f"tests.support.fake_engines:{engine}", start_limit_s=limit_s
     )
     with pytest.raises(ClassifierError, match=message):
         classifier.start()
@@ -237,7 +237,7 @@ def test_stop_finishes_what_is_under_way_and_cancels_the_rest(start: Start) -> N
 
 
 def test_a_stop_whose_limit_has_passed_puts_everything_away_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that reads from the pipe closes it, and nobody else: two that close it at once make each other fail."""
+    """Only the thread that reads from the pipe closes it: two that close it at once make each other fail."""
     closed_by: list[str] = []
     close = Connection._close  # type: ignore[attr-defined]
 
@@ -269,7 +269,7 @@ def test_signals_for_the_daemon_do_not_end_the_process(start: Start) -> None:
 
 
 def test_a_burst_waits_outside_and_a_stop_lets_it_go(start: Start) -> None:
-    """The queue holds four batches of each process; who submits more waits, until there is room or the end."""
+    """The queue holds four batches per process; who submits more waits for room, or for the end."""
     classifier = start(max_batch=1, hang_limit_s=30)
     under_way = classifier.submit(_roi(0.5, first=HANG))
     _until(under_way.running)
@@ -307,7 +307,7 @@ def test_rois_go_over_in_memory_that_both_sides_map(start: Start) -> None:
     classifier = start()
     (pid,) = classifier.pids
     sent: list[Any] = []
-    child = classifier._workers[0]._child
+    child = classifier._processes[0]._process._child
     assert child is not None
     pipe = child.pipe
     real = pipe.send
@@ -325,13 +325,13 @@ def test_a_gpu_each_and_no_configuration(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(hardware, "DEVICES", tmp_path)
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(0)] == ["0", "1", "10"]
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(4)] == ["0", "1", "10", "0"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in process_environments(0)] == ["0", "1", "10"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in process_environments(4)] == ["0", "1", "10", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in _environments(0)] == ["3", "5"]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in process_environments(0)] == ["3", "5"]
     for none in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
-        assert len(_environments(0)) == 1 and "CUDA_VISIBLE_DEVICES" not in _environments(0)[0]
+        assert len(process_environments(0)) == 1 and "CUDA_VISIBLE_DEVICES" not in process_environments(0)[0]
 
 
 def test_it_is_known_which_engine_runs_and_why(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Classification on a Ray cluster of two nodes: the same results, and what its deaths cost (nothing but time)."""
+"""Classification on a Ray cluster of two nodes: the same results; deaths cost nothing but time."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_service_with_a_cluster_that_goes_away_and_comes_back(
     service.wait_jobs("done")
     cluster.do("down")
     assert set(dcmsend(second.files, service.host, service.port, service.aet).values()) == {0}, "still taken in"
-    wait_until(lambda: "job put off" in service.log, "the job waits", LIMIT_S)
+    wait_until(lambda: "job postponed" in service.log, "the job waits", LIMIT_S)
     service.wait_jobs("done", "ready")
     cluster.do("up")
     ledger = Ledger(f"sqlite:///{service.spool / 'ledger.sqlite'}")
@@ -154,7 +154,7 @@ def test_a_cluster_that_is_not_there_puts_off_and_is_named(start: Start) -> None
     for future in futures:
         with pytest.raises(ClassifierUnavailable, match="cannot be reached"):
             future.result(LIMIT_S)
-    assert time.monotonic() - began < classifier_module._AWAY_S + 30, "not each batch waits for the cluster"
+    assert time.monotonic() - began < classifier_module.CLUSTER_RETRY_S + 30, "not each batch waits for the cluster"
 
 
 def test_what_the_cluster_lacks_is_named(cluster: RayCluster, start: Start) -> None:
@@ -175,7 +175,7 @@ def test_check_has_an_actor_made_and_says_why_there_is_none(
 
 
 def test_ray_is_told_to_tell_nobody(tmp_path: Path) -> None:
-    """What is set when Ray is imported, and how it is begun; by a stand-in, for Ray keeps what it was told to itself."""
+    """What is set when Ray is imported, and how it is started; by a stand-in, as Ray does not show it."""
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "__init__.py").write_text(
         "import os\n"

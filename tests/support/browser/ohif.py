@@ -1,4 +1,5 @@
-"""OHIF, the viewer that many archives bring along, served to a browser in front of an archive's DICOMweb service.
+"""OHIF, the viewer that many archives bring along, served to a browser in front of an archive's DICOMweb
+service.
 
 Its built pages come from the npm package `@ohif/app` (MIT), which `make programs` puts into `.venv`.
 """
@@ -64,7 +65,9 @@ CONFIGURATION = {
 
 @contextmanager
 def serving(dicomweb: str) -> Iterator[str]:
-    """OHIF's address on a free loopback port; what lies under /dicom-web/ is passed on to the service at `dicomweb`."""
+    """OHIF's address on a free loopback port; what lies under /dicom-web/ is passed on to the service at
+    `dicomweb`.
+    """
     if not (DIST / "index.html").is_file():
         missing("OHIF (npm package @ohif/app) in .venv", "npm, then: make programs")
     archive = urlsplit(dicomweb)
@@ -121,7 +124,8 @@ def serving(dicomweb: str) -> Iterator[str]:
         server.server_close()
 
 
-# OHIF's own: where a view is taken for another picture before the first has come, it calls a handler that there is none of.
+# OHIF's own: where a view is taken for another picture before the first has come, it calls a handler that
+# there is none of.
 _LEFT_BEHIND = "IMAGE_LOAD_ERROR TypeError: handler is not a function"
 
 
@@ -169,7 +173,9 @@ class Viewer:
         )
 
     def annotations(self, tool: str = "DICOMSRDisplay") -> list[Annotation]:
-        """What a tool holds in the viewer's annotation state, world points turned into image pixels by the viewer."""
+        """What a tool holds in the viewer's annotation state, world points turned into image pixels by the
+        viewer.
+        """
         return [Annotation(**found) for found in self.page.evaluate(_ANNOTATIONS, tool)]
 
     def texts(self) -> list[str]:
@@ -179,8 +185,8 @@ class Viewer:
     def wait_drawn(self, image_uid: str, count: int) -> None:
         """Wait until that image is shown with so many lesions and what is written beside them.
 
-        Now and then OHIF 3.13 opens a report on the image that it already shows without drawing anew, so it is told to
-        draw while we wait.
+        Now and then OHIF 3.13 opens a report on the image that it already shows without drawing anew, so it
+        is told to draw while we wait.
         """
         self.page.wait_for_function(
             """([uid, count]) => {
@@ -210,11 +216,15 @@ class Viewer:
         )
 
     def outlines_only(self) -> bytes:
-        """A picture of the page, without what is written beside the outlines, the lines that lead there and handles."""
+        """A picture of the page, without what is written beside the outlines, the lines that lead there and
+        handles.
+        """
         return self.page.screenshot(style=".svg-layer :is(line, text, circle) { visibility: hidden }")
 
     def on_screen(self, image_uid: str, points: np.ndarray) -> np.ndarray:
-        """Where image pixels (column, row) are on the page, (N, 2); AssertionError where that image is not shown."""
+        """Where image pixels (column, row) are on the page, (N, 2); AssertionError where that image is not
+        shown.
+        """
         found = self.page.evaluate(_ON_SCREEN, [image_uid, points.tolist()])
         assert found, f"image {image_uid} is not shown"
         return np.asarray(found, float)
@@ -222,7 +232,9 @@ class Viewer:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotation: its points in image pixels (column, row) by graphic type, and what is written beside it."""
+    """One annotation: its points in image pixels (column, row) by graphic type, and what is written beside
+    it.
+    """
 
     image_uid: str
     tracking_uid: str

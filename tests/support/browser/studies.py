@@ -1,5 +1,5 @@
-"""Phantom studies for the viewers: each lesion is a bright shape in the pixels, so that a picture shows whether the
-outline lies on it.
+"""Phantom studies for the viewers: each lesion is a bright shape in the pixels, so that a picture shows
+whether the outline lies on it.
 
 Coordinates are (column, row) in image pixels, (0, 0) the top-left corner of the first pixel.
 """
@@ -68,7 +68,9 @@ POINT: Points = [(200.5, 140.5)]
 
 
 def make_exam(folder: Path) -> tuple[str, dict[str, Source]]:
-    """An examination with several images and lesion objects, written into `folder`; its Study Instance UID."""
+    """An examination with several images and lesion objects, written into `folder`; its Study Instance
+    UID.
+    """
     study = generate_uid()
     marks: dict[str, tuple[str, Sequence[Sequence[Shape]], bool]] = {
         "SEG": ("SEG", [[("ELLIPSE", ELLIPSE), ("POLYLINE", BOX)]], True),

@@ -55,7 +55,9 @@ class Orthanc:
         self.rest(f"/instances/{self._id(sop_uid)}", "DELETE")
 
     def add_modality(self, name: str, aet: str, port: int) -> None:
-        """Make a node on loopback known: a C-MOVE destination, and a target of Lua's SendToModality(id, name)."""
+        """Make a node on loopback known: a C-MOVE destination, and a target of Lua's SendToModality(id,
+        name).
+        """
         self.rest(f"/modalities/{name}", "PUT", json.dumps([aet, self.host, port]).encode())
 
     def send(self, sop_uid: str, modality: str) -> None:
@@ -93,10 +95,12 @@ def running_orthanc(
     options: Mapping[str, Any] | None = None,
     answers: Callable[[int, str], bool] = answers_echo,
 ) -> Iterator[Orthanc]:
-    """Orthanc in an empty `folder`; `modalities` maps a name to (AE title, port on loopback), `options` are its own.
+    """Orthanc in an empty `folder`; `modalities` maps a name to (AE title, port on loopback), `options` are
+    its own.
 
     `answers` says whether its DICOM port and AE title answer (by TLS, say). `dicomweb` loads the DICOMweb
-    plugin under /dicom-web/, `web_viewer` Orthanc's own viewer (both skip the test where they are not installed).
+    plugin under /dicom-web/, `web_viewer` Orthanc's own viewer (both skip the test where they are not
+    installed).
     """
     executable = program("Orthanc")
     if dicomweb and not DICOMWEB_PLUGIN.exists():
@@ -177,7 +181,9 @@ def running_storescp(
     port: int | None = None,
     no_delay: bool = True,
 ) -> Iterator[StoreSCP]:
-    """storescp in an empty `folder`; by default every class and syntax is taken and written exactly as read."""
+    """storescp in an empty `folder`; by default every class and syntax is taken and written exactly as
+    read.
+    """
     received = folder / "received"
     received.mkdir(parents=True)
     scp = StoreSCP(aet, port or free_port(), received)

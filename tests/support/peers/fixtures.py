@@ -1,4 +1,6 @@
-"""Fixtures that start a real peer for one test and stop it; `tests.support.peers.archives` has the same with more choices."""
+"""Fixtures that start a real peer for one test and stop it; `tests.support.peers.archives` has the same
+with more choices.
+"""
 
 from __future__ import annotations
 

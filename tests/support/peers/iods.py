@@ -1,7 +1,7 @@
 """PyPI's `dicom-validator` on the tables of PS3.3 that PyPI's `dicom-standard` holds (edition 2020b).
 
-By itself the validator downloads the standard when it runs. The tables are the same ones in another form, so they are
-turned here into the form that it reads; what they demand, it decides.
+By itself the validator downloads the standard when it runs. The tables are the same ones in another form,
+so they are turned here into the form that it reads; what they demand, it decides.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from tests.support.peers.programs import missing
 
 TABLES = Path(sys.prefix) / "standard"  # where dicom-standard's wheel puts its data
 
-# The content of an SR is made of macros, each with a condition on the value type, which the tables do not repeat: every
-# attribute of every value type would be missing. DCMTK and PixelMed check that part.
+# The content of an SR is made of macros, each with a condition on the value type, which the tables do not
+# repeat: every attribute of every value type would be missing. DCMTK and PixelMed check that part.
 _NOT_IN_THE_TABLES = frozenset({"sr-document-content"})
 
 
 def iod_errors(path: Path) -> list[str]:
-    """What `dicom-validator` finds wrong in a file, such as "sop-common (0018,A001)/(0018,1002): TagUnexpected".
+    """What `dicom-validator` finds wrong in a file, such as "sop-common (0018,A001)/(0018,1002):
+    TagUnexpected".
 
-    Modules of the IOD, types 1 to 3 of their attributes with conditions where these are on the data set itself, values
-    against their representation, attributes of no module. Not enumerated values.
+    Modules of the IOD, types 1 to 3 of their attributes with conditions where these are on the data set
+    itself, values against their representation, attributes of no module. Not enumerated values.
     """
     from dicom_validator.validator.error_handler import NullValidationResultHandler
     from dicom_validator.validator.iod_validator import IODValidator

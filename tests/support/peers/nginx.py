@@ -45,7 +45,9 @@ http {{
 
 @contextmanager
 def running_nginx(folder: Path, upstream: str, certificate: Files, authority: Authority, token: str) -> Iterator[str]:
-    """Its https URL in front of `upstream`; it lets in who shows a certificate of `authority`, and the `token`."""
+    """Its https URL in front of `upstream`; it lets in who shows a certificate of `authority`, and the
+    `token`.
+    """
     executable = program("nginx")
     folder.mkdir(parents=True)
     port = free_port()

@@ -1,4 +1,6 @@
-"""A real PostgreSQL server for tests: started as an unprivileged user in a folder of its own, with nothing synced to disk."""
+"""A real PostgreSQL server for tests: started as an unprivileged user in a folder of its own, with nothing
+synced to disk.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ READY_LIMIT_S = 60
 
 @dataclass
 class PostgreSQL:
-    """A server with one superuser, `mammod`: by its socket without a password, by 127.0.0.1:`port` with `PASSWORD`."""
+    """A server with one superuser, `mammod`: by its socket without a password, by 127.0.0.1:`port` with
+    `PASSWORD`.
+    """
 
     programs: Path
     folder: Path
@@ -63,8 +67,8 @@ class PostgreSQL:
         wait_until(self._answers, "PostgreSQL answers", READY_LIMIT_S)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """At once, as a server that is restarted ends ("fast"): connections are closed, transactions undone. SIGQUIT
-        ("immediate"): as in a crash, from which the next start recovers.
+        """At once, as a server that is restarted ends ("fast"): connections are closed, transactions
+        undone. SIGQUIT ("immediate"): as in a crash, from which the next start recovers.
         """
         if self.process is not None:
             self.process.send_signal(how)

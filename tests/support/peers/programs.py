@@ -1,7 +1,7 @@
 """Find, run and stop the real programs that the tests use as peers (DCMTK, Orthanc, dicom3tools).
 
-A missing program skips the test by name, or fails it where CI=true. Every program runs with TCP_NODELAY=1 in its
-environment: without it DCMTK (and Orthanc, which is built on it) stalls some 40 ms per object.
+A missing program skips the test by name, or fails it where CI=true. Every program runs with TCP_NODELAY=1
+in its environment: without it DCMTK (and Orthanc, which is built on it) stalls some 40 ms per object.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port that was free on 127.0.0.1 a moment ago, below those that outgoing connections are given meanwhile."""
+    """A TCP port that was free on 127.0.0.1 a moment ago, below those that outgoing connections are given
+    meanwhile.
+    """
     while True:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
@@ -99,7 +101,8 @@ def answers_echo(port: int, called_ae: str, calling_ae: str = "TESTS") -> bool:
 def running(
     command: list[str], log: Path, ready: Callable[[], bool], *, no_delay: bool = True
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server program until the block ends; the block starts when `ready()` is true. Its output goes to `log`.
+    """Run a server program until the block ends; the block starts when `ready()` is true. Its output goes
+    to `log`.
 
     Without `no_delay` it runs without TCP_NODELAY in its environment, as it comes.
     """
@@ -144,8 +147,8 @@ def storescu(
 ) -> dict[str, int]:
     """Send `files` by C-STORE; the status of each SOP Instance UID that was answered (the others are absent).
 
-    Without -R (only what the files need) storescu proposes neither SEG nor 3D SR. Compressed files want their own
-    option, such as -xs for JPEG lossless.
+    Without -R (only what the files need) storescu proposes neither SEG nor 3D SR. Compressed files want
+    their own option, such as -xs for JPEG lossless.
     """
     return _store("storescu", files, host, port, aec, aet, options)
 
@@ -156,7 +159,9 @@ def dciodvfy(path: Path) -> list[str]:
 
 
 def dcentvfy(paths: Iterable[Path]) -> list[str]:
-    """The Error lines of dcentvfy: patient, study, series and equipment attributes that differ where they must not."""
+    """The Error lines of dcentvfy: patient, study, series and equipment attributes that differ where they
+    must not.
+    """
     said = _run([program("dcentvfy"), *map(str, paths)]).splitlines()
     return [line for line in said if line.startswith("Error")]
 
@@ -164,8 +169,8 @@ def dcentvfy(paths: Iterable[Path]) -> list[str]:
 def dsrdump(path: Path) -> tuple[str, list[str]]:
     """What dsrdump reads in a structured report, and its lines of error or warning.
 
-    It checks value types and relationships against the IOD. That it knows no templates of CAD SR, and not every
-    character set, is not a complaint.
+    It checks value types and relationships against the IOD. That it knows no templates of CAD SR, and not
+    every character set, is not a complaint.
     """
     said = _run([program("dsrdump"), "-Er", "+Pl", str(path)])
     lines = [line for line in said.splitlines() if re.match("[EWF]: ", line)]
@@ -174,9 +179,11 @@ def dsrdump(path: Path) -> tuple[str, list[str]]:
 
 
 def pixelmed(path: Path) -> list[str]:
-    """What PixelMed's validator prints: `DicomSRValidator` holds an SR against its templates (PS3.16), value sets included.
+    """What PixelMed's validator prints: `DicomSRValidator` holds an SR against its templates (PS3.16),
+    value sets included.
 
-    Some 4 seconds of CPU. (Its validator for images knows neither presentation states nor Secondary Captures.)
+    Some 4 seconds of CPU. (Its validator for images knows neither presentation states nor Secondary
+    Captures.)
     """
     java = program("java")
     if not PIXELMED.exists():

@@ -1,8 +1,8 @@
 """A Ray cluster of two nodes on this machine, in a process of its own that ends with whoever started it.
 
-As a program: `python -m tests.support.peers.ray_cluster PORT FOLDER` does what its standard input says, one word
-a line: "up" starts both nodes, "kill-second" kills one as a power cut would, "down" kills both. It answers each with
-"ok" on standard output.
+As a program: `python -m tests.support.peers.ray_cluster PORT FOLDER` does what its standard input says, one
+word a line: "up" starts both nodes, "kill-second" kills one as a power cut would, "down" kills both. It
+answers each with "ok" on standard output.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.peers.programs import free_port
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 UP_LIMIT_S = 150
 STORE = 80 << 20  # bytes; Ray wants 75 MiB at least
 NODE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": STORE}  # the GPU is a number to Ray, nothing looks for it

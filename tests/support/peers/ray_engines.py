@@ -14,7 +14,9 @@ SLOW_S = 5.0
 
 
 class NodeEngine:
-    """The probability is the ROI's last pixel; its name is the node it runs on. `folder` is the bundle's there."""
+    """The probability is the ROI's last pixel; its name is the node it runs on. `folder` is the bundle's
+    there.
+    """
 
     threshold = 0.5
 

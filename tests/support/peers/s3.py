@@ -19,15 +19,17 @@ from typing import Any
 import boto3
 
 from tests.support.peers.programs import free_port, wait_until
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 KEY, SECRET = "AKIAEXAMPLEPLANTED00", "secret/PLANTED+0000000000000000000000000"
 BUCKET = "mammod-spool"
 
 
 @dataclass
 class S3:
-    """The server; `fault` has it misbehave (see `tests.support.peers.s3_server`), "" no more. `new_prefix` for each test."""
+    """The server; `fault` has it misbehave (see `tests.support.peers.s3_server`), "" no more. `new_prefix`
+    for each test.
+    """
 
     folder: Path
     port: int
@@ -97,7 +99,9 @@ class S3:
         )
 
     def demand_credentials(self) -> tuple[str, str]:
-        """Make a user who may do all; from now on only that user's key and secret, returned here, are let in."""
+        """Make a user who may do all; from now on only that user's key and secret, returned here, are let
+        in.
+        """
         iam = boto3.client(
             "iam", "us-east-1", endpoint_url=self.endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET
         )

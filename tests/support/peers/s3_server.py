@@ -1,4 +1,5 @@
-"""An S3 server on loopback that misbehaves when told: moto's, run as `python -m tests.support.peers.s3_server PORT FAULTS`.
+"""An S3 server on loopback that misbehaves when told: moto's, run as `python -m
+tests.support.peers.s3_server PORT FAULTS`.
 
 FAULTS is a file, looked at for each request: a method (or *) and what is done to it.
     * 503          every request is answered with that status

@@ -1,4 +1,7 @@
-"""Storage commitment: reports that are stored and not yet committed, and the requests that named them; reports' digests."""
+"""Storage commitment: reports that are stored and not yet committed, and their requests.
+
+Digests of reports.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +11,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    """Migrate a ledger of the revision before."""
     with op.batch_alter_table("outbox") as table:
         table.add_column(sa.Column("digest", sa.String(length=64), nullable=True))
         table.add_column(sa.Column("commit_attempts", sa.Integer(), nullable=False, server_default="0"))

@@ -1,4 +1,4 @@
-"""Several nodes: who they are, what each is at, and what one does for all."""
+"""Several nodes: who they are, what each has claimed, and the duties that one does for all."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
+    """Migrate a ledger of the revision before."""
     op.create_table(
         "nodes",
         sa.Column("id", sa.String(length=48), nullable=False),
@@ -28,6 +29,6 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(length=48), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_duties")),
     )
-    # Added in place: SQLite's batch would make the tables anew, and with them go the rows that refer to theirs.
+    # Added in place: SQLite's batch would rebuild the tables, and delete the rows that refer to theirs.
     op.add_column("jobs", sa.Column("owner", sa.String(length=48), nullable=True))
     op.add_column("outbox", sa.Column("owner", sa.String(length=48), nullable=True))
