@@ -45,9 +45,9 @@ def _measure(run: Run, size: int | None) -> Iterator[Row]:
     raw = {RAW: Graph([(converted, "bf16")]), RAW32: Graph([(converted, "f32")])}
     onnx = _onnx_session(network, run.folder / "network.onnx")
     rois = trial_rois(bundle.manifest.architecture.input_size)
-    said = {name: (lambda part, graph=graph: graph(part)[0]) for name, graph in raw.items()}
-    said[ONNX] = lambda part: onnx.run(None, {"roi": part[..., None]})[0][:, 0]
-    yield from _differences(exact.predict(rois), said, rois, bundle.manifest)
+    probabilities = {name: (lambda part, graph=graph: graph(part)[0]) for name, graph in raw.items()}
+    probabilities[ONNX] = lambda part: onnx.run(None, {"roi": part[..., None]})[0][:, 0]
+    yield from _differences(exact.predict(rois), probabilities, rois, bundle.manifest)
     for batch in (1, 8) if run.tiny else BATCHES:
         fed = np.resize(rois, (batch, *rois.shape[1:]))
         turned = np.repeat(fed, len(bundle.manifest.orientations), axis=0)  # those without an engine do the same work
@@ -95,13 +95,13 @@ def _through_pool(pool: Any, rois: np.ndarray, rounds: int) -> None:
 
 
 def _differences(
-    reference: np.ndarray, said: dict[str, Callable[[np.ndarray], np.ndarray]], rois: np.ndarray, manifest: Manifest
+    reference: np.ndarray, engines: dict[str, Callable[[np.ndarray], np.ndarray]], rois: np.ndarray, manifest: Manifest
 ) -> Iterator[Row]:
     from model.calibration import calibrate
     from model.orientation import averaged
 
-    for name, ask in said.items():
-        raw, _ = averaged(partial(_without_map, ask), rois, manifest.orientations, 8)
+    for name, predict in engines.items():
+        raw, _ = averaged(partial(_without_map, predict), rois, manifest.orientations, 8)
         off = float(np.abs(calibrate(raw, manifest.temperature, manifest.bias) - reference).max())
         yield Row("largest difference from TensorFlow float32", name, 1, off, "of a probability")
 

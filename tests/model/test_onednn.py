@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.engines import hardware, onednn
+from model.engines import hardware, onednn_trial
 from model.engines.onednn import KEPT, VARIABLE, Trial, choose_onednn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,10 +63,10 @@ def test_a_failed_trial_leaves_the_choice_to_tensorflow() -> None:
 
 def test_the_trial_itself_runs_and_gives_seconds_and_answers() -> None:
     environment = {**os.environ, VARIABLE: "1", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "model.engines.onednn"]
+    command = [sys.executable, "-m", "model.engines.onednn_trial"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True)
     said = json.loads(done.stdout.splitlines()[-1])
-    assert said["seconds"] > 0 and len(said["answers"]) == onednn._BATCH
+    assert said["seconds"] > 0 and len(said["answers"]) == onednn_trial._BATCH
     assert all(0 < answer < 1 for answer in said["answers"])
 
 
