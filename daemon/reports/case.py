@@ -33,7 +33,8 @@ class Algorithm:
 
     `device_uid` is derived from the bundle's digest (`daemon.dicom.uids.device_uid`). `threshold` is the
     probability (0..1) from which a lesion is called malignant. `intended_use` is the manifest's own sentence.
-    `temperature` divides the network's logit (1: probabilities as the network gives them). `measured` is its
+    The network's logit is divided by `temperature`, then `bias` is added (1 and 0: probabilities as the network
+    gives them); the result holds at the `prevalence` of malignant lesions (None: not stated). `measured` is its
     known performance. `kinds`, `image_types` and `views` are those that the bundle may be used for
     (`model.bundle.Description`).
     """
@@ -45,6 +46,8 @@ class Algorithm:
     threshold: float
     intended_use: str
     temperature: float = 1.0
+    bias: float = 0.0
+    prevalence: float | None = None
     measured: tuple[Measured, ...] = ()
     kinds: tuple[str, ...] = ()
     image_types: tuple[str, ...] = ()

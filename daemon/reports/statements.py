@@ -86,10 +86,13 @@ def without_result_statements(
 
 def _calibration(algorithm: Algorithm) -> str:
     """Return how far a probability can be trusted."""
-    if algorithm.temperature != 1:
-        made = f"The probabilities are calibrated (temperature {algorithm.temperature:.4g})."
+    if algorithm.temperature != 1 or algorithm.bias:
+        bias = f", bias {algorithm.bias:.4g}" if algorithm.bias else ""
+        made = f"The probabilities are calibrated (temperature {algorithm.temperature:.4g}{bias})."
     else:
         made = "The probabilities are as the network gives them; the bundle states no calibration."
+    if algorithm.prevalence is not None:
+        made += f" They hold if {100 * algorithm.prevalence:.0f} % of the lesions are malignant, as in the data used for it."
     return f"{made} No confidence interval of a single probability is known."
 
 
@@ -121,6 +124,8 @@ def lesion_statements(result: Result, algorithm: Algorithm) -> list[str]:
 def algorithm_parameters(algorithm: Algorithm, bundle: str, engine: str | None) -> list[str]:
     """Return what a repetition of the work needs; `engine` is None if nothing was classified."""
     parameters = [f"threshold={algorithm.threshold:g}", f"temperature={algorithm.temperature:g}"]
+    if algorithm.bias:
+        parameters.append(f"bias={algorithm.bias:g}")
     if engine is not None:
         parameters.append(f"engine={engine}")
     return [*parameters, f"bundle={bundle}", f"trained={'yes' if algorithm.trained else 'NO'}"]

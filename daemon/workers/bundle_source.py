@@ -72,6 +72,8 @@ def algorithm(bundle: Bundle) -> Algorithm:
         threshold=manifest.threshold,
         intended_use=manifest.intended_use,
         temperature=manifest.temperature,
+        bias=manifest.bias,
+        prevalence=manifest.prevalence,
         measured=tuple(Measured(**metric.model_dump()) for metric in manifest.metrics),
         kinds=manifest.kinds,
         image_types=manifest.image_types,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
@@ -19,7 +20,7 @@ from pydicom.dataset import Dataset
 from daemon.dicom.uids import is_valid_uid
 from daemon.errors import ReportError
 from daemon.lesions.lesion import Code
-from daemon.reports.statements import RESEARCH_USE, UNTRAINED
+from daemon.reports.statements import RESEARCH_USE, UNTRAINED, algorithm_parameters, report_statements
 from model.prediction import Prediction
 from tests.support import report_objects as b
 from tests.support.peers.programs import dciodvfy
@@ -241,6 +242,16 @@ def test_what_was_measured_and_how_far_a_probability_can_be_trusted_is_said() ->
     untrained = b.texts(read("untrained"), COMMENT)
     assert any("the bundle states no calibration" in line for line in untrained)
     assert not any(line.startswith("Measured") for line in untrained)
+
+
+def test_bias_and_prevalence_of_a_bundle_are_stated() -> None:
+    algorithm = dataclasses.replace(b.TRAINED, bias=-0.355, prevalence=0.4387)
+    (line,) = [text for text in report_statements(algorithm, ()) if "calibrated" in text]
+    assert line == (
+        "The probabilities are calibrated (temperature 1.25, bias -0.355). They hold if 44 % of the lesions are malignant, "
+        "as in the data used for it. No confidence interval of a single probability is known."
+    )
+    assert "bias=-0.355" in algorithm_parameters(algorithm, b.BUNDLE, "tensorflow-float32")
 
 
 def test_a_trained_model_is_not_called_untrained() -> None:
