@@ -47,7 +47,8 @@ def demo(
 
 def classify(
     files: Annotated[
-        list[Path], typer.Argument(help="Mammograms and the SEG or SR objects that mark lesions on them, or folders.")
+        list[Path],
+        typer.Argument(help="Mammograms and the SEG, SR or presentation states that mark lesions on them, or folders."),
     ],
     output: Annotated[Path, typer.Option(help="Folder for reports and pictures.")] = Path("mammod-reports"),
     kinds: Annotated[

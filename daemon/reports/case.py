@@ -33,10 +33,10 @@ class Algorithm:
 
     `device_uid` is derived from the bundle's digest (`daemon.dicom.uids.device_uid`). `threshold` is the
     probability (0..1) from which a lesion is called malignant. `intended_use` is the manifest's own sentence.
-    The network's logit is divided by `temperature`, then `bias` is added (1 and 0: probabilities as the network
-    gives them); the result holds at the `prevalence` of malignant lesions (None: not stated). `measured` is its
-    known performance. `kinds`, `image_types` and `views` are those that the bundle may be used for
-    (`model.bundle.Description`).
+    The network's logit is divided by `temperature`, then `bias` is added (1 and 0: probabilities as the
+    network gives them); the result holds at the `prevalence` of malignant lesions (None: not stated).
+    `measured` is its known performance. `kinds`, `image_types` and `views` are those that the bundle may be
+    used for (`model.manifest.Description`).
     """
 
     name: str

@@ -66,7 +66,7 @@ _HEAD = f"""# DICOM Conformance Statement
 In the form of PS3.2. Made from the code by `python -m tests.docs.conformance`; a test fails if the two differ. Configurable
 values are given with their defaults; every setting is explained in [config/mammod.toml](../../config/mammod.toml).
 
-**Research software. Not a medical device.** mammod receives mammograms and objects that mark lesions on them (SEG, SR), classifies each
+**Research software. Not a medical device.** mammod receives mammograms and objects that mark lesions on them (SEG, SR, presentation states), classifies each
 marked lesion and stores reports in an archive. What a report says: [report-content.md](report-content.md).
 
 Implementation Class UID `{IMPLEMENTATION_CLASS_UID}`; Implementation Version Name `MAMMOD_` and the version. Manufacturer
