@@ -1,8 +1,8 @@
-"""Augmentation of ROIs: random on the fly, or the paper's six fixed copies.
+"""Augment ROIs: randomly on the fly, or by the paper's six fixed copies.
 
-A transform moves the grey values of a (S, S) ROI about its centre by one bilinear resampling; what comes in from
-outside the ROI is its mirror image. Every random draw comes from a generator the caller gives, so that an epoch can be
-made again after a restart.
+A transform moves the grey values of a (S, S) ROI about its centre by one bilinear resampling; outside the ROI
+its mirror image is used. Every random draw comes from a generator that the caller passes, so an epoch can be
+repeated after a restart.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from training.split import COPIES
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may change about a ROI, in this order.
+    """Set the ranges of random changes to a ROI, applied in this order.
 
-    Geometry: flips, rotation up to +- `rotation` degrees, shift up to +- `shift` of the side, a field of view of
-    `zoom` times to 1 / `zoom` times the side. Sharpness: with probability `blur_share` a Gaussian of up to `blur`
-    pixels, with `resolution_share` a reduction to as little as 1 / `coarseness` of the pixels. Grey: with `gamma_share` an
-    exponent of 1 / `gamma` to `gamma`, then g * (1 +- `contrast`) +- `brightness`. Grain: with `grain_share` Gaussian noise
-    of a standard deviation of up to `grain`. JPEG: with `jpeg_share` a quality of 30 to 95. All is kept in 0..1.
+    Geometry: flips, rotation up to +- `rotation` degrees, shift up to +- `shift` of the side, a field of view
+    of `zoom` times to 1 / `zoom` times the side. Sharpness: with probability `blur_share` a Gaussian of up to
+    `blur` pixels, with `resolution_share` a reduction to as little as 1 / `coarseness` of the pixels. Grey:
+    with `gamma_share` an exponent of 1 / `gamma` to `gamma`, then g * (1 +- `contrast`) +- `brightness`.
+    Grain: with `grain_share` Gaussian noise of a standard deviation of up to `grain`. JPEG: with `jpeg_share`
+    a quality of 30 to 95. All values are kept in 0..1.
     """
 
     flips: bool = True
@@ -45,7 +46,7 @@ class Augmentation:
     jpeg_share: float = 0.0
 
 
-# For networks whose answer must not hang on the scanner: everything that a film or its digitisation changes.
+# For networks whose answer must not depend on the scanner: all changes by a film or its digitisation.
 STABLE = Augmentation(
     shift=0.08,
     zoom=1.25,
@@ -66,9 +67,9 @@ STABLE = Augmentation(
 def augment(
     roi: np.ndarray, generator: np.random.Generator, how: Augmentation, *, size: int | None = None, margin: float = 1.0
 ) -> np.ndarray:
-    """Return a random variant (size, size) float32 in 0..1 of `roi` (W, W), which shows `margin` times the ROI's side.
+    """Return a random variant (size, size) float32 in 0..1 of `roi` (W, W).
 
-    Without `size` the variant has W pixels.
+    `roi` shows `margin` times the ROI's side. Without `size` the variant has W pixels.
     """
     size = size or len(roi)
     angle = generator.uniform(-how.rotation, how.rotation)
@@ -91,14 +92,14 @@ def augment(
 
 
 def coarsen(roi: np.ndarray, pixels: int) -> np.ndarray:
-    """Reduce `roi` (S, S) to `pixels` by averaging and enlarge it again bilinearly: what a coarser scanner shows."""
+    """Reduce `roi` (S, S) to `pixels` by averaging and enlarge it bilinearly, as a coarser scanner would."""
     picture = Image.fromarray(np.ascontiguousarray(roi, np.float32))
     small = picture.resize((pixels, pixels), Image.Resampling.BOX)
     return np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR), np.float32)
 
 
 def jpeg(roi: np.ndarray, quality: int) -> np.ndarray:
-    """Return `roi` (S, S) in 0..1 as baseline JPEG of 8 bits and `quality` shows it."""
+    """Return `roi` (S, S) in 0..1 after 8-bit baseline JPEG compression at `quality`."""
     held = io.BytesIO()
     Image.fromarray(np.rint(roi * 255).astype(np.uint8)).save(held, "JPEG", quality=quality)
     return np.asarray(Image.open(held), np.float32) / 255
@@ -117,10 +118,10 @@ def _coarsen(roi: np.ndarray, generator: np.random.Generator, how: Augmentation)
 
 
 def paper_copy(roi: np.ndarray, copy: int, generator: np.random.Generator) -> np.ndarray:
-    """Copy 0 ... 5 of the paper's six: as it is, flipped up-down, flipped left-right, shifted, rotated by two angles.
+    """Return copy 0 ... 5 of the paper's six: unchanged, two flips, a shift, two rotations.
 
-    The paper gives no amounts: the shift is up to a tenth of the side, the angles lie in 5 to 85 degrees to either
-    side.
+    The flips are up-down, then left-right. The paper gives no amounts: the shift is up to a tenth of the
+    side, the angles lie in 5 to 85 degrees to either side.
     """
     if not 0 <= copy < COPIES:
         raise ValueError(f"copy {copy} of {COPIES}")
@@ -136,7 +137,7 @@ def paper_copy(roi: np.ndarray, copy: int, generator: np.random.Generator) -> np
 def _move(
     roi: np.ndarray, angle: float, shift: np.ndarray, *, size: int | None = None, step: float = 1.0
 ) -> np.ndarray:
-    """Sample (size, size) cells of `step` pixels about the centre of `roi`, turned by `angle` degrees and shifted."""
+    """Sample (size, size) cells of `step` pixels about the centre of `roi`, turned and shifted."""
     size = size or len(roi)
     if step > 1:  # averages over the cell, about
         roi = ndimage.gaussian_filter(roi, 0.4 * np.sqrt(step**2 - 1), mode="reflect", truncate=3)

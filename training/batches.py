@@ -1,4 +1,4 @@
-"""The batches a network is trained on and asked about, and its answers. Keras 3 alone; any backend."""
+"""Feed batches to a network for training and prediction. Keras 3 alone; any backend."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _RANDOM = {"fly": Augmentation(), "stable": STABLE}
 
 
 class Batches(keras.utils.PyDataset):
-    """The batches of one epoch: ((B, S, S, 1) float32 in 0..1, (B, 1) float32 labels), made in threads ahead of need.
+    """Serve the batches of one epoch: ((B, S, S, 1) float32 in 0..1, (B, 1) float32 labels).
 
-    scipy's resampling leaves the interpreter lock, so threads are enough. `seed` None keeps the order and the pixels as
-    they are. A last batch that is not full is left out of training: batch normalisation would see too few samples.
+    They are prefetched in threads; scipy's resampling releases the interpreter lock, so threads are enough.
+    `seed` None keeps the order and the pixels unchanged. Training leaves out an incomplete last batch: batch
+    normalisation would see too few samples.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Batches(keras.utils.PyDataset):
 def predict(model: keras.Model, crops: Crops, part: Part, batch: int = 16, orientations: int = 1) -> np.ndarray:
     """Return the model's probabilities of `part` (N,), float64, in the part's order.
 
-    Logits are averaged over so many `orientations`: 1, 2, 4 or 8.
+    Logits are averaged over `orientations` orientations: 1, 2, 4 or 8.
     """
     batches = Batches(crops, part, batch)
     rois = (batches[number][0][..., 0] for number in range(len(batches)))
@@ -82,7 +83,7 @@ def predict_rois(model: keras.Model, rois: np.ndarray, batch: int = 16, orientat
     """Return the model's probabilities (N,), float64, of ROIs float32 (N, S, S) in 0..1; see `predict`."""
 
     def forward(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # One shape for every call: Keras compiles anew for another.
+        # One shape for every call: Keras recompiles for a new one.
         padded = np.concatenate([some, np.zeros((batch - len(some), *some.shape[1:]), np.float32)])[..., None]
         found = np.asarray(model.predict_on_batch(padded), float).reshape(-1)[: len(some)]
         return found, np.zeros((len(some), 1, 1))
@@ -91,7 +92,7 @@ def predict_rois(model: keras.Model, rois: np.ndarray, batch: int = 16, orientat
 
 
 def part_of(crops: Crops, numbers: Any = None) -> Part:
-    """Return a part of the samples `numbers`, or of all, as they are."""
+    """Return a part of the samples `numbers`, or of all samples, without copies."""
     chosen = np.arange(len(crops)) if numbers is None else np.asarray(numbers, int)
     return Part(chosen, np.full(len(chosen), -1))
 

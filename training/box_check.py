@@ -1,4 +1,4 @@
-"""Holding the outlines that a reader of CBIS-DDSM found against a list of its boxes."""
+"""Compare the outlines read from CBIS-DDSM's masks with a list of its boxes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels o
 
 @dataclass(frozen=True)
 class BoxCheck:
-    """The best overlap of one lesion with a listed box of its film and kind; 0 if none is listed."""
+    """Hold the best overlap of one lesion with a listed box of its film and kind; 0 if none is listed."""
 
     identity: str
     overlap: float
 
     @property
     def is_same(self) -> bool:
-        """Return whether the list has this lesion."""
+        """Return whether the list contains this lesion."""
         return self.overlap >= SAME
 
 
 def check_boxes(samples: Sequence[Sample], path: Path) -> list[BoxCheck]:
-    """Compare the outlines of CBIS-DDSM samples with the CSV `path`: id (PATIENT_SIDE_VIEW), box in film pixels, kind.
+    """Compare the outlines of CBIS-DDSM samples with the boxes in the CSV `path`.
+
+    Its columns: id (PATIENT_SIDE_VIEW), box in film pixels, kind.
 
     Raises:
         DataError: the file cannot be read or lacks a column.

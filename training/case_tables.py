@@ -1,4 +1,4 @@
-"""CBIS-DDSM's case-description CSV files: their columns, their labels, and what they say of a lesion."""
+"""Read CBIS-DDSM's case-description CSV files: columns, labels and lesion descriptors."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _DESCRIPTORS = {
 
 
 def descriptors_of(row: dict[str, str]) -> dict[str, str]:
-    """Return what a row says of its lesion, by the names of `training.samples.DESCRIPTORS`; empty values are left out."""
+    """Return a row's lesion descriptors, keyed as in `training.samples.DESCRIPTORS`, without empty values."""
     found = {name: next((row[c] for c in columns if row.get(c)), "") for name, columns in _DESCRIPTORS.items()}
     return {name: value for name, value in found.items() if value}
 
 
 @dataclass(frozen=True)
 class FilmTable:
-    """The rows of the case-description files, by (patient, side, view, kind)."""
+    """Hold the rows of the case-description files, by (patient, side, view, kind)."""
 
     rows: dict[tuple[str, str, str, str], list[dict[str, str]]]
 
     def descriptors(self, patient: str, side: str, view: str, kind: str, pathology: str) -> dict[str, str]:
-        """Return what all rows of this film, kind and label agree on; a film with several lesions names none of them.
+        """Return the descriptors on which all rows of this film, kind and label agree.
 
-        `pathology` is "BENIGN" or "MALIGNANT".
+        Descriptors that differ between several lesions of a film are left out. `pathology` is "BENIGN" or
+        "MALIGNANT".
         """
         rows = self.rows.get((patient, side, view, kind), [])
         fitting = [row for row in rows if row["pathology"].startswith(pathology)]

@@ -1,12 +1,12 @@
-"""Reader of CBIS-DDSM: TCIA's tree of DICOM folders or the common JPEG edition, and the four case-description CSV files.
+"""Read CBIS-DDSM: TCIA's DICOM tree or the common JPEG edition, and the four case-description CSV files.
 
-A row names three DICOM files: the mammogram, a crop (not used: the margin is wanted) and the mask. The CSV files give
-crop and mask in either order, and the download renames files, so a row's files are looked for in its case folder and
-told apart by what is in them: a mask has two values, a crop many. Some masks have another matrix than their mammogram;
-where the aspect agrees they are scaled to it.
+A row names three DICOM files: the mammogram, a crop (not used, as the margin is needed) and the mask. The CSV
+files give crop and mask in either order, and the download renames files. So a row's files are looked for in
+its case folder and told apart by their pixels: a mask has two values, a crop many. Some masks have another
+matrix than their mammogram; if the aspect agrees they are scaled to it.
 
-The JPEG edition has the same pictures as 8-bit JPEG in `jpeg/SERIES-UID/`, the UID being the third part of the rows' paths.
-JPEG blurs a mask's two values, so what is nearly black or nearly white counts as one of them.
+The JPEG edition has the same pictures as 8-bit JPEG in `jpeg/SERIES-UID/`, the UID being the third part of
+the rows' paths. JPEG blurs a mask's two values, so nearly black and nearly white pixels count as one of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.errors import DataError
 from training.known_outlines import KnownOutlines
 from training.samples import Reading, Sample, Skipped, rectangle
 
-# The crops the paper used; it does not say how it left out the other 573 rows.
+# The crops the paper used; it does not say how it chose the 573 rows it left out.
 PAPER_COUNTS = {"train benign": 1187, "train malignant": 1138, "test benign": 409, "test malignant": 261}
 
 _CASE = re.compile(r"(Calc|Mass)-(Training|Test)_P_\d+_(LEFT|RIGHT)_(CC|MLO)(_\d+)?")
@@ -45,7 +45,7 @@ _COLUMNS = (
     "roi_mask_file_path",
 )
 _ASPECT_TOLERANCE = 0.02
-# Of 255: how far JPEG moves a mask's black and white, and the share of pixels at its edges that it moves farther.
+# Of 255: how far JPEG moves a mask's black and white; the share of edge pixels that it moves farther.
 _JPEG_ERROR, _JPEG_EDGE = 40, 0.02
 _PICTURES = (".jpg", ".jpeg")
 _Row = tuple[str, dict[str, str]]  # the CSV file's name, and one of its rows
@@ -59,11 +59,12 @@ def read_cbis(
     report: Callable[[int, int], None] | None = None,
     outlines: Path | None = None,
 ) -> Reading:
-    """Read the CSV files in folder `tables` and the masks in `tree`, in `workers` processes; images are opened later.
+    """Read the CSV files in folder `tables` and the masks in `tree`, in `workers` processes.
 
-    The case folders, or the series folders of the JPEG edition, may lie anywhere below `tree`. The file `outlines` keeps
-    what was found in the masks, so that a reading that was cut short goes on and a second one decodes none of them again.
-    `report` hears how many of how many rows are done.
+    Images are opened later. The case folders, or the series folders of the JPEG edition, may lie anywhere
+    below `tree`. The file `outlines` keeps the outlines found in the masks, so that an interrupted reading
+    resumes and a second one decodes no mask again. `report` is called with the number of rows done and the
+    number of all rows.
 
     Raises:
         DataError: there is no case-description CSV, one lacks a column, or no case folder lies below `tree`.
@@ -92,7 +93,7 @@ def read_cbis(
 
 
 def set_beside_paper(samples: Sequence[Sample]) -> list[tuple[str, int, int]]:
-    """(side and label, our count, the paper's count) for each of the four that the paper gives."""
+    """Return (side and label, our count, the paper's count) for each of the paper's four counts."""
     ours = dict.fromkeys(PAPER_COUNTS, 0)
     for sample in samples:
         ours[f"{sample.group} {'malignant' if sample.malignant else 'benign'}"] += 1
@@ -100,12 +101,12 @@ def set_beside_paper(samples: Sequence[Sample]) -> list[tuple[str, int, int]]:
 
 
 def _case_folders(tree: Path) -> dict[str, list[Path]]:
-    """Return case folders by name; nothing below one is searched."""
+    """Return case folders by name; folders inside a case folder are not searched."""
     return {name: [path] for name, path in _folders(tree, lambda name: bool(_CASE.fullmatch(name))).items()}
 
 
 def _series_folders(tree: Path, rows: Sequence[_Row]) -> dict[str, list[Path]]:
-    """Return the JPEG edition's series folders by case name, as the rows name them.
+    """Return the JPEG edition's series folders by the case names in the rows.
 
     A lesion's crop and mask lie in one series or in two, in either order.
     """
@@ -174,13 +175,13 @@ def _sample(
 
 
 def _stamp(cases: dict[str, list[Path]], name: str, row: dict[str, str]) -> str:
-    """Name the state of the files that an outline was found in."""
+    """Return a stamp of the state of the files that an outline was found in."""
     files = [_image_file(cases, row["image_file_path"]), *_files_below(cases, name)]
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
 def _shape(image: Path) -> tuple[int, int]:
-    """Return a film's (rows, columns) without its pixels."""
+    """Return a film's (rows, columns) without reading its pixels."""
     if image.suffix.lower() in _PICTURES:
         with Image.open(image) as picture:
             return picture.height, picture.width
@@ -204,7 +205,7 @@ def _files_below(cases: dict[str, list[Path]], name: str) -> list[Path]:
 
 
 def _image_file(cases: dict[str, list[Path]], path: str) -> Path:
-    """The mammogram: the very file the row names, else the only one of its case folder."""
+    """Return the mammogram: the very file the row names, else the only one of its case folder."""
     name, _, rest = path.replace("\\", "/").partition("/")
     files = _files_below(cases, name)
     exact = [folder / rest for folder in cases[name] if folder / rest in files]
@@ -216,7 +217,7 @@ def _image_file(cases: dict[str, list[Path]], path: str) -> Path:
 
 
 def _mask(files: list[Path]) -> np.ndarray:
-    """Return the mask among a lesion's files, bool (rows, columns): the largest picture of exactly two values."""
+    """Return a lesion's mask, bool (rows, columns): the largest picture of exactly two values in `files`."""
     best = None
     for path in files:
         found = _mask_in_jpeg(path) if path.suffix.lower() in _PICTURES else _mask_in_dicom(path)
@@ -253,12 +254,12 @@ def _read(path: Path, *, pixels: bool = True) -> pydicom.Dataset:
 
 
 def _outline(mask: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The box around the mask's largest connected part, in pixels of an image of rows x columns."""
+    """Return the box around the mask's largest connected part, in pixels of an image of rows x columns."""
     down, across = rows / mask.shape[0], columns / mask.shape[1]
     if abs(down / across - 1) > _ASPECT_TOLERANCE:
         raise ValueError(f"the mask of {mask.shape[0]} x {mask.shape[1]} does not fit the image of {rows} x {columns}")
     labels, count = ndimage.label(mask)
-    # An all-true mask and an empty one never come here: both have one value.
+    # An all-true mask and an empty one are rejected before: both have one value.
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:])) if count > 1 else 1
     height, width = ndimage.find_objects(labels)[largest - 1]
     return rectangle(width.start, height.start, width.stop, height.stop) * (across, down)

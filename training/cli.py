@@ -1,4 +1,4 @@
-"""`mammod-train`: from data to crops, a trained network, its figures and a bundle."""
+"""Provide `mammod-train`: from data to crops, a trained network, its figures and a bundle."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ app.command()(crossvalidate)
 
 
 def main() -> None:
-    """The console script: errors of ours end with one line and exit status 1."""
-    # TensorFlow's start-up lines are no news to anybody.
+    """Run the console script; errors of this project end with one line and exit status 1."""
+    # TensorFlow's start-up lines tell the user nothing.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         app()
@@ -79,7 +79,7 @@ def prepare(
     wide: Annotated[bool, typer.Option(help="Keep a wide crop of each lesion too, for the recipe stable.")] = False,
     workers: Workers = 1,
 ) -> None:
-    """Read a data set, say what was skipped and why, and cut every lesion's ROI once."""
+    """Read a data set, list skipped rows with their reasons, and cut every lesion's ROI once."""
     from training import prepare as cutting
     from training.box_check import check_boxes
     from training.datasets import read_source
@@ -142,7 +142,7 @@ def fit(
     validation: Held = 0.2,
     workers: Workers = 2,
 ) -> None:
-    """Train a network, or go on with a run that was cut short."""
+    """Train a network, or resume an interrupted run."""
     start_backend()
     from training.fit import fit as train
     from training.roi_cache import open_cache
@@ -223,7 +223,7 @@ def export(
         Path | None, typer.Option(help="Folder crossvalidate wrote, whose figures go onto the card too.")
     ] = None,
 ) -> None:
-    """Save a run as a bundle with what was measured, and show its card."""
+    """Save a run as a bundle with its measured figures, and show its card."""
     from model.bundle import card
     from training.export import export_run
 

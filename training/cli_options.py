@@ -1,4 +1,4 @@
-"""Options and arguments that several commands of `mammod-train` share, and what they stand for."""
+"""Define options and arguments that several commands of `mammod-train` share, and parse their values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Held = Annotated[
 
 
 def start_backend() -> None:
-    """Choose TensorFlow's kernels by a trial before it is loaded, and say which were chosen."""
+    """Choose TensorFlow's kernels by a trial before it is loaded, and print the choice."""
     if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow" and not gpus():
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         console.print(choose_onednn(caches / "mammod" / "engine"), highlight=False)
@@ -45,7 +45,7 @@ def recipe_called(name: str) -> Recipe:
     """Return a recipe by its name.
 
     Raises:
-        DataError: there is none of that name.
+        DataError: there is no recipe of that name.
     """
     from training.recipe import RECIPES
 
@@ -58,7 +58,7 @@ def external_sets(given: list[str] | None) -> list[LesionSet]:
     """Return the test sets that NAME=CROPS options name.
 
     Raises:
-        DataError: an option of another form, or no cache there.
+        DataError: an option has another form, or names no cache.
     """
     from training.batches import part_of
     from training.measured import LesionSet

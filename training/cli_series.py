@@ -1,4 +1,4 @@
-"""The commands that train many networks: the paper's grid and cross-validation. Both are resumable."""
+"""Provide the commands that train many networks: the paper's grid, cross-validation. Both are resumable."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reproduce(
     validation: Held = 0.2,
     workers: Workers = 2,
 ) -> None:
-    """Train and measure the paper's grid and set its tables and figures beside ours; resumable."""
+    """Train and measure the paper's grid and compare its tables and figures with ours; resumable."""
     start_backend()
     from model.networks import HEADS, NAMES
     from training.paper_grid import grid

@@ -1,7 +1,7 @@
-"""The band of probabilities that decides nothing: split conformal prediction by class (Vovk 2012), and its coverage.
+"""Fit and check the undecided band: split conformal prediction by class (Vovk 2012).
 
-Each class has a limit of its own, beyond which at most 1 - `nominal` of its lesions lie; a probability that neither limit
-excludes leaves both classes open.
+Each class has a limit of its own, beyond which at most 1 - `nominal` of its lesions lie; a probability that
+neither limit excludes leaves both classes open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from training.split import patient_folds
 
 @dataclass(frozen=True)
 class Band:
-    """From `low` (below it a lesion is not malignant) to `high` (above it a lesion is not benign)."""
+    """Bound the undecided probabilities: below `low` a lesion is not malignant, above `high` not benign."""
 
     low: float
     high: float
@@ -26,7 +26,7 @@ class Band:
         return (probability >= self.low) & (probability <= self.high)
 
     def covers(self, probability: np.ndarray, malignant: np.ndarray) -> np.ndarray:
-        """Return of which lesions (N,) the band does not exclude the truth.
+        """Return for which lesions (N,) the band does not exclude the truth.
 
         If the limits have crossed there is no band: between them the nearer limit decides.
         """
@@ -38,8 +38,9 @@ class Band:
 def fit_band(probability: np.ndarray, malignant: np.ndarray, nominal: float = 0.9) -> Band:
     """Return the band of calibration lesions' probabilities (N,) at coverage `nominal` for each class.
 
-    The limit is the k-th of n + 1, k = floor((1 - nominal) (n + 1)), so that a new lesion of that class is excluded with
-    a probability of at most 1 - nominal. With too few lesions of a class it excludes none of it.
+    The limit is the k-th of n + 1, k = floor((1 - nominal) (n + 1)), so that a new lesion of that class is
+    excluded with a probability of at most 1 - nominal. If a class has too few lesions, its limit excludes
+    none of them.
     """
     return Band(_limit(probability[malignant], nominal), 1 - _limit(1 - probability[~malignant], nominal))
 

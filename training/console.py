@@ -1,4 +1,4 @@
-"""What `mammod-train` shows on the terminal: tables, and bars for what takes long."""
+"""Show `mammod-train`'s tables and progress bars on the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINE_EVERY_S = 60
 
 
 def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
-    """Print a table of what was left out, if anything was."""
+    """Print a table of the skipped rows, if there are any."""
     if skipped:
         table = Table("skipped", "reason")
         for row in skipped:
@@ -31,7 +31,7 @@ def show_skipped(skipped: tuple[dict[str, str], ...]) -> None:
 
 
 def show_boxes(checks: Sequence[BoxCheck]) -> None:
-    """Print how many lesions a list of boxes has, and those that it has not."""
+    """Print how many lesions match a listed box, and the lesions that do not."""
     table = Table("not where the list of boxes has one", "best overlap")
     for check in checks:
         if not check.is_same:
@@ -42,7 +42,7 @@ def show_boxes(checks: Sequence[BoxCheck]) -> None:
 
 
 def show_counts(reading: Reading, source: str) -> None:
-    """Print lesions by group, kind and label; of CBIS-DDSM beside the paper's counts."""
+    """Print lesions by group, kind and label; for CBIS-DDSM beside the paper's counts."""
     table = Table("lesions", "here")
     for name, count in counts(reading.samples).items():
         table.add_row(name, str(count))
@@ -78,7 +78,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
-    """Return what moves a bar for `what`: it is told how many of how many are done."""
+    """Return a function that moves a bar for `what`, called with the number done and the number of all."""
     tasks: list[Any] = []
 
     def report(done: int, of: int) -> None:
@@ -90,7 +90,10 @@ def counter(progress: Progress, what: str) -> Callable[[int, int], None]:
 
 
 def steps(progress: Progress, prefix: str = "") -> Report:
-    """Return what shows a run's steps: a bar for each thing, or a line every minute if nobody watches a terminal."""
+    """Return a function that reports a run's steps.
+
+    It moves a bar for each phase, or prints a line every minute if there is no terminal.
+    """
     tasks: dict[str, Any] = {}
     said = [time.monotonic()]
 

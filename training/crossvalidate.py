@@ -1,8 +1,9 @@
-"""Cross-validation by patient: every lesion is scored by a network that never saw its patient, networks compared in pairs.
+"""Cross-validate by patient: every lesion is scored by a network that never saw its patient.
 
-Each fold of each cell is a run of its own below `out`/runs; finished ones are kept, so the command may be stopped and
-given again. Scores are calibrated by each fold's own validation part and then pooled. Intervals are bootstrap over
-patients; the difference of two networks is drawn on the same patients for both.
+Networks are compared in pairs. Each fold of each cell is a run of its own below `out`/runs. Finished runs are
+kept, so the command may be stopped and started again. Scores are calibrated by each fold's own validation
+part and then pooled. Intervals are bootstrap over patients; the difference of two networks is drawn on the
+same patients for both.
 """
 
 from __future__ import annotations
@@ -48,21 +49,22 @@ def crossvalidate(
     report: Callable[[Cell, int], Report] | None = None,
     build: Build | None = None,
 ) -> dict[str, Any]:
-    """Train and measure what is missing of `cells` x `folds` and write `out`/crossvalidation.json and report.html.
+    """Train and measure the missing runs of `cells` x `folds` and write the results.
 
-    `weights` is as for `training.paper_grid.reproduce`. With `start`, the folder of an earlier cross-validation with the
-    same folds, each run goes on from that one's final weights (another ROI size, say) instead. `report` gives what
-    hears of a run's steps. Returns what crossvalidation.json holds.
+    They are `out`/crossvalidation.json, whose content is returned, and report.html. `weights` is as for
+    `training.paper_grid.reproduce`. With `start`, the folder of an earlier cross-validation with the same
+    folds, each run starts from that one's final weights instead (at another ROI size, say). `report` returns
+    the callback for a run's steps.
 
     Raises:
-        RunError: a weights file or a run to start from is missing, or such a run tested other lesions, found before
-            anything is trained; a run in `out` is of another recipe, data or split; see `fit`.
+        RunError: a weights file or a run to start from is missing, or such a run tested other lesions, found
+            before anything is trained; a run in `out` is of another recipe, data or split; see `fit`.
         DataError: see `split_samples` and `evaluate_run`.
     """
     splits = [_split(crops, folds, fold, validation, recipe) for fold in range(folds)]
     of_run = {
         (cell, fold): _recipe(recipe, cell, weights, start, fold) for cell in cells for fold in range(folds)
-    }  # all of them before the first is trained
+    }  # all recipes are checked before the first run is trained
     if start is not None:
         for cell, fold in of_run:
             _check_start(_folder(start, cell, fold), crops, splits[fold])
@@ -84,7 +86,7 @@ def crossvalidate(
 
 
 def show(result: dict[str, Any]) -> list[tuple[str, int, str, str]]:
-    """The result's figures in few: what was measured, how many lesions, AUC and accuracy with their intervals."""
+    """Return summary rows: what was measured, number of lesions, AUC and accuracy with their intervals."""
     return [
         (f"{cell['cell']}, {one['name']}", one["lesions"], *figures(one, "auc", "accuracy_at_half"))
         for cell in result["cells"]
@@ -107,7 +109,7 @@ def _recipe(recipe: Recipe, cell: Cell, weights: str | Path, start: Path | None,
 
 def _split(crops: Crops, folds: int, fold: int, validation: float, recipe: Recipe) -> Split:
     patients, malignant = crops.patients.tolist(), crops.malignant.tolist()
-    groups = [None] * len(crops)  # a test part that the data set keeps is a fold like any other
+    groups = [None] * len(crops)  # a data set's own test part is divided into folds like the rest
     return split_samples(
         patients,
         malignant,
@@ -121,7 +123,7 @@ def _split(crops: Crops, folds: int, fold: int, validation: float, recipe: Recip
 
 
 def _check_start(folder: Path, crops: Crops, split: Split) -> None:
-    """Refuse weights that may have learned from a lesion which is tested here."""
+    """Refuse weights that may have been trained on a lesion of this test part."""
     try:
         tested = {row["identity"] for row in next(iter(_read(folder / "predictions.json").values()))}
     except OSError as error:
@@ -133,7 +135,7 @@ def _check_start(folder: Path, crops: Crops, split: Split) -> None:
 
 
 def _measured(folder: Path, external: Sequence[LesionSet]) -> bool:
-    """Whether the run in `folder` was evaluated, on these external sets too."""
+    """Return whether the run in `folder` was evaluated, on these external sets too."""
     try:
         measured = {one["name"] for one in _read(folder / "evaluation.json")["sets"]}
     except OSError:
@@ -207,7 +209,7 @@ def _result(
 
 
 def _external(test: LesionSet, scores: np.ndarray) -> dict[str, Any]:
-    """The mean over the folds' networks of what each says of a set that none was trained on."""
+    """Return figures of an external set: means over the folds' networks, none of them trained on it."""
     truth, patients = test.crops.malignant[test.part.samples], test.crops.patients[test.part.samples]
     seen_by_all = np.isnan(scores).all(axis=1)
     scores, truth, patients = scores[~seen_by_all], truth[~seen_by_all], patients[~seen_by_all]
@@ -235,7 +237,7 @@ def _over_folds(metric: metrics.Metric) -> metrics.Metric:
 
 
 def _difference(first: Pooled, second: Pooled, crops: Crops) -> dict[str, Any]:
-    """By how much the first cell's AUC and accuracy are above the second's, on the same patients."""
+    """Return by how much the first cell's AUC and accuracy exceed the second's, on the same patients."""
     scores = np.stack([first.held_out, second.held_out], axis=1)
 
     def figure(metric: metrics.Metric) -> dict[str, float]:

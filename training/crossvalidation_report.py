@@ -1,4 +1,4 @@
-"""The page of a cross-validation."""
+"""Write the report page of a cross-validation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _FINDINGS = ("auc", "auc_of_lesions", "gain")
 
 @dataclass(frozen=True, eq=False)
 class Pooled:
-    """One cell's calibrated scores: `held_out` (N,) of the cache's lesions, each from the fold that tested it, and for
-    each external set (lesions, folds), NaN where a fold's network had seen the patient.
+    """Hold one cell's calibrated scores.
+
+    `held_out` (N,) scores the cache's lesions, each by the fold that tested it. Each external set has scores
+    (lesions, folds), NaN if a fold's network had seen the patient.
     """
 
     cell: Cell
@@ -32,7 +34,7 @@ class Pooled:
 
 
 def write_report(path: Path, pooled: Sequence[Pooled], result: dict[str, Any], crops: Crops) -> None:
-    """Write the page of a cross-validation."""
+    """Write the report page of a cross-validation."""
     rows = result["cells"]
     about = [
         ("lesions", f"{result['lesions']}, {result['malignant']} malignant, of {result['patients']} patients"),
@@ -110,5 +112,5 @@ def _roc(scores: np.ndarray, malignant: np.ndarray) -> list[tuple[float, float]]
 
 
 def figures(row: dict[str, Any], *keys: str) -> tuple[str, ...]:
-    """Return measured values with their intervals, as words."""
+    """Return measured values with their intervals, as text."""
     return tuple(str(Figure(**row[key])) for key in keys)

@@ -1,8 +1,9 @@
-"""Reader of a plain CSV of a hospital's own lesions: image, box or outline, label, patient; DICOM or PNG.
+"""Read a plain CSV of a hospital's own lesions: image, box or outline, label, patient; DICOM or PNG.
 
-Columns: `image` (path, relative to the CSV), `label` (benign, malignant, 0 or 1), `patient`, and either `x`, `y`,
-`width`, `height` (pixels, top-left origin) or `outline` ("column,row column,row ..."). Optional: `group` (train or
-test), `kind` (mass, calcification, other), `mm_per_pixel` (where the image does not say it), `name` (unique).
+Columns: `image` (path, relative to the CSV), `label` (benign, malignant, 0 or 1), `patient`, and either `x`,
+`y`, `width`, `height` (pixels, top-left origin) or `outline` ("column,row column,row ..."). Optional: `group`
+(train or test), `kind` (mass, calcification, other), `mm_per_pixel` (if the image does not give it), `name`
+(unique).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BOX = ("x", "y", "width", "height")
 
 
 def read_table(path: Path) -> Reading:
-    """Read the CSV `path`; a row that cannot be used is skipped with its reason.
+    """Read the CSV `path`; an unusable row is skipped with its reason.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or puts one patient into both groups.

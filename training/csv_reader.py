@@ -1,4 +1,4 @@
-"""Reading a CSV file with named columns, its errors said in one line."""
+"""Read a CSV file with named columns; errors are one line each."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from training.errors import DataError
 
 
 def read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file. Column names are made lower case with "_" for blanks: data sets mix the two.
+    """Return the rows of a CSV file.
 
-    Values are stripped, for CBIS-DDSM ends quoted paths with a line break.
+    Column names are lowercased, with "_" for blanks, because data sets mix both forms. Values are stripped,
+    because CBIS-DDSM ends quoted paths with a line break.
 
     Raises:
         DataError: the file cannot be read, is empty, or lacks a column of `needed`.

@@ -1,4 +1,4 @@
-"""The data sets that can be read, by name."""
+"""Read data sets by name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def read_source(
     report: Callable[[int, int], None] | None = None,
     outlines: Path | None = None,
 ) -> Reading:
-    """Read the data set `data` of the kind `source`; `tables` is where CBIS-DDSM's four CSV files lie, for "cbis" and "squeezed".
-    `outlines` is the file that keeps what was found in the masks of "cbis".
+    """Read the data set `data` of the kind `source`.
+
+    `tables` is the folder of CBIS-DDSM's four CSV files, for "cbis" and "squeezed". `outlines` is the file
+    that keeps the outlines found in the masks of "cbis".
 
     Raises:
         DataError: there is no such source; see the readers.

@@ -1,11 +1,17 @@
-"""Exceptions of the training room."""
+"""Define the exceptions of the training room."""
 
 from config.errors import MammodError
 
 
 class DataError(MammodError):
-    """A data set, a table or a crops cache cannot be used as a whole: what was wrong, what was expected, what to do."""
+    """Report a data set, table or crops cache that is unusable as a whole.
+
+    The message says what was wrong, what was expected and what to do.
+    """
 
 
 class RunError(MammodError):
-    """A training run cannot start, go on or be read: a folder of another run, a loss that is not a number."""
+    """Report a training run that cannot start, resume or be read.
+
+    Examples are a folder of another run, or a loss that is not a number.
+    """

@@ -1,7 +1,7 @@
-"""Measuring a trained network on lesions it never saw: figures with intervals, one HTML report, JSON beside it.
+"""Measure a trained network on lesions it never saw: figures with intervals, an HTML report, JSON.
 
-Temperature, bias, threshold and the band that decides nothing are chosen on the validation part alone, then held fixed for
-every test set.
+Temperature, bias, threshold and the undecided band are chosen on the validation part alone, then held fixed
+for every test set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from training.split import Part
 
-_NOMINAL = 0.9  # coverage of the band that decides nothing
+_NOMINAL = 0.9  # coverage of the undecided band
 _CHOSEN_ON = "validation part, on which temperature and threshold were chosen"
 
 
@@ -47,14 +47,16 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate the finished run in `folder` on its own test part, by kind of lesion, and on `external` sets.
 
-    `crops` is the cache the run was made from. A lesion of an external set whose patient, of the same data set, trained or
-    validated the run is left out. A run without a test part (split "all") shows its validation part, by that name.
-    `robust` measures on the validation part what turns, grain, blur and gamma do. Writes `out`/evaluation.json,
-    report.html and predictions.json, and returns what evaluation.json holds.
+    `crops` is the cache the run was made from. Lesions of an external set are left out if their patient, of
+    the same data set, trained or validated the run. A run without a test part (split "all") shows its
+    validation part, labelled as such. `robust` measures the effect of turns, grain, blur and gamma on the
+    validation part. Writes `out`/evaluation.json, report.html and predictions.json, and returns the content
+    of evaluation.json.
 
     Raises:
         RunError: the run did not finish.
-        DataError: a cache of other content, or cut by another policy than the run's, or one whose patients were all seen.
+        DataError: a cache has other content, was cut by another policy than the run's, or holds only seen
+            patients.
     """
     model, run = load_run(folder, build)
     if crops.digest != run["crops"]["digest"]:
@@ -94,9 +96,9 @@ def evaluate_run(
 
 
 def calibration(probability: np.ndarray, malignant: np.ndarray, patients: np.ndarray) -> dict[str, Any]:
-    """Return what validation scores decide: temperature, bias, threshold on calibrated probabilities, and the band.
+    """Return what is fitted to validation scores: temperature, bias, threshold and undecided band.
 
-    They are 1, 0, 0.5 and None if a class is missing.
+    The threshold is on calibrated probabilities. They are 1, 0, 0.5 and None if a class is missing.
     """
     if malignant.all() or not malignant.any():
         return {"temperature": 1.0, "bias": 0.0, "threshold": 0.5, "undecided": None}
@@ -132,7 +134,7 @@ def _owner(crops: Crops, number: int) -> tuple[str, str]:
 
 
 def _unseen(test: LesionSet, known: set[tuple[str, str]]) -> LesionSet:
-    """The set without lesions of patients the network has seen."""
+    """Return the set without lesions of patients the network has seen."""
     numbers = [number for number in test.part.samples if _owner(test.crops, number) not in known]
     if not numbers:
         raise DataError(f"{test.name}: the run trained or validated on every patient of {test.crops.folder}")
@@ -140,7 +142,7 @@ def _unseen(test: LesionSet, known: set[tuple[str, str]]) -> LesionSet:
 
 
 def _by_kind(crops: Crops, numbers: np.ndarray) -> list[LesionSet]:
-    """The test part as a whole and, where it mixes kinds, each kind apart."""
+    """Return the test part as a whole and, if it mixes kinds, each kind apart."""
     kinds = [crops.entries[number].kind for number in numbers]
     name = f"held-out {crops.entries[0].dataset}"
     if len(set(kinds)) == 1:

@@ -1,4 +1,4 @@
-"""The page of one run's evaluation."""
+"""Write the report page of one run's evaluation."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def write_report(
     sets: Sequence[LesionSet],
     scores: Sequence[np.ndarray],
 ) -> None:
+    """Write the report page of a run's evaluation on `sets`, with their figures and calibrated scores."""
     recipe, split = result["run"]["recipe"], result["split"]
     assumed = sum(test.crops.entries[number].spacing_assumed for test in sets for number in test.part.samples)
     about = [
@@ -47,7 +48,7 @@ def write_report(
 
 
 def _reliability(result: dict[str, Any]) -> list[str]:
-    """Return findings, the band that decides nothing, and what changes of the image do, as far as they were measured."""
+    """Return sections on findings, the undecided band and robustness to image changes, if measured."""
     parts = []
     rows = [
         (
@@ -137,7 +138,7 @@ def _set_section(one: Measured, test: LesionSet, score: np.ndarray, threshold: f
 
 
 def curves(logs: dict[str, list[dict[str, float]]]) -> str:
-    """Return validation accuracy and loss by epoch, one line for each run; `logs` by the name of the run."""
+    """Return charts of validation accuracy and loss by epoch, one line per run; `logs` are by run name."""
     most = max((line["epoch"] for log in logs.values() for line in log), default=1)
     charts = []
     for caption, key in (("Validation accuracy", "validation_accuracy"), ("Validation loss", "validation_loss")):

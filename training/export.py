@@ -1,4 +1,7 @@
-"""From a finished and evaluated run to a bundle that tells what was measured, on what, and what was not."""
+"""Export a finished and evaluated run as a bundle.
+
+Its card says what was measured, on what data, and what was not measured.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +48,15 @@ def export_run(
 ) -> Bundle:
     """Save the run in `folder` as bundle `out` with the figures of its `evaluation` folder.
 
-    `data` says in words what it was trained on, `licence` what the weights may be used for, `limits` what a user must
-    know; the remarks of the evaluation are added to them. The figures of the same network and head in the folder
-    `crossvalidation` stand before those of the run, and say that they are of that recipe's networks. `familiar` is what the
-    training ROIs' pixels were like.
+    `data` describes the training data, `licence` the permitted use of the weights, `limits` what a user must
+    know; the remarks of the evaluation are added to `limits`. The figures of the same network and head in the
+    folder `crossvalidation` precede those of the run, and are labelled as figures of that recipe's networks.
+    `familiar` describes the pixels of the training ROIs.
 
     Raises:
-        RunError: the run did not finish, was not evaluated, went on from one that is gone, or the evaluation is of
-            another run; the cross-validation holds no such network and head, or is of crops cut otherwise.
+        RunError: the run did not finish, was not evaluated, started from a run that is gone, or the
+            evaluation is of another run; the cross-validation holds no such network and head, or is of crops
+            cut otherwise.
         BundleError: `out` exists.
     """
     model, run = load_run(folder, build)
@@ -105,7 +109,7 @@ def _about(result: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _start(init: str) -> str:
-    """What a run began from, through the runs that it went on from."""
+    """Return what a run began from, traced through the earlier runs that it started from."""
     path = Path(init)
     if init == "none":
         return "random weights"
@@ -120,7 +124,7 @@ def _start(init: str) -> str:
 
 
 def _crossvalidated(folder: Path, recipe: dict[str, Any], policy: dict[str, Any]) -> list[Metric]:
-    """The pooled held-out figures of the recipe's network and head."""
+    """Return the pooled held-out figures of the recipe's network and head."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Findings: the lesions of one breast on CC and MLO, whose logits are averaged."""
+"""Combine lesions into findings: the lesions of one breast on CC and MLO, whose logits are averaged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VIEWS = {"CC", "MLO"}
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One breast seen on both views: the places (K,) of its lesions in their part, and what they are."""
+    """Hold one breast seen on both views: the places (K,) of its lesions in their part, and its labels."""
 
     places: np.ndarray
     patient: str
@@ -26,7 +26,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingFigures:
-    """AUC of findings, of the same lesions one by one, and the gain; each (value, low, high), intervals by patient."""
+    """Hold the AUC of findings, of the same lesions one by one, and the gain.
+
+    Each is (value, low, high); intervals are by patient.
+    """
 
     findings: int
     malignant: int
@@ -38,9 +41,9 @@ class FindingFigures:
 
 
 def findings_of(crops: Crops, part: Part) -> list[Finding]:
-    """Return the breasts of `part` that have lesions on CC and on MLO; a finding is malignant if one of them is.
+    """Return the breasts of `part` that have lesions on CC and on MLO.
 
-    Data sets that name no side and view have none.
+    A finding is malignant if any lesion of it is. Data sets that name no side and view have none.
     """
     breasts: dict[tuple[str, str], list[int]] = {}
     for place, number in enumerate(part.samples):
@@ -92,7 +95,7 @@ def _gain(
     places: np.ndarray,
     draws: int,
 ) -> tuple[float, float, float]:
-    """Return by how much findings are above their lesions, the same patients drawn for both."""
+    """Return by how much the AUC of findings exceeds that of their lesions, on the same draws of patients."""
     truth = np.array([finding.malignant for finding in findings], bool)
     ends = np.cumsum([len(finding.places) for finding in findings])
     lesions = [np.arange(end - len(finding.places), end) for end, finding in zip(ends, findings, strict=True)]

@@ -1,8 +1,9 @@
-"""Fitting one network: epochs, averaged weights, checkpoints. Keras 3 alone; any backend.
+"""Fit one network: epochs, averaged weights, checkpoints. Keras 3 alone; any backend.
 
-Everything random in an epoch follows from the seed, the epoch and the sample, so an epoch that was cut short is simply run
-again. Keras' own callbacks (BackupAndRestore, CSVLogger, TensorBoard, ReduceLROnPlateau, EarlyStopping) count in memory,
-and a run that was killed would not end with the same weights: here rate and end follow from the log alone.
+Everything random in an epoch follows from the seed, the epoch and the sample, so an interrupted epoch is
+simply run again. Keras' own callbacks (BackupAndRestore, CSVLogger, TensorBoard, ReduceLROnPlateau,
+EarlyStopping) keep their counts in memory, and a killed run would not end with the same weights. Here
+learning rate and end follow from the log alone.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from training.run_folder import (
 from training.split import Split
 
 _EMA_BATCHES = 32  # on which batch normalisation is measured for averaged weights
-Report = Callable[[str, int, int], None]  # what is going on, steps done, steps in all
+Report = Callable[[str, int, int], None]  # the phase, steps done, steps in all
 Build = Callable[["Recipe", int], keras.Model]  # a network for a recipe and the ROI's side
 
 
@@ -52,14 +53,14 @@ def fit(
     build: Build | None = None,
     until: int | None = None,
 ) -> tuple[keras.Model, list[Epoch]]:
-    """Train to the end of the recipe, going on from `folder` if it holds a run of the same recipe and data.
+    """Train to the end of the recipe, resuming from `folder` if it holds a run of the same recipe and data.
 
-    `report` hears of each step. `build` stands in for the network of the recipe. `until` stops after that epoch, to be
-    gone on with later. Returns the model with its final weights, and the log.
+    `report` is called at each step. `build` replaces the network of the recipe. `until` stops after that
+    epoch; a later call resumes there. Returns the model with its final weights, and the log.
 
     Raises:
-        RunError: the folder holds another run; the recipe and the split do not fit; the loss is not a number; several
-            devices without a backend for them.
+        RunError: the folder holds another run; the recipe and the split do not fit; the loss is not a number;
+            several devices without a backend for them.
     """
     if (folder / "run.json").exists():
         check_same_run(folder, recipe, crops, split)
@@ -68,7 +69,7 @@ def fit(
     _distribute(recipe.devices)
     keras.mixed_precision.set_global_policy(recipe.precision)
     _make_deterministic(recipe.seed)
-    # A run that goes on has its own weights and needs no start.
+    # A resumed run has its own weights and needs no starting weights.
     model = (build or build_for)(recipe if start is None else replace(recipe, init="none"), crops.pixels.shape[1])
     compile_for(model, recipe)
     log = _restore(model, start) if start is not None else []
@@ -86,7 +87,7 @@ def fit(
 
 
 def load_run(folder: Path, build: Build | None = None) -> tuple[keras.Model, dict[str, Any]]:
-    """Return the finished run in `folder`: its model with final weights, and what run.json says.
+    """Return the finished run in `folder`: its model with final weights, and the content of run.json.
 
     Raises:
         RunError: there is no run, or it did not finish.
@@ -123,7 +124,7 @@ def compile_for(model: keras.Model, recipe: Recipe) -> None:
         optimizer = keras.optimizers.Adam(recipe.learning_rate, **ema)
     else:
         optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum, **ema)
-    # XLA on a CPU makes these networks several times slower; JAX has nothing else.
+    # XLA on a CPU makes these networks several times slower; JAX has no alternative.
     jit = "auto" if keras.backend.backend() == "jax" else False
     model.compile(optimizer, "binary_crossentropy", jit_compile=jit)
     optimizer.build(model.trainable_variables)
@@ -180,7 +181,7 @@ def _epoch(
 
 @contextmanager
 def _averaged_weights(model: keras.Model, recipe: Recipe, batches: Batches) -> Iterator[None]:
-    """Give the model its averaged weights for a while, if the recipe has them."""
+    """Give the model its averaged weights while the block runs, if the recipe has them."""
     if not recipe.ema:
         yield
         return
@@ -197,7 +198,7 @@ def _losses(log: list[Epoch]) -> list[float]:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Tells `report` of each step and stops at a loss that is not a number."""
+    """Call `report` at each step and stop at a loss that is not a number."""
 
     def __init__(self, epoch: int, steps: int, report: Report | None) -> None:
         super().__init__()
@@ -218,7 +219,7 @@ def _refuse_nan(value: float, epoch: int) -> None:
 
 
 def _make_deterministic(seed: int) -> None:
-    """Seed everything, and have the backend add in one order where it can."""
+    """Seed every generator, and have the backend add in a fixed order if it can."""
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -240,7 +241,7 @@ def _distribute(devices: int) -> None:
 
 
 def _state(model: keras.Model) -> list[Any]:
-    """Return every variable that decides how training goes on: weights, dropout's generators, the optimiser's."""
+    """Return every variable that training depends on: weights, dropout's generators, the optimiser's."""
     generators = [variable for variable in model.variables if "seed_generator" in variable.path]
     return [*model.weights, *generators, *model.optimizer.variables]
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, line charts as SVG, ROIs as PNG; nothing is loaded from elsewhere."""
+"""Build one self-contained HTML page: tables, line charts as SVG, ROIs as PNG, no external resources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 380, 300, 52, 44, 12
 
 
 class Line:
-    """One line of a chart: `points` (x, y), drawn with dots where `dots`."""
+    """Describe one line of a chart: `points` (x, y), marked with dots if `dots`."""
 
     def __init__(self, name: str, points: Sequence[tuple[float, float]], *, dots: bool = False) -> None:
         self.name, self.points, self.dots = name, [point for point in points if np.isfinite(point).all()], dots
@@ -41,17 +41,17 @@ def write_page(path: Path, title: str, parts: Sequence[str]) -> None:
 
 
 def heading(text: str) -> str:
-    """A section's heading."""
+    """Return a section's heading."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def note(text: str) -> str:
-    """A paragraph that must not be overlooked."""
+    """Return a highlighted paragraph."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; cells are escaped."""
+    """Return a table; cells are escaped."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
@@ -67,8 +67,9 @@ def chart(
     y_range: tuple[float, float] = (0, 1),
     diagonal: bool = False,
 ) -> str:
-    """A line chart with axes, some five ticks each and a legend; `diagonal` draws the line of chance or of perfect
-    agreement.
+    """Return a line chart with axes, about five ticks each, and a legend.
+
+    `diagonal` draws the line of chance or of perfect agreement.
     """
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -104,21 +105,21 @@ def chart(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Six from `low` to `high`; of a range of whole numbers (epochs) at most six that are whole."""
+    """Return six ticks from `low` to `high`; of a range of whole numbers (epochs) at most six whole ones."""
     if high - low > 1 and float(low).is_integer() and float(high).is_integer():
         return [float(tick) for tick in range(round(low), round(high) + 1, max(1, math.ceil((high - low) / 5)))]
     return [low + (high - low) * step / 5 for step in range(6)]
 
 
 def confusion_table(caption: str, matrix: Sequence[Sequence[int]]) -> str:
-    """A confusion matrix [[true negative, false positive], [false negative, true positive]]."""
+    """Return a table of the matrix [[true negative, false positive], [false negative, true positive]]."""
     rows = [(truth, *counts) for truth, counts in zip(("benign", "malignant"), matrix, strict=True)]
     body = table(("truth", "called benign", "called malignant"), rows)
     return f"<figure>{body}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def roi_sheet(rois: Sequence[tuple[np.ndarray, str]]) -> str:
-    """ROIs, float (S, S) in 0..1, each with its caption."""
+    """Return ROIs, float (S, S) in 0..1, each with its caption."""
     figures = "".join(
         f'<figure><img src="data:image/png;base64,{_png(roi)}" alt=""><figcaption>{escape(text)}</figcaption></figure>'
         for roi, text in rois

@@ -1,4 +1,4 @@
-"""Outlines that were found in masks before, kept in a file: decoding thousands of masks takes most of a reading's time."""
+"""Keep outlines already found in masks in a file: decoding thousands of masks dominates the reading time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 
 
 class KnownOutlines:
-    """Outlines by lesion, one JSON line each, written as soon as one is found. `path` None keeps nothing.
+    """Store outlines by lesion, one JSON line each, written as soon as an outline is found.
 
-    A line holds the stamp of the files that the outline came from; a line that a kill cut short is ignored.
+    `path` None keeps nothing. A line holds the stamp of the files that the outline came from; a line
+    truncated by a kill is ignored.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -27,7 +28,7 @@ class KnownOutlines:
                 continue
 
     def keep(self, lesion: str, stamp: str, outline: np.ndarray) -> None:
-        """Add one outline (N, 2), unless it is there with the same stamp."""
+        """Add one outline (N, 2), unless it is already stored with the same stamp."""
         if self._path is None or self.of_lesion.get(lesion, ("",))[0] == stamp:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

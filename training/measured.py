@@ -1,4 +1,4 @@
-"""The figures of one test set, with their intervals."""
+"""Compute the figures of one test set, with their intervals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from training.roi_cache import Crops
 from training.samples import NO_CALLBACK
 from training.split import Part
 
-# Below this many lesions, or with an interval wider than that, no claim about an accuracy can be made.
+# With fewer lesions, or a wider interval, no claim about accuracy can be made.
 _FEW, _WIDE = 200, 0.1
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value with its 95 % bootstrap interval over patients."""
+    """Hold a measured value with its 95 % bootstrap interval over patients."""
 
     value: float
     low: float
@@ -34,10 +34,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measured:
-    """One test set's figures; `reliability` holds (mean probability, share malignant, lesions) of each filled bin.
+    """Hold one test set's figures.
 
-    `findings` is as `training.findings.finding_figures` has it. `without_no_callback` is the AUC without the benign lesions
-    that nobody was called back for, None if there are none.
+    `reliability` holds (mean probability, share malignant, lesions) of each filled bin. `findings` is as
+    returned by `training.findings.finding_figures`. `without_no_callback` is the AUC without the benign
+    lesions whose patients were not recalled, None if there are none.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class LesionSet:
-    """Lesions to test on: a name for people, the cache and which of its crops."""
+    """Name the lesions of a test: a display name, the cache and which of its crops."""
 
     name: str
     crops: Crops
@@ -97,7 +98,7 @@ def measure(test: LesionSet, probability: np.ndarray, threshold: float) -> Measu
 
 
 def too_small(measured: Measured) -> str | None:
-    """Return why a test set bears no claim, or None."""
+    """Return why a test set is too small for a claim, or None."""
     width = measured.auc.high - measured.auc.low
     if measured.lesions >= _FEW and width <= _WIDE:
         return None

@@ -1,7 +1,7 @@
-"""Figures of a binary classifier, from probabilities and labels: plain numpy, each with its definition.
+"""Compute figures of a binary classifier from probabilities and labels, in plain numpy.
 
-Intervals are percentile bootstrap over patients: the lesions of one woman (two views of one mass, often) are not
-independent, so whole patients are drawn again.
+Intervals are percentile bootstrap over patients: the lesions of one woman (two views of one mass, often) are
+not independent, so whole patients are resampled.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ FEWEST_PATIENTS = 10  # for an interval
 
 
 def auc(probability: np.ndarray, malignant: np.ndarray) -> float:
-    """Area under the ROC curve: how often a malignant lesion scores above a benign one, ties counting half; NaN
-    without both.
+    """Return the area under the ROC curve; NaN unless both classes are present.
+
+    It is the share of pairs in which a malignant lesion scores above a benign one, ties counting half.
     """
     positive = int(np.count_nonzero(malignant))
     negative = len(malignant) - positive
@@ -32,33 +33,42 @@ def auc(probability: np.ndarray, malignant: np.ndarray) -> float:
 
 
 def accuracy(probability: np.ndarray, malignant: np.ndarray, threshold: float = 0.5) -> float:
-    """The share of lesions on their side of the threshold (a probability equal to it counts as malignant)."""
+    """Return the share of lesions on their side of the threshold.
+
+    A probability equal to the threshold counts as malignant.
+    """
     return float(np.mean((probability >= threshold) == malignant))
 
 
 def sensitivity_at(probability: np.ndarray, malignant: np.ndarray, specificity: float = 0.9) -> float:
-    """The highest sensitivity among thresholds that leave at least `specificity` of the benign lesions below them."""
+    """Return the highest sensitivity at a specificity of at least `specificity`.
+
+    That is the share of benign lesions below the threshold.
+    """
     false_positive, true_positive, _ = roc(probability, malignant)
     allowed = false_positive <= 1 - specificity + 1e-9
     return float(true_positive[allowed].max())
 
 
 def confusion(probability: np.ndarray, malignant: np.ndarray, threshold: float = 0.5) -> list[list[int]]:
-    """[[true negative, false positive], [false negative, true positive]]; rows are the truth, benign first."""
+    """Return [[true negative, false positive], [false negative, true positive]].
+
+    Rows are the truth, benign first.
+    """
     called = probability >= threshold
     return [[int(np.sum((malignant == truth) & (called == said))) for said in (False, True)] for truth in (False, True)]
 
 
 def log_loss(probability: np.ndarray, malignant: np.ndarray) -> float:
-    """Mean binary cross-entropy in nats, probabilities kept 1e-7 off 0 and 1 as Keras does."""
+    """Return the mean binary cross-entropy in nats, probabilities kept 1e-7 off 0 and 1 as Keras does."""
     p = np.clip(np.asarray(probability, float), _EPSILON, 1 - _EPSILON)
     return float(-np.mean(np.where(malignant, np.log(p), np.log(1 - p))))
 
 
 def roc(probability: np.ndarray, malignant: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ROC curve as (false positive rate, true positive rate, threshold), from (0, 0, inf) to (1, 1, lowest).
+    """Return the ROC curve as (false positive rate, true positive rate, threshold).
 
-    One sort and two running sums: N log N for N lesions.
+    It runs from (0, 0, inf) to (1, 1, lowest). One sort and two running sums: N log N for N lesions.
     """
     order = np.argsort(-probability, kind="stable")
     score, truth = probability[order], malignant[order].astype(bool)
@@ -78,8 +88,10 @@ def interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The 95 % bootstrap interval of `metric`, patients drawn with replacement; draws without both classes are left
-    out. Of fewer than ten patients NaN: drawing two or three again and again says nothing of others.
+    """Return the 95 % bootstrap interval of `metric`, patients drawn with replacement.
+
+    Draws without both classes are left out. With fewer than ten patients it is NaN: redrawing two or three of
+    them says nothing about others.
     """
     generator = np.random.default_rng(seed)
     names, owner = np.unique(patients, return_inverse=True)
@@ -99,7 +111,10 @@ def interval(
 
 
 def fit_temperature(probability: np.ndarray, malignant: np.ndarray) -> float:
-    """Return the temperature (0.05 ... 20) with the lowest log loss: Guo et al. 2017, the order of scores unchanged."""
+    """Return the temperature (0.05 ... 20) with the lowest log loss; Guo et al. 2017.
+
+    The order of scores is unchanged.
+    """
     found = optimize.minimize_scalar(
         lambda log_t: log_loss(calibrate(probability, np.exp(log_t)), malignant),
         bounds=(np.log(0.05), np.log(20)),
@@ -120,7 +135,10 @@ def fit_temperature_and_bias(probability: np.ndarray, malignant: np.ndarray) -> 
 
 
 def best_threshold(probability: np.ndarray, malignant: np.ndarray) -> float:
-    """The threshold of the highest Youden index (sensitivity + specificity - 1), half-way to the next lower score."""
+    """Return the threshold of the highest Youden index (sensitivity + specificity - 1).
+
+    It lies half-way to the next lower score.
+    """
     false_positive, true_positive, thresholds = roc(probability, malignant)
     best = int(np.argmax(true_positive - false_positive))
     if best == 0:
@@ -130,7 +148,7 @@ def best_threshold(probability: np.ndarray, malignant: np.ndarray) -> float:
 
 
 def reliability(probability: np.ndarray, malignant: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
-    """Bins of equal width as (mean probability, share malignant, lesions); empty ones are left out."""
+    """Return bins of equal width as (mean probability, share malignant, lesions); empty ones are left out."""
     place = np.minimum((probability * bins).astype(int), bins - 1)
     return [
         (float(probability[place == b].mean()), float(malignant[place == b].mean()), int(np.sum(place == b)))
@@ -140,5 +158,5 @@ def reliability(probability: np.ndarray, malignant: np.ndarray, bins: int = 10) 
 
 
 def calibration_error(probability: np.ndarray, malignant: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: the mean gap of the reliability bins, weighted by their lesions."""
+    """Return the expected calibration error: the mean gap of the reliability bins, weighted by lesions."""
     return sum(abs(said - true) * n for said, true, n in reliability(probability, malignant, bins)) / len(probability)

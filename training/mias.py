@@ -1,7 +1,7 @@
-"""Reader of the mini-MIAS images that show a located abnormality (research use only; 1024 x 1024, 0.2 mm per pixel).
+"""Read the mini-MIAS images with a located abnormality (research use only; 1024 x 1024, 0.2 mm per pixel).
 
-`lesions.csv` gives each abnormality's centre and radius in pixels, top-left origin. The two breasts of one woman have
-consecutive numbers and share a `pair`, which is the patient here.
+`lesions.csv` gives each abnormality's centre and radius in pixels, top-left origin. The two breasts of one
+woman have consecutive numbers and share a `pair`, which is the patient here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _CORNERS = 64
 
 
 def read_mias(folder: Path) -> Reading:
-    """Read `folder`/lesions.csv; ill-defined masses (MISC) count as masses, distortion and asymmetry as other.
+    """Read `folder`/lesions.csv.
+
+    Ill-defined masses (MISC) count as masses, distortion and asymmetry as other.
 
     Raises:
         DataError: lesions.csv is missing or lacks a column.

@@ -1,6 +1,7 @@
-"""The paper's grid: seven networks with two heads, and the ImageNet start against a random one; its tables beside ours.
+"""Train the paper's grid: seven networks with two heads, and the ImageNet start against a random one.
 
-Each cell is a run of its own below `out`/runs, finished cells are kept, so the command may be stopped and given again.
+Its tables are shown beside ours. Each cell is a run of its own below `out`/runs. Finished cells are kept, so
+the command may be stopped and started again.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ TABLE_2 = {
     "xception_b": (95.87, 98.87),
     "xception_c": (97.46, 99.12),
 }
-# The file names looked for where ImageNet weights come from a folder; the Xceptions share one.
+# The file names expected in a folder of ImageNet weights; the Xceptions share one.
 WEIGHTS = {name: ("xception" if name.startswith("xception") else name) + ".weights.h5" for name in NAMES}
 _CURVES_OF = "xception_c"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid. `transfer` False starts from random weights."""
+    """Identify one run of the grid. `transfer` False starts from random weights."""
 
     network: str
     head: str
@@ -58,12 +59,14 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Return the name of the cell's run folder."""
         return f"{self.network}-{self.head}-{'imagenet' if self.transfer else 'random'}"
 
 
 def grid(networks: Sequence[str] = NAMES, heads: Sequence[str] = HEADS) -> list[Cell]:
-    """The cells: every network with every head, and Xception-C (the last network where it is not asked for) from
-    random weights.
+    """Return the cells: every network with every head, and one network from random weights.
+
+    That network is Xception-C, or the last of `networks` if Xception-C is not among them.
     """
     random_start = Cell(_CURVES_OF if _CURVES_OF in networks else networks[-1], heads[-1], transfer=False)
     return [*(Cell(network, head) for network in networks for head in heads), random_start]
@@ -81,11 +84,11 @@ def reproduce(
     report: Callable[[Cell], Report] | None = None,
     build: Build | None = None,
 ) -> dict[str, Any]:
-    """Run what is missing of the grid and write `out`/report.html and results.json, which is returned.
+    """Run the missing cells of the grid and write `out`/report.html and results.json.
 
-    Each cell takes `recipe` with its own network, head and start. `weights` is "imagenet" (downloaded by
-    keras.applications), "none" (no transfer anywhere) or a folder of the files that WEIGHTS names. `report` gives what
-    hears of a cell's steps.
+    Returns the content of results.json. Each cell takes `recipe` with its own network, head and start.
+    `weights` is "imagenet" (downloaded by keras.applications), "none" (no transfer anywhere) or a folder of
+    the files that WEIGHTS names. `report` returns the callback for a cell's steps.
 
     Raises:
         RunError: a weights file is missing, found before anything is trained; see `fit`.
@@ -108,10 +111,10 @@ def reproduce(
 
 
 def recipe_of(recipe: Recipe, cell: Cell, weights: str | Path) -> Recipe:
-    """`recipe` with the cell's network, head and start; `weights` is as for `reproduce`.
+    """Return `recipe` with the cell's network, head and start; `weights` is as for `reproduce`.
 
     Raises:
-        RunError: the cell's weights file is not there.
+        RunError: the cell's weights file is missing.
     """
     init = "none"
     if cell.transfer and weights != "none":
@@ -142,7 +145,7 @@ def _summary(cells: Sequence[Cell], results: dict[str, dict[str, Any]]) -> dict[
 
 
 def _paper(cell: Cell) -> dict[str, float]:
-    """What the paper reports for a cell, in per cent; empty where it reports nothing."""
+    """Return the paper's figures for a cell, in per cent; empty if it reports none."""
     if not cell.transfer:
         return {}
     if cell.head == "optimised":
@@ -205,7 +208,7 @@ def _table_2(rows: list[dict[str, Any]]) -> str:
 
 
 def _pair(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The run from random weights and its counterpart."""
+    """Return the run from random weights and its counterpart."""
     without = next((row for row in rows if row["cell"].endswith("random")), None)
     return (
         []
@@ -215,7 +218,7 @@ def _pair(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shown(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Xception-C with the optimised head, else the last run with transfer."""
+    """Return Xception-C with the optimised head, else the last run with transfer."""
     transfer = [row for row in rows if not row["cell"].endswith("random")] or rows
     return next((r for r in transfer if (r["network"], r["head"]) == ("xception_c", "optimised")), transfer[-1])
 

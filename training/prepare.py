@@ -1,4 +1,4 @@
-"""From samples to the crops cache: each image opened once, normalised and cut through the model room's one path."""
+"""Cut samples into the crops cache: open each image once, normalise and cut it by the model room's code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from training.errors import DataError
 from training.roi_cache import Crops, Entry, PartialCache
 from training.samples import Reading, Sample, Skipped
 
-# Film scans of some 0.05 mm, and digital mammograms alike, as far as 299 x 299 films show them (0.78 mm x 0.5 mm, in
+# Film scans of about 0.05 mm, and digital mammograms, at the detail of 299 x 299 films (0.78 mm x 0.5 mm,
 # the median).
 COARSE_FILMS = CropPolicy(kind="lesion", factor=1.6, minimum_mm=35, assumed_spacing_mm=0.05, resolution_mm=0.6)
-PAPER = CropPolicy()  # 299 x 299 image pixels, whatever they measure
-# What the squeezed films and a digital mammogram both show: 35 mm on 112 pixels are 0.31 mm a pixel, the films' own pixels
-# 0.17 x 0.29 mm. Four orientations of 112 pixels cost what two of 160 do.
+PAPER = CropPolicy()  # 299 x 299 image pixels of any size
+# Detail in both squeezed films and a digital mammogram: 35 mm on 112 pixels are 0.31 mm a pixel, the films'
+# own pixels 0.17 x 0.29 mm. Four orientations of 112 pixels cost as much as two of 160.
 FILMS = CropPolicy(kind="lesion", factor=1.6, minimum_mm=35, assumed_spacing_mm=0.05, size=112)
 POLICIES = {"films": FILMS, "coarse-films": COARSE_FILMS, "paper": PAPER}
 MARGIN = 1.4  # of a wide crop: the diagonal of a square, so that a turned ROI is still image
@@ -39,7 +39,9 @@ _PICTURE_BITS = {"L": 8, "I;16": 16, "I": 16}
 
 
 def read_policies(policy: str) -> tuple[CropPolicy, NormalisationPolicy]:
-    """The policies of a name in POLICIES, or of a JSON file with "crop" and, where it is not the default, "normalisation".
+    """Return the policies of a name in POLICIES, or of a JSON file.
+
+    The file has "crop" and optionally "normalisation".
 
     Raises:
         DataError: it is neither.
@@ -65,11 +67,12 @@ def prepare(
     wide: bool = False,
     report: Callable[[int, int], None] | None = None,
 ) -> Crops:
-    """Cut every sample of `reading` and write the cache `folder`, in `workers` processes; one that was killed goes on.
+    """Cut every sample of `reading` in `workers` processes and write the cache `folder`.
 
-    A sample whose image cannot be read or cut is left out and listed with the rows the reader left out. `wide` keeps a
-    second crop of MARGIN times the side and twice the pixels with each ROI, for augmentation. `report` hears how many of
-    how many samples are done.
+    A killed call can be resumed. A sample whose image cannot be read or cut is left out and listed with the
+    rows that the reader skipped. `wide` keeps a second crop of MARGIN times the side and twice the pixels
+    with each ROI, for augmentation. `report` is called with the number of samples done and the number of all
+    samples.
 
     Raises:
         DataError: `folder` exists, two samples share an identity, or none could be cut.
@@ -115,10 +118,10 @@ def _widened(crop: CropPolicy) -> CropPolicy:
 
 
 def open_frame(path: Path) -> Frame:
-    """The one frame of a DICOM image or of an 8- or 16-bit grey picture (PNG, TIFF).
+    """Return the one frame of a DICOM image or of an 8- or 16-bit grey picture (PNG, TIFF).
 
     Raises:
-        DataError: neither of both, or a picture with colours.
+        DataError: the file is neither, or a colour picture.
         ImageError: a DICOM image that cannot be decoded.
     """
     try:

@@ -1,4 +1,4 @@
-"""How a network is trained: the recipes, the learning rate of each epoch, and when a run has finished. No framework."""
+"""Define how a network is trained: recipes, each epoch's learning rate, the end of a run. No framework."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from training.split import Split
 SCHEDULES = ("plateau", "cosine")
 OPTIMIZERS = ("sgd", "adam")
 AUGMENTATIONS = ("fly", "stable", "copies", "none")
-# The subgroups of the eight orientations that a network's answer may be averaged over, by their number.
+# The subgroups of the eight orientations that a network's answer may be averaged over, by their size.
 ORIENTATIONS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: tuple(range(8))}
 _PATIENCE, _STOP, _FACTOR = 7, 13, 0.2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. The defaults are this project's; `PAPER` is the paper's, `STABLE` the default bundle's.
+    """Specify how a network is trained; the defaults are this project's.
 
-    `optimizer` is "sgd" with `momentum`, or "adam" (without it). `schedule` "cosine" falls from `learning_rate` to 0 over
-    `epochs` and ends with the last weights; the first `warm_up` epochs of it rise to it in equal steps. "plateau"
-    multiplies by 0.2 after 7 epochs without a lower validation loss, stops after 13 and ends with the weights of the
-    lowest. `augmentation` is "fly" (random each epoch), "stable" (the same, and all that a scanner changes: see
-    `training.augment.STABLE`), "copies" (the split's offline copies) or "none". `ema` over 0 is the momentum, per step, of
-    averaged weights, which validate and end the run; batch normalisation is then measured anew for them. `orientations`
-    is over how many orientations a prediction is averaged: 1, 2, 4 or 8. `precision` is a Keras dtype policy. `init` is as
-    for `load_backbone_weights`, or a finished run's `final.npz` or a bundle's `weights.npz`, which goes on with all of
-    its weights (at another ROI size, say). `bn_momentum` replaces batch normalisation's 0.99 of the moving averages,
-    which lags on few steps; with `bn_batches` they are measured anew on that many training batches after each epoch.
-    `devices` over 1 trains data-parallel through Keras' distribution.
+    `PAPER` is the paper's recipe, `STABLE` the default bundle's. `optimizer` is "sgd" with `momentum`, or
+    "adam" (without it). `schedule` "cosine" falls from `learning_rate` to 0 over `epochs` and ends with the
+    last weights; in its first `warm_up` epochs the rate rises in equal steps. "plateau" multiplies by 0.2
+    after 7 epochs without a lower validation loss, stops after 13 and ends with the weights of the lowest
+    loss. `augmentation` is "fly" (random each epoch), "stable" (the same, and every change a scanner makes:
+    see `training.augment.STABLE`), "copies" (the split's offline copies) or "none". `ema` over 0 is the
+    momentum, per step, of averaged weights, which validate and end the run; batch normalisation is then
+    measured again for them. `orientations` is the number of orientations a prediction is averaged over: 1, 2,
+    4 or 8. `precision` is a Keras dtype policy. `init` is as for `load_backbone_weights`, or a finished run's
+    `final.npz` or a bundle's `weights.npz`; training then starts from all of its weights (at another ROI
+    size, say). `bn_momentum` replaces batch normalisation's 0.99 of the moving averages, which lags on few
+    steps; with `bn_batches` they are measured again on that many training batches after each epoch. `devices`
+    over 1 trains data-parallel through Keras' distribution.
     """
 
     network: str = "xception_c"
@@ -70,7 +72,7 @@ RECIPES = {"default": Recipe(), "paper": PAPER, "stable": STABLE}
 
 
 def check_recipe(recipe: Recipe, split: Split) -> None:
-    """Refuse a recipe that names what there is not, or that does not fit the split.
+    """Refuse a recipe that names unknown options, or that does not fit the split.
 
     Raises:
         RunError: see above.
@@ -92,7 +94,7 @@ def check_recipe(recipe: Recipe, split: Split) -> None:
 
 
 def learning_rate(recipe: Recipe, losses: Sequence[float]) -> float:
-    """Return the rate of the epoch after those whose validation losses are given."""
+    """Return the learning rate of the next epoch, given the validation losses of the epochs before it."""
     if recipe.schedule == "cosine":
         if len(losses) < recipe.warm_up:
             return recipe.learning_rate * (len(losses) + 1) / (recipe.warm_up + 1)
@@ -107,7 +109,7 @@ def learning_rate(recipe: Recipe, losses: Sequence[float]) -> float:
 
 
 def is_finished(recipe: Recipe, losses: Sequence[float]) -> bool:
-    """Return whether a run with these validation losses has come to its end."""
+    """Return whether a run with these validation losses has ended."""
     if len(losses) >= recipe.epochs:
         return True
     if recipe.schedule != "plateau" or not losses:

@@ -1,4 +1,4 @@
-"""What turns, grain, blur and gamma do to a network's answers."""
+"""Measure how turns, grain, blur and gamma change a network's answers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from model.orientation import ORIENTATIONS, mean_logit, turn
 from training import metrics
 from training.recipe import ORIENTATIONS as SETS
 
-Ask = Callable[[np.ndarray], np.ndarray]  # ROIs (N, S, S) -> probabilities (N,) before calibration, as they lie
+Ask = Callable[[np.ndarray], np.ndarray]  # ROIs (N, S, S) -> probabilities (N,) before calibration, not turned
 
 
 def changes() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Return what is done to ROIs (N, S, S), by name; the grain is the same in every call."""
+    """Return functions that change ROIs (N, S, S), by name; the grain is the same in every call."""
 
     def grain(share: float) -> Callable[[np.ndarray], np.ndarray]:
         def add(rois: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def in_all_orientations(ask: Ask, rois: np.ndarray, orientations: int) -> np.nda
 
 
 def flip_rate(probability: np.ndarray, threshold: float) -> float:
-    """Return the share of lesions that do not have one class in all orientations, from probabilities (8, N)."""
+    """Return the share of lesions whose class changes with the orientation, from probabilities (8, N)."""
     called = probability >= threshold
     return float(np.mean(called.any(axis=0) & ~called.all(axis=0)))
 

@@ -1,8 +1,9 @@
-"""The crops cache: every sample's ROI, cut once, as 16-bit grey in one file, with an index beside it.
+"""Store the crops cache: every sample's ROI, cut once, as 16-bit grey in one file, with an index beside it.
 
-A cache is a folder of `crops.npy` (N, S, S) uint16, 65535 being 1.0, and `index.json`. `wide.npy` (N, W, W), where there
-is one, shows `margin` times as much of each image, for augmentation to turn and shift in. A cache is written under another
-name and renamed when whole, so a folder without its last file or with a cut one is a broken cache and never a small one.
+A cache is a folder of `crops.npy` (N, S, S) uint16, 65535 being 1.0, and `index.json`. The optional
+`wide.npy` (N, W, W) shows `margin` times as much of each image, for augmentation to turn and shift in. A
+cache is written under another name and renamed when complete, so a folder with a missing or truncated file is
+a broken cache and never a small one.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from training.errors import DataError
 
 FULL_SCALE = 65535
 _FORMAT = 1
-_JOURNAL = "journal.jsonl"  # what is done, while a cache is being written
+_JOURNAL = "journal.jsonl"  # the samples done, while a cache is being written
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the index says of one crop. `box` is (left, top, right, bottom) in image pixels, `padded` the share
-    outside.
+    """Describe one crop in the index.
+
+    `box` is (left, top, right, bottom) in image pixels, `padded` the share outside.
     """
 
     identity: str
@@ -46,7 +48,10 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Crops:
-    """An opened cache. `pixels` is the file mapped read-only; `digest` (sha256 of pixels and index) names the whole."""
+    """Give access to an opened cache.
+
+    `pixels` is the file mapped read-only; `digest` (sha256 of pixels and index) identifies the whole.
+    """
 
     folder: Path
     pixels: np.ndarray
@@ -61,33 +66,33 @@ class Crops:
         return len(self.entries)
 
     def roi(self, number: int) -> np.ndarray:
-        """Crop `number` as float32 (S, S) in 0..1."""
+        """Return crop `number` as float32 (S, S) in 0..1."""
         return self.pixels[number].astype(np.float32) / FULL_SCALE
 
     def source(self, number: int) -> np.ndarray:
-        """Return what augmentation draws from: the wide crop as float32 (W, W), else the crop itself."""
+        """Return the input of augmentation: the wide crop as float32 (W, W), else the crop itself."""
         return self.roi(number) if self.wide is None else self.wide[number].astype(np.float32) / FULL_SCALE
 
     @property
     def malignant(self) -> np.ndarray:
-        """The labels, bool (N,)."""
+        """Return the labels, bool (N,)."""
         return np.array([entry.malignant for entry in self.entries], bool)
 
     @property
     def patients(self) -> np.ndarray:
-        """The patients, str (N,)."""
+        """Return the patients, str (N,)."""
         return np.array([entry.patient for entry in self.entries])
 
     @property
     def groups(self) -> list[str | None]:
-        """The data set's own split of each crop."""
+        """Return the data set's own split of each crop."""
         return [entry.group for entry in self.entries]
 
 
 class PartialCache:
-    """A cache that is being written, in `folder` under another name; one with the same `key` goes on after a kill.
+    """Write a cache for `folder` under another name; after a kill, a cache with the same `key` is resumed.
 
-    `key` names what is cut and how. `done` holds the identities that need not be cut again.
+    `key` identifies the samples and the policy. `done` holds the identities that need not be cut again.
 
     Raises:
         DataError: `folder` exists already.
@@ -113,7 +118,7 @@ class PartialCache:
 
     @property
     def done(self) -> set[str]:
-        """The identities that were cut or skipped."""
+        """Return the identities that were cut or skipped."""
         return {entry.identity for entry in self.entries} | {row["where"] for row in self.skipped}
 
     def add(self, entry: Entry, roi: np.ndarray, wide: np.ndarray | None = None) -> None:
@@ -133,7 +138,7 @@ class PartialCache:
         """Write the index, give the cache its name and open it.
 
         Raises:
-            DataError: no crop came.
+            DataError: there is no crop.
         """
         count = len(self.entries)
         if not count:
@@ -159,7 +164,7 @@ class PartialCache:
         return open_cache(self._folder)
 
     def _read_journal(self, key: str) -> bool:
-        """Take over what an interrupted run of the same key noted; return whether there is one."""
+        """Take over the notes of an interrupted run with the same key; return whether there are any."""
         try:
             lines = (self._partial / _JOURNAL).read_text(encoding="utf-8").splitlines()
             if json.loads(lines[0])["key"] != key:
@@ -167,7 +172,7 @@ class PartialCache:
             for line in lines[1:]:
                 try:
                     noted = json.loads(line)
-                except ValueError:  # the line that the kill cut short
+                except ValueError:  # the line truncated by a kill
                     break
                 if "entry" in noted:
                     self.entries.append(_entry(noted["entry"]))
@@ -175,7 +180,7 @@ class PartialCache:
                     self.skipped.append(noted["skipped"])
         except (OSError, ValueError, KeyError, IndexError):
             return False
-        # Without what was cut short, so that the next line begins on its own.
+        # Without the truncated line, so that the next one starts on a line of its own.
         kept = [*({"entry": vars(entry)} for entry in self.entries), *({"skipped": row} for row in self.skipped)]
         text = "".join(json.dumps(line) + "\n" for line in ({"key": key}, *kept))
         (self._partial / _JOURNAL).write_text(text, encoding="utf-8")
@@ -194,14 +199,14 @@ def write_cache(
     policy: dict[str, Any],
     skipped: list[dict[str, str]],
 ) -> Crops:
-    """Write at most `at_most` ROIs of float (size, size) in 0..1 and open the result. `skipped` may grow meanwhile.
+    """Write at most `at_most` ROIs of float (size, size) in 0..1 and open the result.
+
+    `skipped` may grow meanwhile.
 
     Raises:
-        DataError: `folder` exists already, or no crop came.
+        DataError: `folder` exists already, or there is no crop.
     """
-    partial = PartialCache(
-        folder, size, at_most, key=uuid.uuid4().hex
-    )  # what an interrupted run left is not taken over
+    partial = PartialCache(folder, size, at_most, key=uuid.uuid4().hex)  # remains of an interrupted run are not reused
     for entry, roi in crops:
         partial.add(entry, roi)
     return partial.finish(policy, skipped)

@@ -1,7 +1,7 @@
-"""A run's folder: what it was made of, its log, its checkpoints, each file renamed into place when it is whole.
+"""Manage a run's folder: recipe and data, log, checkpoints; each file is renamed into place when complete.
 
-`run.json` (recipe, data, split, versions), `log.csv`, `tensorboard/`, `state.npz` (all that is needed to go on after a
-kill), `best.npz` and `final.npz` (weights).
+`run.json` (recipe, data, split, versions), `log.csv`, `tensorboard/`, `state.npz` (all that is needed to
+resume after a kill), `best.npz` and `final.npz` (weights).
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from training.tensorboard import append_scalars
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the log. `auc` and `accuracy` are of the validation part, `loss` and `validation_loss`
-    cross-entropy.
+    """Hold one line of the log.
+
+    `auc` and `accuracy` are of the validation part, `loss` and `validation_loss` cross-entropy.
     """
 
     epoch: int
@@ -42,7 +43,7 @@ class Epoch:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """Return what run.json says of the run in `folder`, and its log under "log".
+    """Return the content of run.json of the run in `folder`, with its log under "log".
 
     Raises:
         RunError: there is no run in `folder`.
@@ -69,7 +70,7 @@ def check_same_run(folder: Path, recipe: Recipe, crops: Crops, split: Split) -> 
 
 
 def claim(folder: Path, recipe: Recipe, crops: Crops, split: Split) -> Path | None:
-    """Make the folder a run of this recipe and data; return the state to go on from, or None for a new run."""
+    """Make the folder a run of this recipe and data; return the state to resume from, None for a new run."""
     if not (folder / "run.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "run.json", json.dumps(_made_of(recipe, crops, split), indent=1).encode())
@@ -132,7 +133,7 @@ def save_arrays(path: Path, variables: list[Any], about: dict[str, Any]) -> None
 
 
 def load_arrays(path: Path, variables: list[Any]) -> dict[str, Any]:
-    """Assign what `save_arrays` saved to variables of the same order; return what it says `about` them.
+    """Assign the arrays of `save_arrays` to variables of the same order; return the `about` saved with them.
 
     Raises:
         RunError: the file cannot be read, or holds another number of variables.
@@ -172,7 +173,7 @@ def _write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _renamed(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` when the block ends: `path` is never half written."""
+    """Yield a name to write to, renamed to `path` when the block ends: `path` is never half written."""
     partial = path.with_name(path.name + ".partial")
     yield partial
     with partial.open("rb") as file:

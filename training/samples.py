@@ -1,4 +1,4 @@
-"""`Sample`: one lesion on one image with its label, as every reader gives it, and how its image is opened."""
+"""Define `Sample`, one labelled lesion on one image, as every reader returns it, and open its image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ NO_CALLBACK = "BENIGN_WITHOUT_CALLBACK"
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One labelled lesion on one image.
+    """Describe one labelled lesion on one image.
 
-    `identity` is unique within its data set and stable between runs. `outline` is (N, 2) float of (column, row) in
-    image pixels, SCOORD convention. `patient` is what a split must keep together. `group` is the data set's own split
-    ("train", "test") or None. `kind` is one of KINDS. `spacing` is the millimetres between rows and between columns
-    where the data set knows them and the image file does not, `spacing_assumed` that they rest on an assumption.
-    `descriptors` is what the data set says of the lesion, by the names in DESCRIPTORS, in the data set's own words.
+    `identity` is unique within its data set and stable between runs. `outline` is (N, 2) float of (column,
+    row) in image pixels, SCOORD convention. A split must keep the lesions of a `patient` together. `group` is
+    the data set's own split ("train", "test") or None. `kind` is one of KINDS. `spacing` is the millimetres
+    between rows and between columns if the data set gives them and the image file does not, `spacing_assumed`
+    that they rest on an assumption. `descriptors` are the data set's descriptions of the lesion, by the names
+    in DESCRIPTORS, in its own words.
     """
 
     identity: str
@@ -40,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that gave no sample: where it stands and why it was left out."""
+    """Describe a row that gave no sample: its place and the reason it was left out."""
 
     where: str
     reason: str
@@ -48,19 +49,19 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader found: the samples, and every row it left out with its reason."""
+    """Hold the result of a reader: the samples, and every row it left out with its reason."""
 
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """The outline (4, 2) of an axis-parallel box, clockwise from its top-left corner."""
+    """Return the outline (4, 2) of an axis-parallel box, clockwise from its top-left corner."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float)
 
 
 def counts(samples: Sequence[Sample]) -> dict[str, int]:
-    """How many samples there are by group, kind and label, keyed like "train mass malignant"."""
+    """Return the number of samples by group, kind and label, keyed like "train mass malignant"."""
     table: dict[str, int] = {}
     for sample in samples:
         key = f"{sample.group or 'all'} {sample.kind} {'malignant' if sample.malignant else 'benign'}"

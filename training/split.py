@@ -1,16 +1,16 @@
-"""Who trains, who validates and who tests: by patient (default), or as the paper did it.
+"""Split samples into training, validation and test: by patient (default), or as in the paper.
 
-"patient": no patient on two sides. Where the data set has its own test group that is the test; a patient of it who also
-stands in the training group (CBIS-DDSM split masses and calcifications apart, so there are some) is left out of
-training. Elsewhere the test is one of `folds` folds of patients. Validation is a share of the remaining patients.
-Augmentation comes after the split.
+"patient": no patient is on two sides. If the data set has its own test group, that is the test; a patient of
+it who is also in the training group (CBIS-DDSM split masses and calcifications apart, so there are some) is
+left out of training. Otherwise the test is one of `folds` folds of patients. Validation is a share of the
+remaining patients. Augmentation comes after the split.
 
-"paper": the training samples are first enlarged six times, and the copies then split at random, 80 % and 20 %. Copies
-of one lesion fall on both sides, so the validation figures of this split are too good. Its test part is the same as
-above, but patients who stand on both sides of the data set's own split stay.
+"paper": the training samples are first enlarged six times, and the copies then split at random, 80 % and 20
+%. Copies of one lesion fall on both sides, so the validation figures of this split are too good. Its test
+part is the same as above, but patients on both sides of the data set's own split stay.
 
-"all": no test part, for the network that is shipped once cross-validation has measured its recipe: everybody trains but
-the validation part.
+"all": no test part, for the network that is shipped once cross-validation has measured its recipe: everybody
+trains but the validation part.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ COPIES = 6
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One side of a split: sample numbers (N,) and, for offline copies, which copy of each; -1 is the sample as it
-    is.
+    """Hold one side of a split: sample numbers (N,) and the copy of each.
+
+    Offline copies are numbered from 0; -1 is the unchanged sample.
     """
 
     samples: np.ndarray
@@ -41,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The three sides, and the numbers of samples left out because their patient stands in the test group too."""
+    """Hold the three sides, and the samples left out because their patient is in the test group too."""
 
     how: str
     train: Part
@@ -62,15 +63,17 @@ def split_samples(
     seed: int = 0,
     copies: bool = False,
 ) -> Split:
-    """Split the samples, given by their patients, labels and own groups; the same arguments give the same split.
+    """Split the samples, given by their patients, labels and own groups.
 
-    With `copies` the training side holds the paper's six copies of each sample, made after the split by patient.
+    The same arguments give the same split. With `copies` the training side holds the paper's six copies of
+    each sample, made after the split by patient.
 
-    Fold `fold` of `folds` is the test where no sample has a group; `validation` is the share of the other patients.
+    Fold `fold` of `folds` is the test if no sample has a group; `validation` is the share of the other
+    patients.
 
     Raises:
-        DataError: an unknown kind of split, a fold that is not there, a side that would be empty, or "all" where the data
-            set keeps a test group.
+        DataError: an unknown kind of split, a fold that does not exist, a side that would be empty, or "all"
+            if the data set keeps a test group.
     """
     if how not in SPLITS:
         raise DataError(f"there is no split {how!r}; known: {', '.join(SPLITS)}")
@@ -98,8 +101,9 @@ def split_samples(
 
 
 def patient_folds(patients: np.ndarray, malignant: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (0 ... folds - 1) of each sample (N,): patients whole, malignant ones spread evenly, shuffled by
-    `seed`.
+    """Return the fold (0 ... folds - 1) of each sample (N,), keeping patients whole.
+
+    Malignant patients are spread evenly; the order is shuffled by `seed`.
     """
     generator = np.random.default_rng([seed, 0])
     names = np.unique(patients)
@@ -112,7 +116,7 @@ def patient_folds(patients: np.ndarray, malignant: np.ndarray, folds: int, seed:
 
 
 def check_sides(patients: Sequence[str], groups: Sequence[str | None]) -> list[str]:
-    """The patients who stand on more than one side of a given split, in order."""
+    """Return the patients who are on more than one side of a given split, in order."""
     sides: dict[str, set[str | None]] = {}
     for patient, group in zip(patients, groups, strict=True):
         sides.setdefault(patient, set()).add(group)

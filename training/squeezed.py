@@ -1,13 +1,14 @@
-"""Reader of a folder of films squeezed to a square, with CBIS-DDSM's boxes in `rois.csv`.
+"""Read a folder of films squeezed to a square, with CBIS-DDSM's boxes in `rois.csv`.
 
-Each 8-bit grey picture is a whole film resized to a square of any size without regard to its aspect; `rois.csv` gives each
-lesion's box in pixels of the full film and the film's own size. The aspect is undone by the pixels' spacing: a picture's
-pixel is film_rows / side film pixels high and film_columns / side wide, so a box that is square in millimetres is square
-on the film. What a film pixel measures is not recorded; 0.05 mm is assumed for all (DDSM's scanners had 0.042 to
-0.05 mm), as the crop policy assumes it in the service for a film scan without spacing.
+Each 8-bit grey picture is a whole film resized to a square of any size without regard to its aspect;
+`rois.csv` gives each lesion's box in pixels of the full film and the film's own size. The pixels' spacing
+undoes the aspect: a picture's pixel is film_rows / side film pixels high and film_columns / side wide, so a
+box that is square in millimetres is square on the film. The size of a film pixel is not recorded; 0.05 mm is
+assumed for all (DDSM's scanners had 0.042 to 0.05 mm), as the crop policy assumes it in the service for a
+film scan without spacing.
 
-The pictures lie in `films/`, or in `train/` and `test/`, which is then the data set's own split. Without such folders the
-column `official_split` says nothing, as all films may be of one side.
+The pictures lie in `films/`, or in `train/` and `test/`, which is then the data set's own split. Without such
+folders the column `official_split` is ignored, as all films may be of one side.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _LABELS = {"BENIGN": False, "MALIGNANT": True}
 
 
 def read_squeezed(folder: Path, tables: Path | None = None) -> Reading:
-    """Read `folder`/rois.csv; the films are opened later but for their size.
+    """Read `folder`/rois.csv; of the films only the size is read now.
 
-    `tables` may hold CBIS-DDSM's case-description CSV files, whose descriptors are then kept with each lesion that they
-    name without doubt. A `rois.csv` without the column `type` holds masses only.
+    `tables` may hold CBIS-DDSM's case-description CSV files; their descriptors are kept with each lesion that
+    they identify uniquely. A `rois.csv` without the column `type` holds masses only.
 
     Raises:
         DataError: rois.csv is missing or lacks a column.

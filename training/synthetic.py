@@ -1,8 +1,9 @@
-"""A small synthetic CBIS-DDSM in exactly TCIA's layout, from which the whole way can be tried without the real data.
+"""Write a small synthetic CBIS-DDSM in exactly TCIA's layout, to try the pipeline without the real data.
 
-Benign phantoms are smooth and round, malignant ones spiculated; calcifications are a cluster of points in such a shape.
-The real tree's oddities are in it: both spellings of a column, line breaks in quoted paths, crop and mask swapped, a
-mask of half the image's size, two abnormalities on one image, a missing mask, a patient on both sides of the split.
+Benign phantoms are smooth and round, malignant ones spiculated; calcifications are a cluster of points in
+such a shape. It has the real tree's oddities: both spellings of a column, line breaks in quoted paths, crop
+and mask swapped, a mask of half the image's size, two abnormalities on one image, a missing mask, a patient
+on both sides of the split.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _RADIUS = (14, 22)
 
 @dataclass(frozen=True)
 class _Case:
-    """One lesion on one image."""
+    """Describe one lesion on one image."""
 
     kind: str  # Mass or Calc
     side: str  # Training or Test
@@ -44,10 +45,10 @@ class _Case:
 
 
 def write_synthetic(folder: Path, patients: int = 24, seed: int = 0) -> None:
-    """Write the four CSV files and the case folders of `patients` into `folder`: masses and calcifications, two views
-    each.
+    """Write the four CSV files and the case folders of `patients` patients into `folder`.
 
-    Every fourth patient is in the test part. The same arguments give the same pixels and UIDs.
+    Their lesions are masses and calcifications, two views each. Every fourth patient is in the test part. The
+    same arguments give the same pixels and UIDs.
     """
     cases = _cases(patients, np.random.default_rng([seed, 0]))
     rows: dict[str, list[dict[str, str]]] = {}
@@ -130,14 +131,14 @@ def _write_lesion(
         "pathology": "MALIGNANT" if lesion.malignant else ("BENIGN", "BENIGN_WITHOUT_CALLBACK")[number % 2],
         "subtlety": "4",
         "image file path": image_path,
-        # The CSV says crop and mask in the wrong order where they were swapped.
+        # The CSV names crop and mask in the wrong order if they were swapped.
         "cropped image file path": (mask_path if swapped else crop_path) + "\n",
         "ROI mask file path": crop_path if swapped else mask_path,
     }
 
 
 def _shape(lesion: _Case, generator: np.random.Generator) -> np.ndarray:
-    """Where the lesion is, bool (ROWS, COLUMNS): a disc, or a star whose rays have sharp ends."""
+    """Return the lesion's mask, bool (ROWS, COLUMNS): a disc, or a star whose rays have sharp ends."""
     rows, columns = np.mgrid[:ROWS, :COLUMNS]
     y, x = rows - lesion.row, columns - lesion.column
     radius = generator.uniform(*_RADIUS)
@@ -149,7 +150,7 @@ def _shape(lesion: _Case, generator: np.random.Generator) -> np.ndarray:
 
 
 def _lesion(shape: np.ndarray, kind: str, generator: np.random.Generator) -> np.ndarray:
-    """What the lesion adds to the film: a soft mass, or bright points."""
+    """Return the grey that the lesion adds to the film: a soft mass, or bright points."""
     if kind == "Mass":
         return 0.35 * ndimage.gaussian_filter(shape.astype(float), 1.2)
     return ndimage.gaussian_filter(shape * (generator.random(shape.shape) > 0.93), 0.7, output=float)

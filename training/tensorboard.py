@@ -1,4 +1,4 @@
-"""TensorBoard's scalar log, written without TensorFlow so that every Keras backend has it.
+"""Write TensorBoard's scalar log without TensorFlow, so that every Keras backend has it.
 
 An event file is a sequence of TFRecords (length, its masked CRC-32C, data, its masked CRC-32C), each data a
 `tensorflow.Event` protocol buffer.
@@ -15,7 +15,7 @@ _POLYNOMIAL = 0x82F63B78  # CRC-32C (Castagnoli), reflected
 
 
 def append_scalars(folder: Path, step: int, scalars: dict[str, float]) -> None:
-    """Append one event with all `scalars` at `step` to the folder's event file, which is made where there is none."""
+    """Append one event with all `scalars` at `step` to the folder's event file, created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "events.out.tfevents.mammod"
     now = struct.pack("<d", time.time())

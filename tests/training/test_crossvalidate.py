@@ -86,7 +86,7 @@ def test_every_lesion_is_scored_once_by_a_network_that_never_saw_its_patient(cro
 
 
 def test_an_external_set_of_the_same_patients_counts_only_unseen_ones(crops: Crops, done: Path) -> None:
-    """Each fold leaves the same lesions that it tests, so the mean over folds is the mean of the folds' test figures."""
+    """Each fold leaves the lesions that it tests, so the mean over folds is the mean of the test figures."""
     result = json.loads((done / "crossvalidation.json").read_text())
     for row in result["cells"]:
         (external,) = row["external"]

@@ -13,7 +13,7 @@ from training.roi_cache import Crops, write_cache
 
 
 def breasts(folder: Path, count: int = 24) -> Crops:
-    """Return patients with CC and MLO of the left breast, and CC alone of the right; every second is malignant."""
+    """Return patients with CC and MLO of the left breast, CC of the right; every second is malignant."""
 
     def made():  # type: ignore[no-untyped-def]
         for number in range(count):

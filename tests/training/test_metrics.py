@@ -30,7 +30,7 @@ def test_figures_by_hand() -> None:
     # At 0.5: benign 0.5, 0.6, 0.7, 0.8, 0.9 and 0.95 are called malignant.
     assert metrics.confusion(score, truth) == [[4, 6], [0, 2]]
     assert metrics.accuracy(score, truth) == pytest.approx(6 / 12)
-    # 90 % specificity leaves one benign above: the threshold is just over 0.9, and one of two malignant is found.
+    # 90 % specificity leaves one benign above: the threshold is just over 0.9; one of two malignant is found.
     assert metrics.sensitivity_at(score, truth) == 0.5
     assert metrics.log_loss(np.array([0.5, 0.25]), np.array([True, False])) == pytest.approx(
         (math.log(2) - math.log(0.75)) / 2
@@ -59,7 +59,7 @@ def test_temperature_is_found_again() -> None:
 
 def test_threshold_of_the_highest_youden_index() -> None:
     score, truth = np.array([0.1, 0.2, 0.4, 0.6, 0.8]), np.array([0, 0, 1, 0, 1], bool)
-    # At 0.4: sensitivity 1, specificity 2/3; at 0.8: 1/2 and 1. The threshold lies half-way from 0.4 down to 0.2.
+    # At 0.4: sensitivity 1, specificity 2/3; at 0.8: 1/2 and 1. The threshold is half-way from 0.4 to 0.2.
     assert metrics.best_threshold(score, truth) == pytest.approx(0.3)
 
 

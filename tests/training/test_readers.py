@@ -127,7 +127,7 @@ def test_mias_gives_circles_and_pairs_as_patients(tmp_path: Path) -> None:
 
 def test_cbis_finds_every_lesion_of_the_synthetic_tree_but_the_missing_mask(tree: Path) -> None:
     reading = read_cbis(tree, tree)
-    # 12 patients with two views, one more lesion of P_00002, one more calcification of P_00001, one mask missing.
+    # 12 patients, two views, one more lesion of P_00002, one more calcification of P_00001, one mask missing.
     assert len(reading.samples) == 12 * 2 + 1 + 1 - 1
     (skipped,) = reading.skipped
     assert skipped.where.endswith("Calc-Training_P_00003_LEFT_MLO_1") and "no mask" in skipped.reason

@@ -1,4 +1,4 @@
-"""From a synthetic CBIS-DDSM tree to a bundle, through the commands a person types; and lesions through both roads."""
+"""Run the commands from a synthetic CBIS-DDSM tree to a bundle, and classify lesions through both roads."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_commands_from_tree_to_bundle(tree: Path, tmp_path: Path) -> None:
     assert bundle.manifest.trained and bundle.manifest.metrics[0].count == result["sets"][0]["lesions"]
     assert bundle.manifest.crop.side_px == SIZE
     assert bundle.manifest.threshold == result["threshold"]
-    # Half precision on disk keeps what the run says of a lesion; patients it has seen are not among "the same again".
+    # Half precision on disk keeps a lesion's score; "the same again" has no patients the run has seen.
     scores = json.loads((report / "predictions.json").read_text())["the same again"]
     numbers = [n for n, entry in enumerate(cache.entries) if entry.identity in {row["identity"] for row in scores}]
     tested = {entry.patient for entry in cache.entries if entry.group == "test"}
@@ -177,7 +177,7 @@ def blob(rows: int, columns: int, height_mm: float, width_mm: float) -> np.ndarr
 def test_a_squeezed_film_a_digital_mammogram_and_a_film_without_spacing_give_one_roi(
     tree: Path, tmp_path: Path
 ) -> None:
-    """A digital image of 0.07 mm, a film scan of the assumed 0.05 mm, and a picture squeezed to 0.5 x 0.3 mm."""
+    """Use a digital image of 0.07 mm, a film scan of assumed 0.05 mm, and a film squeezed to 0.5 x 0.3 mm."""
     template = pydicom.dcmread(read_cbis(tree, tree).samples[0].image)
     grids = {"digital": (857, 571, 0.07, 0.07), "film": (1200, 800, 0.05, 0.05), "picture": (120, 134, 0.5, 0.3)}
     samples = []
