@@ -192,6 +192,8 @@ Word = Annotated[str, Field(min_length=2, max_length=64)]
 
 
 class Lesions(_Section):
+    """Which marks count as lesions, and which images are classified."""
+
     not_lesions: tuple[ListedCode, ...] = NOT_LESION_CODES
     lesion_codes: tuple[ListedCode, ...] = LESION_CODES
     not_lesion_words: tuple[Word, ...] = NOT_LESION_WORDS

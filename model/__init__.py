@@ -4,7 +4,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    # Keras takes seconds to import and has no place in the daemon's own process: only who asks for it pays.
+    # Keras takes seconds to import and does not belong in the daemon's own process: imported only on demand.
     if name == "build_network":
         from model.networks import build_network
 

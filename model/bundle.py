@@ -1,8 +1,8 @@
-"""A bundle: a folder with a network's weights and `manifest.json`, which says all that is needed to use and judge it.
+"""A bundle: a folder with a network's weights and a `manifest.json` that describes how to use and judge it.
 
-`weights.npz` holds one array per variable, keyed by its Keras path (`block1_conv1/kernel`), kernels as float16 and
-vectors (biases, batch normalisation) as float32: half precision loses small variances, and vectors are small anyway.
-No pickle, no backend's format: what one Keras backend saved loads in another.
+`weights.npz` holds one array per variable, keyed by its Keras path (`block1_conv1/kernel`), kernels as
+float16 and vectors (biases, batch normalisation) as float32: half precision loses small variances, and
+vectors are small anyway. No pickle, no backend's format: what one Keras backend saved loads in another.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _MAX_MANIFEST_BYTES = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A bundle whose manifest and weights were verified. `digest` (sha256, hex) is the identity of both together."""
+    """A bundle with verified manifest and weights; `digest` (sha256, hex) identifies both together."""
 
     path: Path
     manifest: Manifest
@@ -75,7 +75,7 @@ class Bundle:
 def save_bundle(path: Path, description: Description, model: keras.Model) -> Bundle:
     """Write `model` (made by `build_network` as `description.architecture` says) as a bundle at `path`.
 
-    The folder appears whole or not at all.
+    The folder appears complete or not at all.
 
     Raises:
         BundleError: `path` exists, or a weight does not fit float16.
@@ -106,8 +106,9 @@ def load_bundle(path: Path, *, allow_untrained: bool = False) -> Bundle:
     """Read and verify the bundle in folder `path`; imports no Keras.
 
     Raises:
-        BundleError: no bundle there, a manifest that is not JSON, of another format, with missing or unknown keys or
-            impossible values, weights that are not the manifest's, or an untrained one without `allow_untrained`.
+        BundleError: no bundle there, a manifest that is not JSON, of another format, with missing or unknown
+            keys or impossible values, weights that are not the manifest's, or an untrained one without
+            `allow_untrained`.
     """
     raw = _read_manifest(path)
     if raw.get("format") != FORMAT:
@@ -139,7 +140,7 @@ def load_bundle(path: Path, *, allow_untrained: bool = False) -> Bundle:
             f"bundle {manifest.name} {manifest.version} in {path} is untrained: its results mean nothing; "
             "name a trained bundle in [model] bundle, or pass --allow-untrained to try the service out"
         )
-    # Over what was read, not what this version makes of it: new keys with defaults must not change the identity.
+    # Over the manifest as read, not as interpreted: new keys with defaults must not change the identity.
     canonical = json.dumps(raw, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return Bundle(path, manifest, hashlib.sha256(canonical.encode()).hexdigest())
 
@@ -147,7 +148,7 @@ def load_bundle(path: Path, *, allow_untrained: bool = False) -> Bundle:
 def untrained_bundle(path: Path, seed: int = 0) -> Bundle:
     """Build an untrained xception_c at `path`, the same for the same seed on every backend.
 
-    It is built in a process of its own, so that the caller need not hold Keras and its backend afterwards.
+    It is built in a process of its own, so that the caller does not keep Keras and its backend loaded.
 
     Raises:
         BundleError: see `save_bundle`.
@@ -165,7 +166,7 @@ def _build_untrained(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         if len(variable.shape) > 1:
-            # Variance 1 / fan-in keeps the residual sums from running away; a depthwise filter has one channel.
+            # Variance 1 / fan-in keeps the residual sums from running away; a depthwise filter has 1 channel.
             inputs = variable.shape[:2] if variable.name == "depthwise_kernel" else variable.shape[:-1]
             variable.assign(rng.standard_normal(variable.shape, np.float32) / np.sqrt(np.prod(inputs)))
     description = Description(
@@ -183,7 +184,7 @@ def _build_untrained(path: Path, seed: int) -> None:
 
 
 def card(bundle: Bundle) -> str:
-    """Return the bundle as a person reads it, in plain text."""
+    """Return a description of the bundle for people, in plain text."""
     manifest = bundle.manifest
     lines = [f"{manifest.name} {manifest.version}", ""]
     if not manifest.trained:
@@ -233,7 +234,7 @@ def _assign(model: keras.Model, arrays: Mapping[str, np.ndarray], path: Path) ->
     for name, variable in variables.items():
         try:
             values = arrays[name]
-        except ValueError as error:  # an object that only pickle could read
+        except ValueError as error:  # an object that only pickle can read
             raise BundleError(
                 f"{path / WEIGHTS}: {name} is no array of numbers; the bundle is not one of mammod's"
             ) from error

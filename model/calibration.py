@@ -1,4 +1,4 @@
-"""Calibration of probabilities: temperature (Guo et al. 2017) and bias, and what another prevalence makes of them."""
+"""Calibration of probabilities: temperature (Guo et al. 2017), bias, and conversion to another prevalence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-# A float32 sigmoid reaches 0 and 1 exactly, where the logit has no value.
+# A float32 sigmoid reaches 0 and 1 exactly, for which the logit is undefined.
 _LEAST = 1e-7
 
 
@@ -20,7 +20,7 @@ def calibrate(probabilities: np.ndarray, temperature: float, bias: float = 0.0) 
 
 
 def at_prevalence(probability: float, calibrated_at: float, prevalence: float) -> float:
-    """Return what a probability calibrated at one share of malignant lesions reads at another share.
+    """Return a probability calibrated at one share of malignant lesions, converted to another share.
 
     Bayes' rule on the odds: the likelihood ratio of the image stays, the prior odds change.
     """

@@ -1,17 +1,18 @@
-"""How large an image a compressed frame announces, read from its own header before any decoder makes room for it."""
+"""Image size that a compressed frame announces, read from its header before a decoder allocates memory."""
 
 from __future__ import annotations
 
 import struct
 
-# Start of frame: JPEG's SOF0 to SOF15 but for DHT, JPG and DAC (ISO/IEC 10918-1 table B.1), JPEG-LS's SOF55 (14495-1 C.2.2).
+# Start of frame: JPEG's SOF0 to SOF15 but for DHT, JPG and DAC (ISO/IEC 10918-1 table B.1), JPEG-LS's SOF55
+# (14495-1 C.2.2).
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 
 def announced_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 code stream; None where it is none of them or names no size."""
+    """Return (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 stream; None if another or without size."""
     if frame[:4] == b"\xff\x4f\xff\x51":  # SOC, SIZ (ISO/IEC 15444-1 A.5.1)
         return _size_of_jpeg_2000(frame)
     if frame[:2] == b"\xff\xd8":  # SOI

@@ -1,7 +1,8 @@
-"""ROI geometry: the box around a lesion's outline and its resampling to the network's input. Pure functions on arrays.
+"""ROI geometry: the box around a lesion's outline, and its resampling to the network's input, on arrays.
 
-Coordinates are DICOM SCOORD: (column, row), (0, 0) the top-left corner of the first pixel. The ROI's centre is the
-centre of the outline's bounding box wherever that lies: what falls outside the image is padding, the box never shifts.
+Coordinates are DICOM SCOORD: (column, row), (0, 0) the top-left corner of the first pixel. The ROI's centre
+is the centre of the outline's bounding box, wherever that lies: the part outside the image is padding, the
+box never shifts.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class CropPolicy(BaseModel):
     - "millimetres": `side_mm`;
     - "lesion": `factor` times the longer side of the outline's box, at least `minimum_mm` or `minimum_px`.
 
-    `assumed_spacing_mm` stands in where the image has no spacing; without it, an image that has none is refused where
-    millimetres are needed. `resolution_mm` first reduces the image to that many millimetres per pixel, so that a fine
-    digital mammogram shows no more than the coarse films of the training set did; coarser images stay as they are.
-    `padding` is the grey (0..1) of what lies outside the image: 0 is the black of air. `size` is the ROI's side.
+    `assumed_spacing_mm` is used if the image has no spacing; without it, such an image is refused if
+    millimetres are needed. `resolution_mm` first reduces the image to that many millimetres per pixel, so
+    that a fine digital mammogram shows no more than the coarse films of the training set did; coarser images
+    stay as they are. `padding` is the grey (0..1) of the part outside the image: 0 is the black of air.
+    `size` is the ROI's side.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,16 +75,16 @@ class CropPolicy(BaseModel):
 
     @property
     def needs_spacing(self) -> bool:
-        """Whether a ROI cannot be cut without millimetres."""
+        """Whether cutting a ROI needs millimetres."""
         return self.side_mm is not None or self.minimum_mm is not None or self.resolution_mm is not None
 
 
 def image_spacing(header: Dataset) -> Spacing | None:
-    """Pixel spacing at the breast or film in millimetres (rows, columns), None where the image does not say.
+    """Return the pixel spacing at the breast or film in mm (rows, columns), None if the image has none.
 
-    PixelSpacing where it was calibrated, that is where it differs from ImagerPixelSpacing or says how (PS3.3 10.7.1.3);
-    else ImagerPixelSpacing, at the detector, divided by EstimatedRadiographicMagnificationFactor (C.8.11.7); else
-    PixelSpacing; else NominalScannedPixelSpacing of a film scan (C.8.6.2).
+    PixelSpacing if it was calibrated: it differs from ImagerPixelSpacing or states its calibration (PS3.3
+    10.7.1.3); else ImagerPixelSpacing, at the detector, divided by EstimatedRadiographicMagnificationFactor
+    (C.8.11.7); else PixelSpacing; else NominalScannedPixelSpacing of a film scan (C.8.6.2).
     """
     calibrated, imager = _pair(header, "PixelSpacing"), _pair(header, "ImagerPixelSpacing")
     if calibrated and imager and calibrated == imager and not header.get("PixelSpacingCalibrationType"):
@@ -96,10 +98,10 @@ def image_spacing(header: Dataset) -> Spacing | None:
 
 
 def lesion_box(outline: np.ndarray, policy: CropPolicy, spacing: Spacing | None = None) -> Box:
-    """The box to cut for an outline (N, 2) of (column, row), square in millimetres (in pixels for kind "pixels").
+    """Return the box to cut for an outline (N, 2) of (column, row), square in mm (in pixels for "pixels").
 
     Raises:
-        ImageError: no points, or a coordinate that is not a number; the policy needs a spacing and there is none.
+        ImageError: no points, a coordinate that is not a number, or no spacing although the policy needs it.
     """
     points = np.asarray(outline, float)
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or not np.isfinite(points).all():
@@ -115,10 +117,12 @@ def lesion_box(outline: np.ndarray, policy: CropPolicy, spacing: Spacing | None 
 
 
 class Image(Protocol):
-    """What is cut from: an array (rows, columns), or `model.normalise.Grey`."""
+    """An image to cut from: an array (rows, columns), or `model.normalise.Grey`."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        ...
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray: ...
 
@@ -126,12 +130,12 @@ class Image(Protocol):
 def cut_roi(image: Image, outline: np.ndarray, spacing: Spacing | None, policy: CropPolicy) -> Roi:
     """Cut one ROI from a normalised image: float (rows, columns) in 0..1 -> `Roi` of float32 (size, size).
 
-    `outline` is (N, 2) of (column, row); `spacing` what the image itself says, see `image_spacing`. Reducing averages
-    over the area that each ROI pixel covers; enlarging is bilinear. Grey is rounded to 16 bits, so that a training set
-    may keep its ROIs in 16 bits and still train on exactly what the service sees.
+    `outline` is (N, 2) of (column, row); `spacing` is the image's own, see `image_spacing`. Reducing averages
+    over the area that each ROI pixel covers; enlarging is bilinear. Grey is rounded to 16 bits, so that a
+    training set may keep its ROIs in 16 bits and still train on exactly what the service sees.
 
     Raises:
-        ImageError: an outline that is none or lies outside the image; no spacing where the policy needs one.
+        ImageError: an outline that is invalid or outside the image; no spacing although the policy needs it.
     """
     assumed = spacing is None and policy.assumed_spacing_mm is not None
     if assumed:
@@ -153,7 +157,7 @@ def cut_roi(image: Image, outline: np.ndarray, spacing: Spacing | None, policy: 
 
 
 def _sides(width: float, height: float, policy: CropPolicy, spacing: Spacing | None) -> tuple[float, float]:
-    """(rows, columns) of the box in image pixels, for the kinds that are square in millimetres."""
+    """Return (rows, columns) of the box in image pixels, for the kinds that are square in millimetres."""
     row_mm, column_mm = spacing or (1.0, 1.0)
     if policy.side_mm is not None:
         side = policy.side_mm
@@ -178,19 +182,19 @@ def _overlap(start: float, stop: float, length: int) -> float:
 
 
 def _resample(image: Image, box: Box, policy: CropPolicy, spacing: Spacing | None) -> np.ndarray:
-    """Resampling is separable: rows @ image @ columns, and padding wherever the weights miss the image."""
+    """Resample separably: rows @ image @ columns, with padding wherever the weights miss the image."""
     row_mm, column_mm = spacing or (None, None)
     top, down = _axis(box.top, box.bottom, image.shape[0], row_mm, policy)
     left, across = _axis(box.left, box.right, image.shape[1], column_mm, policy)
     part = image[top : top + down.shape[1], left : left + across.shape[1]].astype(np.float64)
-    # Sparse: most weights are 0, and the sums run in one order on every machine (the report's UID hangs on them).
+    # Sparse: most weights are 0, and the sums have one order on every machine (report UIDs depend on it).
     pixels = (csr_array(across) @ (csr_array(down) @ part).T).T
     pixels += policy.padding * (1 - np.outer(down.sum(axis=1), across.sum(axis=1)))
     return (np.rint(np.clip(pixels, 0, 1) * GREY_LEVELS) / GREY_LEVELS).astype(np.float32)
 
 
 def _axis(start: float, stop: float, length: int, spacing: float | None, policy: CropPolicy) -> tuple[int, np.ndarray]:
-    """The first image pixel along one axis that counts, and the weights (size, n) of it and of those that follow."""
+    """Return the first image pixel used along one axis, and the weights (size, n) from it on."""
     coarse = policy.size
     if policy.resolution_mm is not None and spacing is not None and spacing < policy.resolution_mm:
         coarse = max(1, round((stop - start) * spacing / policy.resolution_mm))
@@ -204,10 +208,10 @@ def _axis(start: float, stop: float, length: int, spacing: float | None, policy:
 
 
 def _weights(start: float, step: float, count: int, length: int) -> tuple[int, np.ndarray]:
-    """How much of each pixel of an axis is in each of `count` cells of `step` pixels from `start` on.
+    """Return how much of each pixel of an axis is in each of `count` cells of `step` pixels from `start`.
 
-    Returns the first pixel and float64 (count, n). A cell's weights sum to 1 where it lies inside the axis, less where
-    it does not.
+    Returns the first pixel and float64 (count, n). A cell's weights sum to 1 inside the axis, to less
+    outside.
     """
     first, last = (int(np.clip(end, 0, length)) for end in (math.floor(start) - 1, math.ceil(start + step * count) + 1))
     pixel = np.arange(first, last)

@@ -4,7 +4,7 @@ from config.errors import MammodError
 
 
 class BundleError(MammodError):
-    """A bundle is missing, incomplete, damaged (hash), untrained where that is not allowed, or unfit for its engine."""
+    """A bundle is missing, incomplete, damaged (hash), untrained (if forbidden), or unfit for its engine."""
 
 
 class ImageError(MammodError):
@@ -16,4 +16,4 @@ class NetworkError(MammodError):
 
 
 class EngineRefused(MammodError):
-    """An engine cannot run the bundle, or does not say what TensorFlow says in float32."""
+    """An engine cannot run the bundle, or its answers differ from TensorFlow's in float32."""

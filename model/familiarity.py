@@ -1,7 +1,7 @@
-"""Telling ROIs unlike the training data, by plain statistics of their pixels.
+"""Recognition of ROIs unlike the training data, by plain statistics of their pixels.
 
-A network's own features do not tell foreign images (measured: AUROC 0.37 to 0.54); grey, contrast, sharpness and grain
-do better. The distance is Mahalanobis', in these statistics.
+A network's own features do not recognise foreign images (measured: AUROC 0.37 to 0.54); grey, contrast,
+sharpness and grain do better. The distance is Mahalanobis', in these statistics.
 """
 
 from __future__ import annotations

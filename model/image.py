@@ -1,4 +1,4 @@
-"""Reading one frame of a DICOM image: stored pixel values, decoded once, and the attributes that say what they mean.
+"""Read one frame of a DICOM image: stored pixel values, decoded once, and the attributes that explain them.
 
 The one way to pixels for training and daemon alike. Decoders: python-gdcm (JPEG lossless, JPEG 8 bit),
 pylibjpeg-openjpeg (JPEG 2000), pyjpegls (JPEG-LS), pydicom itself (RLE, native).
@@ -24,13 +24,13 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 from model.codestream import announced_size
 from model.errors import ImageError
 
-# Twice the largest film scan known (CBIS-DDSM: 40 million pixels); a header that asks for more is taken as damage.
+# Twice the largest film scan known (CBIS-DDSM: 40 million pixels); a larger header is damaged.
 MAX_PIXELS = 100_000_000
 
 _PIXEL_DATA = Tag("PixelData")
-_LEFT_IN_FILE = 2**16  # bytes of a value from which on `open_image` leaves it where it is
+_LEFT_IN_FILE = 2**16  # bytes; `open_image` leaves longer values in the file
 
-# What `Frame.header` holds, and the functional groups of multi-frame images it may come from (PS3.3 C.7.6.16.2).
+# What `Frame.header` holds, and the functional groups it may come from (PS3.3 C.7.6.16.2).
 _KEYWORDS = (
     "SOPClassUID",
     "PhotometricInterpretation",
@@ -59,11 +59,11 @@ _MACROS = ("PixelMeasuresSequence", "FrameVOILUTSequence", "PixelValueTransforma
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One decoded frame: `stored` is an integer array (rows, columns) of stored values, as PS3.5 section 8 has them.
+    """One decoded frame: `stored` is an integer array (rows, columns) of stored values (PS3.5 section 8).
 
-    It may be mapped from the file, then it is read where it is looked at and cannot be written to.
+    It may be mapped from the file: then it is read on access and not writable.
 
-    `number` counts from 1. `header` has the attributes of grey scale and geometry that hold for this frame, those of
+    `number` counts from 1. `header` has this frame's attributes of grey scale and geometry, those of
     functional groups on its top level; nothing in it identifies a patient.
     """
 
@@ -73,13 +73,13 @@ class Frame:
 
 
 def open_image(path: Path) -> Dataset:
-    """An image's data set, to be given to `read_frame`: long values are left in the file until they are asked for.
+    """Return an image's data set for `read_frame`; long values stay in the file until they are accessed.
 
     Raises:
-        ImageError: a value that has to be understood to read on is none. What else `pydicom.dcmread` raises goes through.
+        ImageError: a value needed to read on is malformed. Other exceptions of `pydicom.dcmread` propagate.
     """
     deflated = read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-    # A deflated data set is inflated as a whole: the file has no place for a value in it.
+    # A deflated data set is inflated as a whole: its values have no place in the file.
     try:
         return dcmread(path, defer_size=None if deflated else _LEFT_IN_FILE)
     except ValueError as error:  # such as a character set with a null character in it
@@ -90,8 +90,8 @@ def read_frame(dataset: Dataset, frame: int = 1) -> Frame:
     """Decode frame `frame` (from 1) of a monochrome image of 2 to 16 bits.
 
     Raises:
-        ImageError: no pixels, no such frame, not monochrome, a matrix or bit depth that cannot be, pixel data of
-            another length than the matrix asks for, a transfer syntax without decoder, or a damaged code stream.
+        ImageError: no pixels, no such frame, not monochrome, an impossible matrix or bit depth, pixel data of
+            another length than the matrix needs, a transfer syntax without decoder, or a damaged code stream.
     """
     syntax = _transfer_syntax(dataset)
     rows, columns, frames = _matrix(dataset)
@@ -129,8 +129,8 @@ def _transfer_syntax(dataset: Dataset) -> UID:
 
 
 def _left_in_file(dataset: Dataset) -> tuple[int, int] | None:
-    """Where in its file the pixel data begins and how many bytes of it are there; None where it was read."""
-    # Not by the tag, which would read it.
+    """Return the pixel data's offset in its file and its length in bytes; None if it was read."""
+    # Not by tag, which would read it.
     element = next((element for element in dataset.values() if element.tag == _PIXEL_DATA), None)
     if not isinstance(element, RawDataElement) or element.value is not None or not isinstance(dataset.filename, str):
         return None
@@ -220,13 +220,13 @@ def _header(dataset: Dataset, frame: int) -> Dataset:
             if keyword in source:
                 try:
                     header[keyword] = source[keyword]
-                except Exception as error:  # pydicom reads a value when it is asked for
+                except Exception as error:  # pydicom reads a value on access
                     raise ImageError(f"{keyword} cannot be read: {error}") from error
     return header
 
 
 def _functional_groups(dataset: Dataset, frame: int) -> Iterator[Dataset]:
-    """The macros of this frame, shared before its own, so that the latter win."""
+    """Yield this frame's macros, the shared ones first, so that its own override them."""
     for sequence, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame - 1)):
         groups = dataset.get(sequence) or []
         if index < len(groups):

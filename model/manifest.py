@@ -1,4 +1,4 @@
-"""What a bundle's `manifest.json` says, and how a person reads it."""
+"""The content of a bundle's `manifest.json`, and its description for people."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Architecture(_Part):
 
 
 class Metric(_Part):
-    """One measured figure with its 95 % interval, and on what it was measured (`data`, `count` lesions)."""
+    """One measured figure with its 95 % interval, measured on `count` lesions of `data`."""
 
     name: str
     value: float
@@ -45,8 +45,9 @@ class Metric(_Part):
 class Undecided(_Part):
     """The band of probabilities that decides nothing: split conformal prediction by class (Vovk 2012).
 
-    A lesion whose probability is at least `low` and at most `high` cannot be told at the `nominal` coverage. `coverage` is
-    the share of lesions on `data` (`count` lesions) whose class was not excluded, `share` how many fell into the band.
+    A lesion whose probability is at least `low` and at most `high` cannot be decided at the `nominal`
+    coverage. `coverage` is the share of lesions on `data` (`count` lesions) whose class was not excluded,
+    `share` how many fell into the band.
     """
 
     low: float = Field(ge=0, le=1)
@@ -71,10 +72,11 @@ class Rate(_Part):
 
 
 class Familiar(_Part):
-    """What pixel statistics of training ROIs were like, see `model.familiarity`.
+    """A summary of the pixel statistics of training ROIs, see `model.familiarity`.
 
-    A ROI farther than `limit` from `mean` (K), in units of `whitening` (K rows of K), is unlike the training data.
-    `false_alarm` and `detection` say how often that was measured of the training films' kind and of others.
+    A ROI farther than `limit` from `mean` (K), in units of `whitening` (K rows of K), is unlike the training
+    data. `false_alarm` and `detection` are the measured shares of such ROIs among the training films' kind
+    and others.
     """
 
     mean: tuple[float, ...]
@@ -85,12 +87,12 @@ class Familiar(_Part):
 
 
 class Description(_Part):
-    """All of a manifest but what saving adds. `training` names data, split and recipe of a trained bundle.
+    """A manifest without the keys that saving adds; `training` gives a bundle's data, split and recipe.
 
-    A probability is the mean logit over `orientations` (see `model.orientation`), divided by `temperature`, plus `bias`.
-    `prevalence` is the share of malignant lesions that it holds at. `kinds`, `image_types` and `views` (of View
-    Position, such as "CC") limit what the bundle may be used for; empty ones set no limit. Keys with defaults may be
-    missing, as they are in bundles of earlier versions.
+    A probability is the mean logit over `orientations` (see `model.orientation`), divided by `temperature`,
+    plus `bias`. `prevalence` is the share of malignant lesions for which it holds. `kinds`, `image_types` and
+    `views` (of View Position, such as "CC") limit what the bundle may be used for; empty ones set no limit.
+    Keys with defaults may be missing, as they are in bundles of earlier versions.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -117,7 +119,7 @@ class Description(_Part):
 
 
 class Manifest(Description):
-    """`manifest.json`. `parameters` counts all variables, those of batch normalisation's averages included."""
+    """`manifest.json`; `parameters` counts all variables, including batch normalisation's averages."""
 
     format: int
     parameters: int
@@ -125,7 +127,7 @@ class Manifest(Description):
 
 
 def stated_facts(manifest: Manifest) -> dict[str, str]:
-    """Return what the card says of a manifest, by name."""
+    """Return the card's facts of a manifest, by name."""
     architecture = manifest.architecture
     return {
         "Intended use": manifest.intended_use,
@@ -147,7 +149,7 @@ def _limits_of_use(manifest: Manifest) -> dict[str, str]:
 
 
 def measured(metric: Metric) -> str:
-    """Return one figure with its interval and what it was measured on."""
+    """Return one figure with its interval and the data it was measured on."""
     interval = "" if metric.low is None else f" (95 % interval {metric.low:.3f} to {metric.high:.3f})"
     return f"{metric.name} {metric.value:.3f}{interval} on {metric.data}, {metric.count} lesions"
 

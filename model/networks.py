@@ -1,9 +1,9 @@
 """The paper's seven networks, written against Keras 3 alone, and their ImageNet start.
 
-Every network takes grey ROIs of float32 (N, size, size, 1) in 0..1 and gives float32 (N, 1), the probability of
-malignancy before calibration. Repeating grey to three channels and the scaling that the ImageNet weights were trained
-with (Xception, InceptionV3 and MobileNetV2: 2x - 1; ResNet50: 255x less the channel means) are layers of the network,
-so training and service cannot differ in them.
+Every network takes grey ROIs of float32 (N, size, size, 1) in 0..1 and gives float32 (N, 1), the probability
+of malignancy before calibration. Repeating grey to three channels and the scaling that the ImageNet weights
+were trained with (Xception, InceptionV3 and MobileNetV2: 2x - 1; ResNet50: 255x less the channel means) are
+layers of the network, so training and service cannot differ in them.
 
 Xception-A, B and C (paper, Network):
 
@@ -22,8 +22,8 @@ Parameters with the optimised head, which decide what the text leaves open:
 | xception     | 23,227,433    | 23,227,433 | |
 | mobilenet_v2 |  3,873,505    |  3,837,505 | the table swaps two digits |
 | xception_b   | 24,278,313    | 24,278,313 | ONE SE; with SE after each of the last two it is 24,869,865 |
-| xception_a   | 23,369,115    | 23,227,433 | a misprint: no layer of this network leaves that remainder modulo 8 |
-| xception_c   | 24,875,297    | 24,869,865 | 0.02 % off; SE after each of the last two is the text, the nearest count |
+| xception_a   | 23,369,115    | 23,227,433 | a misprint: no layer leaves that remainder modulo 8 |
+| xception_c   | 24,875,297    | 24,869,865 | 0.02 % off, the nearest; SE after the last two, as in the text |
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HEADS = ("plain", "optimised")
 
 @dataclass(frozen=True)
 class _Design:
-    """Which keras.applications network a name stands on, its input scaling, and what Xception is changed by."""
+    """The keras.applications network behind a name, its input scaling, and the changes to Xception."""
 
     application: Callable[..., keras.Model]
     scale: float = 2.0
@@ -66,7 +66,7 @@ _DESIGNS = {
 }
 NAMES = tuple(_DESIGNS)
 
-# keras.applications.Xception names its shortcuts by a counter of the session; these are their names here, in its order.
+# keras.applications.Xception names its shortcuts by a session counter; these are their blocks, in order.
 _SHORTCUT_BLOCKS = (2, 3, 4, 13)
 
 
@@ -82,12 +82,12 @@ def build_network(
     """Build one network with random weights: (N, input_size, input_size, 1) in 0..1 -> (N, 1) in 0..1.
 
     `head` is "plain" (global average pool, one sigmoid unit) or "optimised" (global average pool, twice
-    [Dense -> BatchNorm -> ReLU -> Dropout] with 1024 and 256 units, one sigmoid unit). `se_after` names the separable
-    convolutions of the exit flow's last block (1: 1536 channels, 2: 2048) that SE follows, where it is to differ from
-    the name's own; Xception only. Layer names are the same in every session and on every backend.
+    [Dense -> BatchNorm -> ReLU -> Dropout] with 1024 and 256 units, one sigmoid unit). `se_after` names the
+    separable convolutions of the exit flow's last block (1: 1536 channels, 2: 2048) that SE follows, to
+    override the name's own; Xception only. Layer names are the same in every session and on every backend.
 
     Raises:
-        NetworkError: an unknown name or head, or SE asked of a network that is no Xception.
+        NetworkError: an unknown name or head, or SE requested for a network other than Xception.
     """
     design = _design(name)
     if head not in HEADS:
@@ -113,17 +113,17 @@ def build_network(
             x = layers.BatchNormalization(name=f"head_bn{number}")(x)
             x = layers.Activation("relu", name=f"head_relu{number}")(x)
             x = layers.Dropout(dropout, name=f"head_dropout{number}")(x)
-    # float32 whatever the policy of the rest: a bfloat16 probability has three digits.
+    # float32 whatever the policy of the other layers: a bfloat16 probability has three digits.
     probability = layers.Dense(1, activation="sigmoid", dtype="float32", name="probability")(x)
     return _with_session_free_names(keras.Model(grey, probability, name=name))
 
 
 def load_backbone_weights(model: keras.Model, init: str | Path) -> tuple[str, ...]:
-    """Start `model` (made by `build_network`) from keras.applications weights; the head and SE keep their own.
+    """Load keras.applications weights into `model` (made by `build_network`); head and SE keep theirs.
 
-    `init` is "none" (leave everything), "imagenet" (keras.applications downloads them) or the path of a weights file
-    (.weights.h5) of the keras.applications network of that name without its top. Returns the names of the layers that
-    received weights.
+    `init` is "none" (leave everything), "imagenet" (keras.applications downloads them) or the path of a
+    weights file (.weights.h5) of the keras.applications network of that name without its top. Returns the
+    names of the layers that received weights.
 
     Raises:
         NetworkError: the file is missing or belongs to another network, or the download failed.
@@ -154,7 +154,7 @@ def _application_with_weights(name: str, init: str | Path) -> keras.Model:
     if init == "imagenet":
         try:
             return application(weights="imagenet", include_top=False)
-        except Exception as error:  # keras raises whatever its download met
+        except Exception as error:  # keras passes on any error of its download
             raise NetworkError(
                 f"ImageNet weights of {name} could not be downloaded ({error}); name a weights file instead"
             ) from error
@@ -173,7 +173,7 @@ def _application_with_weights(name: str, init: str | Path) -> keras.Model:
 
 
 def _names_here(source: keras.Model, name: str) -> dict[str, Any]:
-    """The layers of a keras.applications model that hold weights, by the names that `build_network` gives them."""
+    """Return a keras.applications model's layers with weights, by their names in `build_network`."""
     names = _session_free_names(source)
     by_name = {names[layer.name]: layer for layer in source.layers if layer.weights}
     if _design(name).application is not keras.applications.Xception:
@@ -186,14 +186,14 @@ def _names_here(source: keras.Model, name: str) -> dict[str, Any]:
     return {here.get(session_free, session_free): layer for session_free, layer in by_name.items()}
 
 
-# What Keras calls a layer that was given no name: its class and a counter that runs over the whole session.
+# Keras' name for an unnamed layer: its class and a counter that runs over the whole session.
 _COUNTED = re.compile(
     r"(conv2d|batch_normalization|activation|add|concatenate|max_pooling2d|average_pooling2d)(?:_(\d+))?"
 )
 
 
 def _session_free_names(model: keras.Model) -> dict[str, str]:
-    """Layer names to names that hold in every session: counters start again at the model's own first layer."""
+    """Return session-independent names by layer name: counters restart at the model's first layer."""
     numbers: dict[str, list[int]] = {}
     for layer in model.layers:
         if counted := _COUNTED.fullmatch(layer.name):
@@ -217,7 +217,7 @@ def _with_session_free_names(model: keras.Model) -> keras.Model:
 
 
 def _xception(x: Any, pooled_shortcut: bool, se_after: tuple[int, ...], se_ratio: int) -> Any:
-    """Xception without its top (Chollet 2017, fig. 5), with the layer names of keras.applications."""
+    """Build Xception without its top (Chollet 2017, fig. 5), with the layer names of keras.applications."""
     x = _relu(_norm(_conv(x, 32, 3, 2, "block1_conv1", padding="valid"), "block1_conv1_bn"), "block1_conv1_act")
     x = _relu(_norm(_conv(x, 64, 3, 1, "block1_conv2", padding="valid"), "block1_conv2_bn"), "block1_conv2_act")
     x = _down_block(x, 2, (128, 128), pooled_shortcut)

@@ -1,7 +1,8 @@
-"""From stored values to the grey of a ROI: float32 in 0..1 where bright is dense, as the bundle's policy asks.
+"""Conversion of stored values to grey: float32 in 0..1, bright is dense, by the bundle's policy.
 
-All that happens to a pixel depends on its stored value alone, so the whole chain (modality LUT or rescale, VOI LUT or
-window, range, polarity) is worked out once on the table of possible values, at most 65,536, and looked up per pixel.
+A pixel's grey depends on its stored value alone, so the whole chain (modality LUT or rescale, VOI LUT or
+window, range, polarity) is computed once for the table of possible values, at most 65,536, and looked up per
+pixel.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _FOR_PROCESSING = (
 
 
 class NormalisationPolicy(BaseModel):
-    """How grey is made; part of a bundle's manifest.
+    """The rule for computing grey; part of a bundle's manifest.
 
-    `intensity` says what becomes 0 and 1: "voi", the image's own VOI LUT, else its first window (PS3.3 C.11.2), and
-    `without_voi` where it has neither; "percentiles", `percentiles` (low, high) of the frame's values; "bit_depth", the
-    ends of the range that Bits Stored allows (the paper's scaling). Modality LUT and rescale always apply (C.11.1).
-    Padding (Pixel Padding Value and Range Limit, C.7.5.1.1.2) becomes 0 and is left out of the percentiles. For
-    Processing images are refused unless `for_processing`.
+    `intensity` selects the values that become 0 and 1: "voi", the image's own VOI LUT, else its first window
+    (PS3.3 C.11.2), and `without_voi` if it has neither; "percentiles", `percentiles` (low, high) of the
+    frame's values; "bit_depth", the ends of the range that Bits Stored allows (the paper's scaling). Modality
+    LUT and rescale always apply (C.11.1). Padding (Pixel Padding Value and Range Limit, C.7.5.1.1.2) becomes
+    0 and is left out of the percentiles. For Processing images are refused unless `for_processing`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,7 +50,7 @@ class NormalisationPolicy(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Grey:
-    """A normalised frame as an image of float32 (rows, columns) in 0..1, of which only what is asked for is worked out."""
+    """A normalised frame as an image of float32 (rows, columns) in 0..1, computed on access."""
 
     frame: Frame
     table: np.ndarray
@@ -57,6 +58,7 @@ class Grey:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
         return self.frame.stored.shape
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
@@ -66,18 +68,18 @@ class Grey:
 
 
 def normalise(frame: Frame, policy: NormalisationPolicy) -> np.ndarray:
-    """Grey of a whole frame, float32 (rows, columns) in 0..1; see `grey`."""
+    """Return the grey of a whole frame, float32 (rows, columns) in 0..1; see `grey`."""
     return grey(frame, policy)[:, :]
 
 
 def grey(frame: Frame, policy: NormalisationPolicy) -> Grey:
-    """Grey of a frame in 0..1, bright = dense.
+    """Return the grey of a frame in 0..1, bright = dense.
 
-    Presentation LUT Shape decides the polarity where it is given, else the Photometric Interpretation (PS3.3
+    Presentation LUT Shape decides the polarity if given, else the Photometric Interpretation (PS3.3
     C.11.6, C.7.6.3.1.2); for a For Processing image it is Pixel Intensity Relationship Sign (C.8.11.3.1.2).
 
     Raises:
-        ImageError: a For Processing image where the policy refuses them; a window, LUT or rescale that cannot be.
+        ImageError: a For Processing image that the policy refuses; an impossible window, LUT or rescale.
     """
     header = frame.header
     raw = is_for_processing(header)
@@ -98,7 +100,7 @@ def grey(frame: Frame, policy: NormalisationPolicy) -> Grey:
 
 
 def is_for_processing(header: Dataset) -> bool:
-    """Whether an image holds raw values (Presentation Intent Type, PS3.3 C.8.11.1; or its SOP class)."""
+    """Return whether an image holds raw values (Presentation Intent Type, PS3.3 C.8.11.1; or SOP class)."""
     return header.get("PresentationIntentType") == "FOR PROCESSING" or header.get("SOPClassUID") in _FOR_PROCESSING
 
 
@@ -110,7 +112,7 @@ def _stored_range(header: Dataset) -> tuple[int, int]:
 
 
 def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
-    """Which stored values are padding, bool like `stored`. The two attributes may be the range's ends in any order."""
+    """Return which stored values are padding, bool like `stored`; the range's ends may be in any order."""
     value = header.get("PixelPaddingValue")
     if value is None:
         return np.zeros(stored.shape, bool)
@@ -120,12 +122,12 @@ def _padding(stored: np.ndarray, header: Dataset) -> np.ndarray:
 
 
 def _signed(value: int, header: Dataset) -> int:
-    """A value of VR "US or SS" that was read as unsigned although the pixels are signed."""
+    """Convert a value of VR "US or SS" that was read as unsigned although the pixels are signed."""
     return value - 2**16 if header.get("PixelRepresentation", 0) == 1 and value >= 2**15 else value
 
 
 def _modality(stored: np.ndarray, header: Dataset) -> tuple[np.ndarray, tuple[float, float]]:
-    """Values after the modality LUT or rescale, float64, and the range that they may take."""
+    """Return the values after the modality LUT or rescale, float64, and their possible range."""
     if header.get("ModalityLUTSequence"):
         table, first, bits = _lut(header.ModalityLUTSequence[0], header)
         return _look_up(stored, table, first), (0, 2**bits - 1)
@@ -161,14 +163,14 @@ def _intensity(
 
 
 def _window(values: np.ndarray, header: Dataset) -> np.ndarray:
-    """The first window, to 0..1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    """Apply the first window, to 0..1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     centre, width = _number(header, "WindowCenter", 0), _number(header, "WindowWidth", 0)
     function = header.get("VOILUTFunction") or "LINEAR"
     least = 1 if function == "LINEAR" else 0
     if width < least or (width == 0):
         raise ImageError(f"Window Width {width:g} with VOI LUT Function {function} cannot be (PS3.3 C.11.2.1)")
     if function == "SIGMOID":
-        # exp overflows to infinity at the dark end, where the limit of 0 is right.
+        # exp overflows to infinity at the dark end, for which the limit of 0 is right.
         with np.errstate(over="ignore"):
             return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR":
@@ -183,7 +185,7 @@ def _window(values: np.ndarray, header: Dataset) -> np.ndarray:
 def _percentiles(
     values: np.ndarray, padding: np.ndarray, frame: Frame, percentiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """The values below which the given shares of the frame's pixels lie, padding not counted."""
+    """Return the values below which the given shares of the frame's pixels lie, padding not counted."""
     lowest = _stored_range(frame.header)[0]
     places = np.clip(frame.stored.astype(np.int32) - lowest, 0, len(values) - 1)
     counts = np.bincount(places.ravel(), minlength=len(values))
@@ -205,13 +207,13 @@ def _is_inverted(header: Dataset, raw: bool) -> bool:
 
 
 def _lut(item: Dataset, header: Dataset) -> tuple[np.ndarray, int, int]:
-    """A LUT's entries, the first value mapped and the bits of an entry (PS3.3 C.11.1.1.1 and C.11.2.1.1)."""
+    """Return a LUT's entries, first mapped value and bits of an entry (PS3.3 C.11.1.1.1, C.11.2.1.1)."""
     try:
         entries, first, bits = (int(part) for part in item.LUTDescriptor)
         entries = entries or 2**16
         data = item.LUTData
         if isinstance(data, bytes):
-            # Two 8-bit entries share a word where the length says so.
+            # Two 8-bit entries share a word if the length implies it.
             word = ">u2" if item.original_encoding[1] is False else "<u2"
             data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else word)
         table = np.atleast_1d(np.asarray(data))[:entries].astype(float)

@@ -1,7 +1,7 @@
 """The eight orientations of a ROI, and answers averaged over some of them.
 
-A network is no symmetric function of its input: the same lesion turned gets another probability. Averaging the logits of
-a subgroup of the eight orientations makes the answer the same for every turn within that subgroup.
+A network is not symmetric in its input: the same lesion turned gets another probability. Averaging the logits
+of a subgroup of the eight orientations makes the answer the same for every turn within that subgroup.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 ORIENTATIONS = 8
-# A float32 sigmoid reaches 0 and 1 exactly, where the logit has no value.
+# A float32 sigmoid reaches 0 and 1 exactly, for which the logit is undefined.
 _LEAST = 1e-7
 
-Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (N, S, S) -> probability (N,), heat map (N, h, w)
+Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # (N, S, S) -> (N,), maps (N, h, w)
 
 
 def turn(rois: np.ndarray, orientation: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def mean_logit(probabilities: np.ndarray) -> np.ndarray:
 def averaged(
     forward: Forward, rois: np.ndarray, orientations: Sequence[int], max_batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Run `rois` float32 (N, S, S) in each of `orientations` and average the logits, and the heat maps turned back.
+    """Run `rois` float32 (N, S, S) in each of `orientations`; average logits and heat maps turned back.
 
     The orientations of several ROIs share batches of at most `max_batch`. Returns the probability (N,) before
     calibration and the heat map (N, h, w).

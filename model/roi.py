@@ -1,4 +1,4 @@
-"""`Roi` and `Box`: what was cut out of an image for the network, and where."""
+"""`Roi` and `Box`: a network input cut from an image, and its position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROI_SIZE = 299  # pixels; the input of every network (paper, Data)
 class Box:
     """A rectangle in image pixels, SCOORD convention ((0, 0) is the top-left corner of the top-left pixel).
 
-    It may reach past the image: that part of the ROI is padding.
+    It may extend beyond the image: that part of the ROI is padding.
     """
 
     left: float
@@ -24,12 +24,12 @@ class Box:
 
 @dataclass(frozen=True, eq=False)
 class Roi:
-    """One network input: `pixels` is float32 (S, S) in 0..1, cut from `box` of the image; S is the crop policy's `size`, 299
-    unless it says otherwise.
+    """One network input, cut from `box` of an image.
 
-    `mm_per_pixel` is the image's pixel spacing at the breast or film in millimetres, None where neither the image nor
-    the policy knows it; `spacing_assumed` says that it comes from the policy's assumption and not from the image.
-    `padded` is the share of the box (0..1) that lies outside the image.
+    `pixels` is float32 (S, S) in 0..1; S is the crop policy's `size`, 299 by default. `mm_per_pixel` is the
+    image's pixel spacing at the breast or film in millimetres, None if neither the image nor the policy gives
+    it; `spacing_assumed` tells whether it is the policy's assumption. `padded` is the
+    share of the box (0..1) that lies outside the image.
     """
 
     pixels: np.ndarray

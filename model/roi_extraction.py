@@ -1,4 +1,4 @@
-"""From a DICOM image to ROIs: decode, normalise, cut. The one path that training and daemon share."""
+"""From a DICOM image to ROIs: decode, normalise, cut. Training and daemon share this one path."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from model.roi import Roi
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """What to cut: frame (from 1) and outline (N, 2) of (column, row), SCOORD convention."""
+    """A ROI to cut: frame (from 1) and outline (N, 2) of (column, row), SCOORD convention."""
 
     frame: int
     outline: np.ndarray
 
 
 def cut_rois(dataset: Dataset, cuts: Sequence[Cut], crop: CropPolicy, normalisation: NormalisationPolicy) -> list[Roi]:
-    """The ROIs of an image, in the order of `cuts`; each frame is decoded once, and one frame is held at a time.
+    """Return an image's ROIs in the order of `cuts`; decode each frame once, and hold one at a time.
 
     Raises:
         ImageError: the image cannot be read or normalised, or one of the outlines cannot be cut.

@@ -1,1 +1,1 @@
-"""Lesion objects: what a SEG or SR marks on mammograms, read as outlines in image pixels. Pure functions on data sets."""
+"""Read what a SEG or SR marks on mammograms as outlines in image pixels, by pure functions on data sets."""

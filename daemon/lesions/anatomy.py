@@ -1,4 +1,4 @@
-"""Whether what an author marked is a lesion, told by what the author calls it: type code, label, category."""
+"""Decide from the author's type code, label and category whether a mark is a lesion."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Naming:
 
 
 def why_no_lesion(naming: Naming, settings: Lesions) -> str | None:
-    """Return why what is called so is no lesion, None if it is one.
+    """Return why a mark with this naming is no lesion, None if it is a lesion.
 
-    The type code decides if it is listed; else the words of the code's meaning, then those of the labels; else the
-    category. A category alone proves little: MONAI Label writes "Anatomical Structure" for every label.
+    A listed type code decides; else the words of the code's meaning, of the labels, or the category. A
+    category alone proves little: MONAI Label writes "Anatomical Structure" for every label.
     """
     if listed := listed_code(naming.types, settings.not_lesions):
         return f"its code {listed.scheme}:{listed.value} is listed as not a lesion"
@@ -50,10 +50,10 @@ def why_no_lesion(naming: Naming, settings: Lesions) -> str | None:
 
 
 def word_in(text: str, words: Iterable[str], *, anywhere: bool = False) -> str | None:
-    """Return the first of `words` that a word of `text` begins with, or with `anywhere` one that it contains.
+    """Return the first of `words` that begins a word of `text`, or with `anywhere` is contained in it.
 
-    Letters' case, accents, underscores and hyphens do not count. Words of other scripts are found anywhere, as they are
-    not always written apart.
+    Case, accents, underscores and hyphens are ignored. Words of other scripts are found anywhere, since they
+    are not always separated.
     """
     plain = _plain(text)
     return next((word for word in words if _pattern(word, anywhere).search(plain)), None)

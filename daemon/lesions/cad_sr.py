@@ -19,17 +19,17 @@ _HIDDEN = "the report marks it as not for presentation"
 
 
 def cad_marks(tree: ContentTree) -> list[Mark]:
-    """One mark per Single Image Finding with a place; a cluster stands for the calcifications it was inferred from.
+    """Return a mark per located Single Image Finding; a cluster replaces the calcifications it comes from.
 
-    A finding counts as for presentation where the root reaches it, by value or by reference, through nothing that is
-    marked Not for Presentation (PS3.4 O.2.2.1).
+    A finding is for presentation if the root reaches it, by value or by reference, through no item that is
+    Not for Presentation (PS3.4 O.2.2.1).
     """
     findings = [node for node in tree.root.descendants() if node.named(*_FINDING)]
     if len(findings) > MAX_FINDINGS:
         raise LesionError(f"the report has {len(findings)} single image findings; at most {MAX_FINDINGS} are read")
     shown = _reached(tree)
     parts_of = {finding: _parts(tree, finding) for finding in findings}
-    # Two that are inferred from each other, which no writer should write, are both wholes.
+    # Two findings inferred from each other, which no writer should write, both stay.
     parts = {
         part for finding in shown.intersection(findings) for part in parts_of[finding] if finding not in parts_of[part]
     }
@@ -59,7 +59,7 @@ def _hidden(node: ContentItem) -> bool:
 
 
 def _parts(tree: ContentTree, finding: ContentItem) -> list[ContentItem]:
-    """The findings that a finding was inferred from, at any depth, in order; not itself."""
+    """Return the findings that a finding was inferred from, at any depth, in order, without itself."""
     seen = {finding: None}
     waiting = [finding]
     while waiting:

@@ -1,4 +1,4 @@
-"""Any other report: regions selected from an image, wherever in the tree they stand."""
+"""Any other report: regions selected from an image, anywhere in the tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from daemon.lesions.viewer_tools import draws_the_mark
 
 
 def generic_marks(tree: ContentTree) -> list[Mark]:
-    """One mark for each item that holds SCOORDs outside of measurement groups; a SCOORD in a container stands alone."""
+    """Return a mark per item with SCOORDs outside measurement groups; one per SCOORD of a container."""
     owners: dict[ContentItem, list[ContentItem]] = {}
     for node in tree.root.descendants():
         if node.value_type in ("SCOORD", "SCOORD3D") and draws_the_mark(node) and not _in_a_group(node):

@@ -1,7 +1,7 @@
-"""Geometry in image pixels: regions as SR draws them, masks as SEG holds them, both turned into outlines.
+"""Geometry in image pixels: outlines of SR regions and of SEG masks.
 
-Coordinates are (column, row), DICOM SCOORD convention: (0, 0) is the top-left corner of the top-left pixel and pixel
-centres lie at +0.5 (PS3.3 C.18.6.1.2).
+Coordinates are (column, row), DICOM SCOORD convention: (0, 0) is the top-left corner of the top-left
+pixel and pixel centres lie at +0.5 (PS3.3 C.18.6.1.2).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _POINTS_NEEDED = {"POINT": 1, "MULTIPOINT": 1, "POLYLINE": 2, "CIRCLE": 2, "ELLI
 
 
 def region_of(graphic_type: str, graphic_data: Sequence[float] | None) -> Region:
-    """The region of Graphic Type and Graphic Data (PS3.3 C.18.6.1), checked.
+    """Return the region of Graphic Type and Graphic Data (PS3.3 C.18.6.1), checked.
 
-    Some viewers write an arrow as a POINT with two points: the first, its tip, is taken.
+    Some viewers write an arrow as a POINT with two points: the first, its tip, is used.
 
     Raises:
-        LesionError: unknown type, wrong number of values, too many of them, a value that is not finite, no extent.
+        LesionError: unknown type, wrong number of values, too many, a value that is not finite, no extent.
     """
     if graphic_type not in _POINTS_NEEDED:
         raise LesionError(f"graphic type {graphic_type!r} is none of {', '.join(_POINTS_NEEDED)}")
@@ -56,10 +56,10 @@ def region_of(graphic_type: str, graphic_data: Sequence[float] | None) -> Region
 
 
 def check_inside(region: Region, rows: int, columns: int) -> None:
-    """A region's points (of a circle or ellipse: its centre) must lie in the image, to `OUTSIDE_TOLERANCE`.
+    """Check that a region's points (the centre of a circle or ellipse) are in the image.
 
     Raises:
-        LesionError: with the point and the image's size.
+        LesionError: a point is off by more than `OUTSIDE_TOLERANCE`; names the point and the image's size.
     """
     points = region.points
     if region.graphic_type == "CIRCLE":
@@ -102,7 +102,7 @@ def polygon_of_region(region: Region) -> np.ndarray:
 
 
 def region_of_outline(outline: np.ndarray) -> Region:
-    """The region a report draws for an outline: closed POLYLINE, open for two points, POINT for one; thinned."""
+    """Return an outline as a thinned region: closed POLYLINE, open for two points, POINT for one."""
     if len(outline) == 1:
         return Region("POINT", outline)
     if len(outline) == 2:
@@ -111,16 +111,16 @@ def region_of_outline(outline: np.ndarray) -> Region:
 
 
 def is_closed(region: Region) -> bool:
-    """Whether the region encloses an area: a circle, an ellipse, or a polyline that ends where it began."""
+    """Return whether the region encloses an area: a circle, an ellipse, or a closed polyline."""
     if region.graphic_type == "POLYLINE":
         return len(region.points) > 3 and bool((region.points[0] == region.points[-1]).all())
     return region.graphic_type in ("CIRCLE", "ELLIPSE")
 
 
 def thinned(region: Region) -> Region:
-    """A POLYLINE of more than `REGION_POINTS` points within `THINNING_TOLERANCE` of itself (Douglas-Peucker).
+    """Thin a POLYLINE of over `REGION_POINTS` points to `THINNING_TOLERANCE` (Douglas-Peucker).
 
-    The point that matters most is kept first, so an outline too ragged for that keeps its `REGION_POINTS` best points.
+    The most distant points are kept first; an outline too ragged keeps its `REGION_POINTS` best points.
     """
     if region.graphic_type != "POLYLINE" or len(region.points) <= REGION_POINTS:
         return region
@@ -128,14 +128,14 @@ def thinned(region: Region) -> Region:
 
 
 def outline_of_mask(mask: np.ndarray) -> np.ndarray:
-    """The outer outline (N, 2) float64 of a boolean mask (rows, columns) of one 8-connected component.
+    """Return the outer outline (N, 2) float64 of a mask (rows, columns) of one 8-connected component.
 
-    It runs through the middles of the pixel edges between inside and outside, so straight edges lie exactly on pixel
-    borders, corners are cut by half a pixel, and exactly the centres of the mask's pixels (and holes) are within.
+    It passes through the middles of the boundary's pixel edges: straight edges lie on pixel borders, corners
+    are cut by half a pixel, and exactly the centres of the mask's pixels (and holes) are inside.
     """
     padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.float64)
     padded[1:-1, 1:-1] = mask
-    # A hair under 0.5, so that pixels that touch by a corner are joined; rounding takes the hair away again.
+    # Slightly under 0.5, so that pixels that touch by a corner are joined; rounding removes the difference.
     lines = contourpy.contour_generator(z=padded, name="serial", line_type=contourpy.LineType.Separate).lines(
         0.5 - 1e-6
     )
@@ -146,13 +146,13 @@ def outline_of_mask(mask: np.ndarray) -> np.ndarray:
 
 
 def area(points: np.ndarray) -> float:
-    """The area of a closed polygon (N, 2), square pixels (shoelace formula)."""
+    """Return the area of a closed polygon (N, 2) in square pixels (shoelace formula)."""
     x, y = points[:, 0], points[:, 1]
     return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
 
 
 def convex_hull(points: np.ndarray) -> np.ndarray:
-    """The corners of the convex hull, counter-clockwise (monotone chain); two points for a line, one for a point."""
+    """Return the convex hull's corners, counter-clockwise (monotone chain); 2 for a line, 1 for a point."""
     ordered = np.unique(points, axis=0)
     if len(ordered) < 3:
         return ordered
@@ -170,7 +170,7 @@ def convex_hull(points: np.ndarray) -> np.ndarray:
 
 def _ellipse(centre: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     radius = max(float(np.hypot(*first)), float(np.hypot(*second)))
-    step = math.acos(max(1 - _CURVE_ERROR / radius, 0.5))  # 0 where the radius is beyond all images
+    step = math.acos(max(1 - _CURVE_ERROR / radius, 0.5))  # 0 if the radius exceeds all images
     steps = math.pi / step if step else math.inf
     # a multiple of four: both ends of both axes are points of the polygon
     angles = np.linspace(0, 2 * np.pi, 4 * math.ceil(min(max(steps / 4, 4), 90)), endpoint=False)
@@ -202,7 +202,7 @@ def _douglas_peucker(points: np.ndarray, tolerance: float, most: int) -> np.ndar
 
 
 def _farthest(points: np.ndarray, first: int, last: int) -> tuple[float, int, int, int]:
-    """(minus its distance, first, its index, last) of the point farthest from the segment between first and last."""
+    """Return (-distance, first, index, last) of the point farthest from the segment first to last."""
     distances = _distance_to_segment(points[first + 1 : last], points[first], points[last])
     middle = int(distances.argmax())
     return -float(distances[middle]), first, first + 1 + middle, last

@@ -18,10 +18,10 @@ class Code:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """The region as its source draws it: a graphic type of PS3.3 C.18.6.1.2 and its points.
+    """A region as its source draws it: a graphic type of PS3.3 C.18.6.1.2 and its points.
 
     `points` is (N, 2) float64 of (column, row), DICOM SCOORD convention: (0, 0) is the top-left CORNER of the
-    top-left pixel. CIRCLE is (centre, perimeter point); ELLIPSE is (ends of major axis, then ends of minor axis).
+    top-left pixel. CIRCLE is (centre, perimeter point); ELLIPSE is (ends of major axis, ends of minor axis).
     """
 
     graphic_type: str
@@ -32,10 +32,10 @@ class Region:
 class Lesion:
     """One lesion of one lesion object on one frame of one image.
 
-    `outline` is (N, 2) float64 of (column, row) in pixels, SCOORD convention (see `Region`), N >= 1; closed shapes do
-    not repeat their first point. A POINT has one row. `region` is what the report draws again, as in the source
-    (a segment's region is the POLYLINE of its outline, first point repeated at the end).
-    `frame` counts from 1. `finding`, `finding_site` and `laterality` are None where the source does not say.
+    `outline` is (N, 2) float64 of (column, row) in pixels, SCOORD convention (see `Region`), N >= 1; closed
+    shapes do not repeat their first point. A POINT has one row. `region` is what the report draws, as in the
+    source (for a segment the POLYLINE of its outline, first point repeated at the end). `frame` counts from
+    1. `finding`, `finding_site` and `laterality` are None if the source does not give them.
     """
 
     source_uid: str
@@ -53,7 +53,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something in a lesion object that was read and deliberately not taken as a lesion, and why."""
+    """Content of a lesion object that was read and deliberately excluded, and why."""
 
     what: str
     reason: str
@@ -61,9 +61,9 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class LesionReading:
-    """All that was read from one lesion object: lesions in the source's order, and what was left out with reasons.
+    """Lesions of one lesion object in the source's order, and what was left out, with reasons.
 
-    `notes` are sentences that a report on it repeats.
+    `notes` are sentences for the report.
     """
 
     source_uid: str

@@ -1,4 +1,4 @@
-"""Which images are mammograms: only those are classified, whatever a lesion object says of others."""
+"""Which images are mammograms: only mammograms are classified, whatever a lesion object marks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydicom.uid import UID
 from daemon.lesions.references import code_of, items, same
 
 _PREFIX = "1.2.840.10008.5.1.4.1.1."
-_MAMMOGRAPHY = (f"{_PREFIX}1.2", f"{_PREFIX}1.2.1", f"{_PREFIX}13.1.3")  # FFDM for presentation, for processing; DBT
-_PROJECTION_RADIOGRAPHY = (f"{_PREFIX}1", f"{_PREFIX}1.1", f"{_PREFIX}1.1.1")  # CR; DX for presentation, for processing
+_MAMMOGRAPHY = (f"{_PREFIX}1.2", f"{_PREFIX}1.2.1", f"{_PREFIX}13.1.3")  # FFDM (both intents); DBT
+_PROJECTION_RADIOGRAPHY = (f"{_PREFIX}1", f"{_PREFIX}1.1", f"{_PREFIX}1.1.1")  # CR; DX (both intents)
 _SECONDARY_CAPTURE = f"{_PREFIX}7"
 # CT, MR, ultrasound, nuclear medicine and PET, with their enhanced, older and multi-frame classes.
 _NEVER = tuple(f"{_PREFIX}{number}" for number in ("2", "3", "4", "5", "6", "20", "128", "130", "130.1"))
@@ -22,9 +22,9 @@ _BODY_PARTS = ("BREAST",)  # PS3.16 Annex L
 def why_no_mammogram(image: Dataset, more_classes: Collection[str] = ()) -> str | None:
     """Return why an image is not classified, None if it is a mammogram.
 
-    A mammogram is a Digital Mammography or Breast Tomosynthesis image, a CR, DX or Secondary Capture image of modality
-    MG, or a CR or DX image whose Body Part Examined or Anatomic Region is the breast. `more_classes` are SOP Class UIDs
-    to classify as well; ultrasound, MR, CT and nuclear images never are.
+    Mammograms are Digital Mammography and Breast Tomosynthesis images, CR, DX or Secondary Capture images of
+    modality MG, and CR or DX images whose Body Part Examined or Anatomic Region is the breast. `more_classes`
+    adds SOP Class UIDs; ultrasound, MR, CT and nuclear images are never classified.
     """
     sop_class = str(image.get("SOPClassUID") or "")
     modality = str(image.get("Modality") or "")
@@ -42,7 +42,7 @@ def why_no_mammogram(image: Dataset, more_classes: Collection[str] = ()) -> str 
 
 
 def _is_of(sop_class: str, classes: Collection[str]) -> bool:
-    """Whether a class is one of `classes` or below one (1.2.840.10008.5.1.4.1.1.2 and ...1.1.2.1)."""
+    """Return whether a class is in `classes` or below one (1.2.840.10008.5.1.4.1.1.2 and ...1.1.2.1)."""
     return any(sop_class == each or sop_class.startswith(f"{each}.") for each in classes)
 
 

@@ -45,7 +45,7 @@ BYTES_EACH = 4  # Graphic Data is FL
 
 @dataclass(frozen=True)
 class Shape:
-    """A SCOORD item and the image it is selected from (None: it names none)."""
+    """A SCOORD item and the image it is selected from (None if it names no image)."""
 
     graphic_type: str
     graphic_data: tuple[float, ...]
@@ -56,9 +56,9 @@ class Shape:
 class Mark:
     """One marked place of a report.
 
-    `shapes` come before `segments` (references to a SEG), which are used only where there is no shape. `one_place`: all
-    shapes of one image are parts of one lesion. `region_names` are what its regions are called, `below` its content items.
-    `left_out` is why the report itself says that this is not to be shown; `unusable` is why it cannot be read.
+    `segments` (references to a SEG) are used only if there are no `shapes`. `one_place`: all shapes on an
+    image are parts of one lesion. `region_names` are names of its regions, `below` its content items.
+    `left_out` is why the report does not want it shown; `unusable` is why it cannot be read.
     """
 
     where: str
@@ -74,13 +74,13 @@ class Mark:
 
     @property
     def is_line(self) -> bool:
-        """Whether all that is drawn is one straight line, as a ruler's, and no arrow."""
+        """Whether the whole drawing is one straight line, such as a ruler, and no arrow."""
         lines = {shape.graphic_data for shape in self.shapes if shape.graphic_type == "POLYLINE"}
         return len(lines) == 1 == len({shape.graphic_data for shape in self.shapes}) and len(next(iter(lines))) == 4
 
     @property
     def image_uids(self) -> list[str]:
-        """What must be here to read the mark: the images of its shapes, or those its segments were drawn on."""
+        """UIDs of the images needed to read the mark: its shapes' or its segments' source images."""
         references = (
             [shape.reference for shape in self.shapes if shape.reference] if self.shapes else self.source_images
         )
@@ -88,11 +88,12 @@ class Mark:
 
     @property
     def segmentation_uids(self) -> list[str]:
+        """UIDs of the SEG objects needed to read the mark."""
         return [] if self.shapes else [segment.sop_instance_uid for segment in self.segments]
 
 
 def shape_of(tree: ContentTree, scoord: ContentItem) -> Shape:
-    """A SCOORD item; more points than are read are not even decoded."""
+    """Return the shape of a SCOORD item; too many points are not even decoded."""
     raw = scoord.item.get_item("GraphicData")
     if isinstance(raw, RawDataElement) and (raw.length or 0) > 2 * BYTES_EACH * MAX_POINTS:
         points = (raw.length or 0) // (2 * BYTES_EACH)
@@ -110,7 +111,7 @@ def read_mark(
     settings: Lesions,
     collected: Collected,
 ) -> None:
-    """Add the lesions of one mark to `collected`, or the reason why there are none."""
+    """Add the lesions of one mark, or the reason why there are none, to `collected`."""
     reason = mark.left_out or _why_no_lesion(mark, settings)
     if reason:
         collected.leave_out(mark.where, reason)
@@ -135,7 +136,7 @@ def _why_no_lesion(mark: Mark, settings: Lesions) -> str | None:
 
 
 def _told(lesion: Lesion, mark: Mark, source_uid: str, number: int | None) -> Lesion:
-    """A lesion with what the report says of its mark, which goes before what a segment says of itself.
+    """Return a lesion described by the report's mark, which overrides its segment's own description.
 
     `number` counts the lesions of one mark: its Tracking UID cannot name each of them.
     """
@@ -183,13 +184,13 @@ def _from_shapes(
 
 
 def _tip_or_region(shape: Shape, mark: Mark) -> Region:
-    """Return what a shape draws; of an arrow its tip, which is written first."""
+    """Return the region of a shape; for an arrow its tip, which is written first."""
     region = region_of(shape.graphic_type, shape.graphic_data)
     return Region("POINT", region.points[:1]) if is_arrow(mark.description.tracking_id) else region
 
 
 def _drawn(regions: list[Region], image_size: tuple[int, int], one_place: bool) -> list[tuple[Region, np.ndarray]]:
-    """What of the regions on one frame is a lesion: each closed one; else the hull of all lines and points."""
+    """Return the lesions drawn on a frame: each closed region, else the hull of all lines and points."""
     closed = [region for region in regions if is_closed(region)]
     if closed and not one_place:
         regions = closed
@@ -201,9 +202,9 @@ def _drawn(regions: list[Region], image_size: tuple[int, int], one_place: bool) 
 
 
 def _drawable(region: Region, outline: np.ndarray) -> Region:
-    """A region as a report can show it; one that it cannot becomes its outline.
+    """Return the region, or its outline if a report cannot show the region.
 
-    TID 1410 forbids a MULTIPOINT, and of a tilted ellipse OHIF shows nothing at all.
+    TID 1410 forbids a MULTIPOINT, and OHIF does not show a tilted ellipse.
     """
     tilted = region.graphic_type == "ELLIPSE" and bool(np.ptp(region.points[:2], axis=0).all())
     return region_of_outline(outline) if tilted or region.graphic_type == "MULTIPOINT" else thinned(region)

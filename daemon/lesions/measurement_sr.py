@@ -16,11 +16,12 @@ THREE_DIMENSIONAL = (
 
 
 def is_group(node: ContentItem) -> bool:
+    """Return whether a content item is a Measurement Group container."""
     return node.value_type == "CONTAINER" and node.named(*_MEASUREMENT_GROUP)
 
 
 def measurement_marks(tree: ContentTree) -> list[Mark]:
-    """One mark per group with a region: an item of its own (highdicom), under a measurement (OHIF), or a segment."""
+    """Return a mark per group with a region: own item (highdicom), below a measurement (OHIF), or segment."""
     groups = (node for node in tree.root.descendants() if is_group(node))
     return [mark for group in groups if (mark := _mark(tree, group))]
 
@@ -50,12 +51,12 @@ def _mark(tree: ContentTree, group: ContentItem) -> Mark | None:
 
 
 def region_names(scoords: list[ContentItem]) -> tuple[Code, ...]:
-    """What the regions are called; a breast or pectoral muscle outline is told by that."""
+    """Return the regions' names, by which breast and pectoral muscle outlines are recognised."""
     return tuple(name for scoord in scoords if (name := scoord.name))
 
 
 def _of_this_group(group: ContentItem) -> Iterator[ContentItem]:
-    """The group and all below it, groups within it left out."""
+    """Yield the group and all items below it, except groups within it."""
     waiting = [group]
     while waiting:
         node = waiting.pop()

@@ -13,7 +13,7 @@ def check_patient(source: Dataset, images: Iterable[Dataset]) -> None:
     """Check that a lesion object and its images are of one patient.
 
     Raises:
-        LesionError: an attribute of an image contradicts; the message names the attribute and not its value.
+        LesionError: an attribute contradicts; the message names the attribute but not its value.
     """
     for image in images:
         if difference := contradiction(source, image):
@@ -24,7 +24,7 @@ def check_patient(source: Dataset, images: Iterable[Dataset]) -> None:
 
 
 def other_studies(source: Dataset, images: Mapping[str, Dataset]) -> list[str]:
-    """Return a sentence for each of the images, by SOP Instance UID, that is of another study than the lesion object."""
+    """Return a sentence for each image (by SOP Instance UID) of another study than the lesion object."""
     own = str(source.get("StudyInstanceUID") or "")
     return [
         f"Image {uid} belongs to another study of the same patient than the object that marks the lesions."
@@ -34,10 +34,10 @@ def other_studies(source: Dataset, images: Mapping[str, Dataset]) -> list[str]:
 
 
 def contradiction(source: Dataset, image: Dataset) -> str | None:
-    """Return which attribute says that a lesion object and an image are of two patients, None if none does.
+    """Return the attribute by which a lesion object and an image are of two patients, else None.
 
-    Patient IDs are compared together with their issuers; name and birth date only if one of the two has no ID. What one
-    of them does not say contradicts nothing. No value is repeated: the message goes to the log.
+    Patient IDs are compared with their issuers; name and birth date only if one side has no ID. A missing
+    attribute contradicts nothing. The message goes to the log and repeats no value.
     """
     own, other = _text(source, "PatientID"), _text(image, "PatientID")
     if own and other:
@@ -55,7 +55,7 @@ def _differ(source: Dataset, image: Dataset, keyword: str) -> bool:
 
 
 def _names_differ(own: str, other: str) -> bool:
-    """Whether family or given name differ, in the first representation; case and empty components do not count."""
+    """Return whether family or given names (first representation) differ, ignoring case and empty parts."""
     first, second = (
         [part.strip().casefold() for part in name.partition("=")[0].split("^")[:2]] for name in (own, other)
     )

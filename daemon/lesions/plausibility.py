@@ -1,4 +1,4 @@
-"""Marks that cannot be a lesion by their size: larger than most of a breast, off the image, or without area."""
+"""Marks too implausible for a lesion: larger than most of a breast, off the image, or without area."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def why_implausible(
 ) -> str | None:
     """Return why no lesion looks like this mark, None if it is plausible.
 
-    A mask may mark a single pixel, so that `min_area_px` is for shapes that are drawn.
+    `min_area_px` is for drawn shapes: a mask may mark a single pixel.
 
-    `region` is what was drawn, `outline` (N, 2) of (column, row) the same before it is clipped to the image.
+    `outline` is the drawn `region` as (N, 2) of (column, row), not clipped to the image.
     """
     rows, columns = int(image.Rows), int(image.Columns)
     clipped = np.clip(outline, 0.0, [columns, rows])

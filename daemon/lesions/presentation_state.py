@@ -1,4 +1,4 @@
-"""Softcopy presentation states (GSPS and colour ones): closed shapes and points drawn on an image (PS3.3 C.10.5)."""
+"""Presentation states (grayscale, colour): closed shapes and points drawn on an image (PS3.3 C.10.5)."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class _Graphic:
 def presentation_marks(state: Dataset) -> list[Mark]:
     """Return a mark for each closed shape and point that a presentation state draws on one image.
 
-    The text whose anchor is nearest to a shape is its label. Lines, rulers and axes are left out, with the reason; a
-    state that draws nothing else gives no marks. Shutters and overlays are no graphics and are not read.
+    The text anchored nearest to a shape is its label. Lines, rulers and axes are left out, with the reason; a
+    state without other graphics gives no marks. Shutters and overlays are not read.
 
     Raises:
-        LesionError: the state draws nothing that can be told to lie on an image.
+        LesionError: no graphic of the state can be assigned to an image.
     """
     shown = _referenced_images(state)
     marks = []
@@ -70,7 +70,7 @@ def _referenced_images(state: Dataset) -> list[ImageReference]:
 
 
 def _graphics(annotation: Dataset, where: str) -> Iterator[_Graphic]:
-    """Yield what an annotation draws; a graphic object that stands for a compound graphic is not drawn again."""
+    """Yield an annotation's graphics, without graphic objects that repeat a compound graphic."""
     compounds = items(annotation, "CompoundGraphicSequence")
     instances = {numbers(item, "CompoundGraphicInstanceID") for item in compounds} - {()}
     for number, item in enumerate(items(annotation, "GraphicObjectSequence"), start=1):
@@ -91,7 +91,7 @@ def _points(item: Dataset) -> Points:
 
 
 def _labels(annotation: Dataset, graphics: Sequence[_Graphic]) -> list[tuple[str, ...]]:
-    """Return the texts of each graphic: those whose anchor is nearer to it than to any other."""
+    """Return each graphic's texts: those anchored nearer to it than to any other."""
     labels: list[list[str]] = [[] for _ in graphics]
     for text in items(annotation, "TextObjectSequence"):
         words, anchor = str(text.get("UnformattedTextValue") or ""), text.get("AnchorPoint")
@@ -136,7 +136,7 @@ def _why_no_lesion(graphic: _Graphic) -> str | None:
 
 
 def _as_region(graphic: _Graphic, points: Points) -> tuple[str, Points]:
-    """Return graphic type and points of the SCOORD that draws the same."""
+    """Return graphic type and points of the equivalent SCOORD."""
     if not graphic.is_compound:
         if graphic.kind not in _SHAPES:
             raise LesionError(f"graphic type {graphic.kind!r} is none of {', '.join(_SHAPES)}")

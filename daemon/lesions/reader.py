@@ -1,6 +1,6 @@
-"""Lesion objects: what a SEG or SR marks on mammograms, read as outlines in image pixels. Pure functions on data sets.
+"""Read what a SEG or SR marks on mammograms as outlines in image pixels, by pure functions on data sets.
 
-A new kind of lesion object is a module here that makes `Mark`s (reports) or adds `Lesion`s, and a line in `_marks`.
+A new kind of lesion object needs a module that makes `Mark`s (reports) or `Lesion`s, and a line in `_marks`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from daemon.lesions.seg_frames import source_images
 from daemon.lesions.sr_tree import ContentTree
 from daemon.lesions.stacks import one_lesion_per_tracking_uid
 
-MAX_SHAPES = 20_000  # regions of one report; who marks so many marks no lesions
+MAX_SHAPES = 20_000  # regions of one report; so many are not lesions
 _REASONS_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class References:
-    """What must be here before a lesion object can be read: SOP Instance UIDs, in the object's order, each once.
+    """Instances needed to read a lesion object: SOP Instance UIDs in the object's order, each once.
 
-    `segmentation_uids` are the SEG objects that a report names instead of drawing a region. The images that those were
-    drawn on (`lesion_references` of each) are needed as well; `image_uids` holds them only where the report names them.
+    `segmentation_uids` are the SEG objects that a report names instead of drawing a region. Their images
+    (`lesion_references` of each) are needed too; `image_uids` holds only those that the report names.
     """
 
     image_uids: tuple[str, ...]
@@ -44,12 +44,12 @@ class References:
 
 
 def lesion_references(dataset: Dataset) -> References | None:
-    """What a lesion object refers to; None where `dataset` is no lesion object (an image, a report without a region).
+    """Return a lesion object's references; None for other objects (an image, a report without a region).
 
-    A SEG may have been read without its Pixel Data.
+    A SEG does not need its Pixel Data.
 
     Raises:
-        LesionError: it is a lesion object and names no image, so it can never be read; the message says why.
+        LesionError: a lesion object that names no image, so can never be read; the message says why.
     """
     with _malformed_is_a_lesion_error():
         if is_segmentation(dataset):
@@ -67,16 +67,16 @@ def read_lesions(
 
     Args:
         source: the lesion object; a SEG with its Pixel Data.
-        images: headers of the images it names, by SOP Instance UID; Rows, Columns and Number of Frames are used.
+        images: headers of its images by SOP Instance UID; Rows, Columns and Number of Frames are used.
         segmentations: the SEG objects, with Pixel Data, that a report names, by SOP Instance UID.
         settings: what counts as a lesion, and how many one object may mark.
 
     Returns:
-        The lesions in the object's order, with what was left out and why. One unreadable mark among readable ones is
-        left out; an object that marks nothing but anatomy gives no lesions.
+        The lesions in the object's order, with what was left out and why. An unreadable mark among readable
+        ones is left out; an object that marks only anatomy gives no lesions.
 
     Raises:
-        LesionError: there is no lesion because what is marked cannot be read, with every reason; there are too many.
+        LesionError: no mark can be read (with every reason), or there are too many lesions.
     """
     collected = Collected(settings.max_per_object)
     uid = str(source.SOPInstanceUID)
@@ -99,7 +99,7 @@ def read_lesions(
 
 @contextmanager
 def _malformed_is_a_lesion_error() -> Iterator[None]:
-    """pydicom parses an element when it is first read, and raises almost anything at a malformed one."""
+    """Turn parsing errors into LesionError: pydicom parses elements lazily and raises almost anything."""
     try:
         yield
     except (LesionError, MemoryError):

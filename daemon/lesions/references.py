@@ -1,4 +1,4 @@
-"""What lesion objects say by reference and by code: image references and coded concepts; what is read so far."""
+"""Image references and coded concepts of lesion objects, and the collected reading."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _OLD_SNOMED = ("SNM3", "99SDM")  # designators of SNOMED-RT before SRT (PS3.16 8
 
 
 class TooManyLesions(LesionError):
-    """The whole object is refused, not a mark of it."""
+    """The whole object is refused, not just a mark."""
 
 
 class NotClassified(LesionError):
-    """A mark that can be read and is not to be classified; the message says why."""
+    """A readable mark is not to be classified; the message says why."""
 
 
 @dataclass(frozen=True)
 class ImageReference:
-    """A reference to an image or segmentation instance, with frame and segment numbers (from 1) where it names some."""
+    """A reference to an image or segmentation instance, with frame and segment numbers (from 1) if any."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -37,6 +37,7 @@ class ImageReference:
 
     @property
     def to_segmentation(self) -> bool:
+        """Whether the instance is a segmentation."""
         return self.sop_class_uid in SEGMENTATION_CLASSES
 
 
@@ -54,13 +55,13 @@ def image_reference(item: Dataset) -> ImageReference | None:
 
 
 def uid_of(item: Dataset, keyword: str) -> str | None:
-    """A UID; none where it is absent or no UID, so that it is safe to repeat anywhere."""
+    """Return a UID, None if absent or malformed, so that it is safe to repeat anywhere."""
     uid = str(item.get(keyword) or "")
     return uid if is_safe_uid(uid) else None
 
 
 def numbers(item: Dataset, keyword: str) -> tuple[int, ...]:
-    """The integers of an attribute of any multiplicity; none where it is absent or empty."""
+    """Return the integers of an attribute of any multiplicity; none if it is absent or empty."""
     value = item.get(keyword)
     if value is None or value == "":
         return ()
@@ -72,12 +73,12 @@ def numbers(item: Dataset, keyword: str) -> tuple[int, ...]:
 
 
 def items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where it is absent, empty or not a sequence."""
+    """Return the items of a sequence; none if it is absent, empty or not a sequence."""
     return [item for item in dataset.get(keyword) or () if isinstance(item, Dataset)]
 
 
 def code_of(dataset: Dataset, keyword: str) -> Code | None:
-    """The first item of a code sequence (PS3.3 section 8), as the source writes it."""
+    """Return the first item of a code sequence (PS3.3 section 8), as the source writes it."""
     for item in items(dataset, keyword):
         value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
         if value:
@@ -87,7 +88,7 @@ def code_of(dataset: Dataset, keyword: str) -> Code | None:
 
 
 def same(code: Code | None, value: str, scheme: str) -> bool:
-    """Whether a code is that of `scheme`, SNOMED-RT identifiers counting as their SNOMED CT concept."""
+    """Return whether a code is `value` of `scheme`; SNOMED-RT identifiers count as their SNOMED CT code."""
     if code is None:
         return False
     own_scheme = "SRT" if code.scheme in _OLD_SNOMED else code.scheme
@@ -106,7 +107,7 @@ def listed_code(codes: Iterable[Code | None], listing: Collection[str]) -> Code 
 
 
 def numbered(name: str | None, number: int | None) -> str | None:
-    """A tracking identifier shared by several lesions, told apart by their number."""
+    """Return a tracking identifier shared by several lesions, made distinct by `number`."""
     return name if name is None or number is None else f"{name} ({number})"
 
 
@@ -131,10 +132,10 @@ def image_frame(reference: ImageReference, images: Mapping[str, Dataset]) -> tup
 
 
 def size(image: Dataset) -> tuple[int, int]:
-    """(rows, columns) of an image.
+    """Return (rows, columns) of an image.
 
     Raises:
-        LesionError: it has none, so it is no image.
+        LesionError: it has no size, so it is no image.
     """
     rows, columns = image.get("Rows"), image.get("Columns")
     if not rows or not columns:
@@ -148,24 +149,26 @@ def size(image: Dataset) -> tuple[int, int]:
 
 @dataclass
 class Collected:
-    """The reading of one lesion object while it grows, up to `max_lesions`."""
+    """Lesions and exclusions collected while one lesion object is read, up to `max_lesions`."""
 
     max_lesions: int
     lesions: list[Lesion] = field(default_factory=list)
     left_out: dict[LeftOut, None] = field(default_factory=dict)  # in order, each once
     failures: dict[LeftOut, None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what a report says of how the lesions were read
+    notes: list[str] = field(default_factory=list)  # sentences for the report
 
     def add(self, lesion: Lesion) -> None:
+        """Add a lesion; raises TooManyLesions beyond `max_lesions`."""
         if len(self.lesions) >= self.max_lesions:
             raise TooManyLesions(f"it marks more than {self.max_lesions} lesions (lesions.max_per_object)")
         self.lesions.append(lesion)
 
     def leave_out(self, what: str, reason: str) -> None:
+        """Record what is deliberately no lesion."""
         self._record(LeftOut(what, reason))
 
     def fail(self, what: str, error: LesionError) -> None:
-        """Record what should have been a lesion and cannot be read."""
+        """Record an unreadable lesion."""
         failure = LeftOut(what, str(error))
         self._record(failure)
         if not isinstance(error, NotClassified):

@@ -33,11 +33,12 @@ from daemon.lesions.stacks import slice_of
 MAX_PARTS_OF_ALL = 5000  # of all segments on all frames
 MAX_SEGMENTS = 1000
 
-_TISSUE = ("85756007", "SCT")  # what viewers write for a segment that nobody named
+_TISSUE = ("85756007", "SCT")  # viewers' code for a segment that nobody named
 _SIDES = (("7771000", "SCT"), ("24028007", "SCT"), ("51440002", "SCT"))  # left, right, both
 
 
 def is_segmentation(dataset: Dataset) -> bool:
+    """Return whether a data set is a SEG of any kind."""
     return dataset.get("SOPClassUID") in SEGMENTATION_CLASSES
 
 
@@ -52,8 +53,8 @@ def read_segments(
 ) -> None:
     """Add the lesions of a SEG to `collected`: one per 8-connected component of each segment.
 
-    Components that overlap from one frame of a multi-frame image to the next are one lesion, drawn on the frame where
-    it is largest. `only` names the segments and `on_frames` the SEG's frames (from 1) to read; empty means all.
+    Components that overlap on successive frames of a multi-frame image are one lesion, drawn on the frame
+    with the largest. `only` gives the segments and `on_frames` the SEG's frames (from 1) to read; empty: all.
 
     Raises:
         LesionError: the SEG itself is unusable (no segments, unknown type, no pixel data).
@@ -112,7 +113,7 @@ def _masks(pixels: np.ndarray, segments: Collection[int]) -> dict[int, np.ndarra
 
 
 def _kind(dataset: Dataset) -> tuple[bool, float]:
-    """Whether it is a label map, and from which stored value on a pixel belongs to a BINARY or FRACTIONAL segment."""
+    """Return whether it is a label map, and a BINARY or FRACTIONAL segment's lowest stored value."""
     kind = dataset.get("SegmentationType")
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise LesionError(f"segmentation type {kind!r} is none of BINARY, FRACTIONAL, LABELMAP")
@@ -134,7 +135,7 @@ def _described(dataset: Dataset) -> dict[int, Dataset]:
 
 
 def _background(dataset: Dataset) -> int:
-    """The stored value of a label map that means no segment (PS3.3 C.8.20.2)."""
+    """Return a label map's stored value for no segment (PS3.3 C.8.20.2)."""
     return int(dataset.get("PixelPaddingValue") or 0)
 
 
@@ -201,7 +202,7 @@ def _add_lesions(
 
 
 def _lesion(dataset: Dataset, segment: Dataset, part: SegmentPart, number: int | None) -> Lesion:
-    """`number` counts the lesions of one segment: its Tracking UID cannot name each of them."""
+    """Return the lesion of a part; `number` counts those of a segment that share its Tracking UID."""
     outline = outline_of_mask(part.mask) + np.array([part.column, part.row])
     name = str(segment.get("TrackingID") or segment.get("SegmentLabel") or "") or None
     naming = _naming(segment)

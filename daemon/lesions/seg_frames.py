@@ -1,4 +1,4 @@
-"""Frames of a segmentation: the segment and the image that each belongs to, and its decoded pixels (PS3.3 C.8.20)."""
+"""Frames of a segmentation: the segment, source image and decoded pixels of each (PS3.3 C.8.20)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSLossless, JPEGLSNearLo
 from daemon.errors import LesionError
 from daemon.lesions.references import ImageReference, image_frame, image_reference, items, numbers, size
 
-# GDCM ends the whole process at some data it does not expect, so others decode what others can.
+# GDCM aborts the process on some unexpected data, so other decoders are preferred.
 _DECODERS = {
     RLELossless: "pydicom",
     JPEG2000Lossless: "pylibjpeg",
@@ -34,7 +34,7 @@ class SegmentationFrame:
 
 
 def source_images(dataset: Dataset) -> tuple[str, ...]:
-    """The SOP Instance UIDs of the images that a SEG was drawn on, in order; works without Pixel Data.
+    """Return the SOP Instance UIDs of a SEG's source images, in order; works without Pixel Data.
 
     Each frame's own source, else the one image of the referenced series.
 
@@ -51,6 +51,7 @@ def source_images(dataset: Dataset) -> tuple[str, ...]:
 
 
 def segmentation_frames(dataset: Dataset) -> list[SegmentationFrame]:
+    """Return the segment and source image of each frame, in order."""
     shared = (items(dataset, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
     only_image = _only_referenced_image(dataset)
     frames = []
@@ -74,7 +75,7 @@ def _derivation_sources(group: Dataset) -> list[ImageReference]:
 
 
 def _only_referenced_image(dataset: Dataset) -> ImageReference | None:
-    """The image of the Referenced Series Sequence where it names just one; with more, whose a frame is were a guess."""
+    """Return the image of the Referenced Series Sequence if it names just one, else None."""
     references = {
         reference.sop_instance_uid: reference
         for series in items(dataset, "ReferencedSeriesSequence")
@@ -85,7 +86,7 @@ def _only_referenced_image(dataset: Dataset) -> ImageReference | None:
 
 
 def image_and_frame(dataset: Dataset, frame: SegmentationFrame, images: Mapping[str, Dataset]) -> tuple[str, int]:
-    """The SOP Instance UID of the image and the frame of it (from 1) that a frame of the segmentation was drawn on."""
+    """Return SOP Instance UID and frame (from 1) of a segmentation frame's source image."""
     if frame.source is None:
         raise LesionError(f"frame {frame.index + 1} names no source image")
     if frame.several:
@@ -103,7 +104,7 @@ def _differ(own: str | None, other: str | None) -> bool:
 
 
 def decode_frame(dataset: Dataset, index: int) -> np.ndarray:
-    """The stored values (rows, columns) of one frame."""
+    """Return the stored values (rows, columns) of one frame."""
     if "PixelData" not in dataset:
         raise LesionError("the segmentation has no Pixel Data")
     try:
@@ -113,7 +114,7 @@ def decode_frame(dataset: Dataset, index: int) -> np.ndarray:
         return pixel_array(dataset, index=index, decoding_plugin=_DECODERS.get(syntax, ""))
     except LesionError:
         raise
-    except Exception as error:  # decoders raise whatever they like at damaged data
+    except Exception as error:  # decoders raise almost anything on damaged data
         raise LesionError(
             f"frame {index + 1} of the segmentation cannot be decoded: its pixel data ({_encoding(dataset)}) are damaged or "
             "of an encoding that is not read; send it again, uncompressed"
@@ -125,7 +126,7 @@ def _encoding(dataset: Dataset) -> str:
 
 
 def _unpack(dataset: Dataset, index: int) -> np.ndarray:
-    """One frame of bit-packed pixels: frames follow each other without padding, lowest bit first (PS3.5 8.1.1)."""
+    """Return one frame of bit-packed pixels: frames are not padded, lowest bit first (PS3.5 8.1.1)."""
     rows, columns = size(dataset)
     begin, end = index * rows * columns, (index + 1) * rows * columns
     packed = np.frombuffer(dataset.PixelData, np.uint8)[begin // 8 : -(-end // 8)]

@@ -1,4 +1,4 @@
-"""A segmentation on another pixel grid than its image: scaled, cropped or padded output of a network, put onto it."""
+"""Resample a segmentation of another pixel grid (scaled, cropped, padded) onto its image's grid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAME_ASPECT = 0.01
 
 @dataclass(frozen=True, eq=False)
 class _Plane:
-    """Where a frame lies in space (PS3.3 C.7.6.2): first pixel's centre and spacing in mm, directions of columns and rows."""
+    """A frame in space (PS3.3 C.7.6.2): first pixel's centre and spacing in mm, column and row directions."""
 
     origin: np.ndarray
     along_columns: np.ndarray
@@ -28,8 +28,10 @@ class _Plane:
 
 @dataclass(frozen=True)
 class Grid:
-    """How a frame of a segmentation lies on its image: pixel (row, column) of the image is pixel
-    ((row - `first_row`) / `row_scale`, ...) of the segmentation, both counted from 0 at pixel centres.
+    """The position of a segmentation's frame on its image.
+
+    Pixel (row, column) of the image is pixel ((row - `first_row`) / `row_scale`, ...) of the segmentation,
+    both counted from 0 at pixel centres.
     """
 
     rows: int
@@ -43,13 +45,13 @@ class Grid:
 def grid_of(
     segmentation: Dataset, index: int, image: Dataset, frame: int, settings: Lesions, collected: Collected
 ) -> Grid | None:
-    """Return how frame `index` (from 0) of a segmentation lies on `frame` (from 1) of an image, None if grids are the same.
+    """Return the grid of a SEG's frame `index` (from 0) on an image's `frame` (from 1), None if equal.
 
-    By position and spacing if both give them; else by plain scale if the aspect ratios agree and
-    `lesions.scale_segmentations` allows it, which the report says.
+    Uses position and spacing if both give them; else plain scale if the aspect ratios agree and
+    `lesions.scale_segmentations` allows it, with a note in the report.
 
     Raises:
-        LesionError: the sizes differ and none of the two tells how.
+        LesionError: the sizes differ and neither applies.
     """
     own, expected = size(segmentation), size(image)
     if own == expected:
@@ -82,7 +84,7 @@ def grid_of(
 
 
 def on_grid(pixels: np.ndarray, grid: Grid | None, fill: int) -> np.ndarray:
-    """Return stored values (rows, columns) of a segmentation on the image's grid, the nearest for each pixel.
+    """Return a segmentation's nearest stored values (rows, columns) on the image's grid.
 
     `fill` is the value of pixels that the segmentation does not cover.
     """

@@ -1,4 +1,4 @@
-"""Parts of a segment: connected components of its masks, and which of them are one lesion through several frames."""
+"""Parts of a segment: connected components of its masks, grouped into lesions across frames."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from scipy import ndimage
 
 from daemon.errors import LesionError
 
-# A part of fewer pixels is a stray speck if the same segment also has one a hundred times as large; if all parts are
-# small (marked calcifications) every one is a lesion.
+# A part of fewer pixels is a stray speck if the segment also has a part a hundred times as large; if all
+# parts are small (marked calcifications), each is a lesion.
 SPECK_PIXELS = 9
 SPECK_FRACTION = 0.01
-MAX_PARTS = 500  # of one segment on one frame; more is noise and not what a reader marked
+MAX_PARTS = 500  # of one segment on one frame; more is noise
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentPart:
-    """One connected component: where its bounding box begins and the mask in it.
+    """One connected component: its bounding box's first corner and the mask in the box.
 
-    `stack` and `number` tell the slice it lies on, see `daemon.lesions.stacks.slice_of`.
+    `stack` and `number` identify its slice, see `daemon.lesions.stacks.slice_of`.
     """
 
     image_uid: str
@@ -35,7 +35,7 @@ class SegmentPart:
     number: int
 
     def touches(self, other: SegmentPart) -> bool:
-        """Whether the two cover a common pixel."""
+        """Return whether the two share a pixel."""
         top, left = max(self.row, other.row), max(self.column, other.column)
         bottom = min(self.row + self.mask.shape[0], other.row + other.mask.shape[0])
         right = min(self.column + self.mask.shape[1], other.column + other.mask.shape[1])
@@ -70,8 +70,8 @@ def parts_of_mask(
 def parts_of_lesions(parts: list[SegmentPart], *, is_tracked: bool) -> list[list[SegmentPart]]:
     """Group the parts of each lesion: those that overlap from one slice of a stack to the next; in order.
 
-    `is_tracked`: the segment's Tracking UID says that it is one lesion, so that it is one also on slices apart, if it
-    has no more than one part on each slice of a stack.
+    `is_tracked`: the segment's Tracking UID makes it one lesion, also on slices apart, if it has at most one
+    part on each slice of a stack.
     """
     group_of = {id(part): [part] for part in parts}
     on_slice: dict[tuple[tuple[str, ...], int], list[SegmentPart]] = {}

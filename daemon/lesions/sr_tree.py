@@ -24,8 +24,8 @@ _LATERALITY = ("272741003", "SCT")
 LABELS = (
     ("125309", "DCM"),
     ("121106", "DCM"),
-)  # Short Label (dwv), Comment (OHIF): what the reader wrote beside the mark
-_FREE_TEXT = "CORNERSTONEFREETEXT"  # OHIF's stand-in for a code where the reader typed words
+)  # Short Label (dwv), Comment (OHIF): the reader's text beside the mark
+_FREE_TEXT = "CORNERSTONEFREETEXT"  # OHIF's placeholder code for typed words
 
 
 @dataclass(eq=False)
@@ -39,10 +39,12 @@ class ContentItem:
 
     @cached_property
     def value_type(self) -> str:
+        """The Value Type, such as CONTAINER; empty if absent."""
         return str(self.item.get("ValueType") or "")
 
     @cached_property
     def name(self) -> Code | None:
+        """The Concept Name."""
         return code_of(self.item, "ConceptNameCodeSequence")
 
     @cached_property
@@ -52,15 +54,16 @@ class ContentItem:
 
     @property
     def where(self) -> str:
-        """Its Referenced Content Item Identifier, for a message."""
+        """The Referenced Content Item Identifier, for a message."""
         path = [self.number, *(node.number for node in self.ancestors())]
         return "content item " + ".".join(map(str, reversed(path)))
 
     def named(self, value: str, scheme: str) -> bool:
+        """Return whether the Concept Name is this code."""
         return same(self.name, value, scheme)
 
     def descendants(self) -> Iterator[ContentItem]:
-        """This node and all below it, in document order."""
+        """Yield this node and all below it, in document order."""
         waiting = [self]
         while waiting:
             node = waiting.pop()
@@ -68,7 +71,7 @@ class ContentItem:
             waiting.extend(reversed(node.children))
 
     def ancestors(self) -> Iterator[ContentItem]:
-        """This node's parent, its parent's parent, up to the root."""
+        """Yield this node's parent, its parent's parent, up to the root."""
         node = self.parent
         while node is not None:
             yield node
@@ -96,7 +99,7 @@ class ContentTree:
                 raise LesionError(f"the report has {total} content items, {depth} deep; too many to be one")
 
     def target(self, node: ContentItem) -> ContentItem:
-        """The node itself, or for a relationship by reference the node that it names (itself where there is none)."""
+        """Return the node, or the node that it refers to if it is a relationship by reference."""
         path = numbers(node.item, "ReferencedContentItemIdentifier")
         if path[:1] != (1,):
             return node
@@ -108,9 +111,9 @@ class ContentTree:
         return target
 
     def image_of(self, scoord: ContentItem) -> ImageReference | None:
-        """The image a SCOORD is selected from, by value or by reference.
+        """Return the image a SCOORD is selected from, by value or by reference.
 
-        Where it names none: the one image that the nearest item around it names, as some writers have it.
+        If it names no image, as with some writers: the one image named by the nearest enclosing item.
         """
         for holder in (scoord, *scoord.ancestors()):
             named = {
@@ -123,8 +126,8 @@ class ContentTree:
         return None
 
     def references_under(self, node: ContentItem) -> list[ImageReference]:
-        """What the IMAGE children of a node name, by value or by reference, segmentations included."""
-        if node not in self._references:  # a container is asked by each region in it
+        """Return the images and segmentations of a node's IMAGE children, by value or by reference."""
+        if node not in self._references:  # each region in a container asks
             self._references[node] = self._read_references(node)
         return self._references[node]
 
@@ -140,7 +143,7 @@ class ContentTree:
 
 @dataclass(frozen=True)
 class Description:
-    """What a report says of a marked place besides its geometry."""
+    """A report's description of a mark, besides its geometry."""
 
     tracking_id: str | None = None
     tracking_uid: str | None = None
@@ -158,12 +161,12 @@ class Description:
 
     @property
     def naming(self) -> Naming:
-        """What the report calls the mark."""
+        """The report's names for the mark."""
         return Naming(self.types, self.texts, self.categories)
 
 
 def described(owner: ContentItem) -> Description:
-    """Tracking, finding, site and laterality from the children of a measurement group (TID 1410) or finding."""
+    """Return tracking, finding, site and laterality of a measurement group (TID 1410) or finding."""
     texts: dict[tuple[str, str], str] = {}
     codes: dict[tuple[str, str], Code] = {}
     types, categories, words = [], [], []

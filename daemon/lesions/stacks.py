@@ -1,4 +1,4 @@
-"""Slices of one tomosynthesis: what is marked on several of them under one name is one lesion, on its best slice."""
+"""Slices of one tomosynthesis: marks of one name on several slices are one lesion, on its best slice."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Stack = tuple[str, ...]
 def slice_of(image: Dataset, frame: int) -> tuple[Stack, int]:
     """Return the stack that a frame (from 1) belongs to and its number in it.
 
-    A multi-frame image is a stack. Slices sent as single instances are one if they share series, view and laterality,
-    and either are Breast Tomosynthesis Images or share a frame of reference: four views in one series are no stack.
+    A multi-frame image is a stack. Single instances are a stack if they share series, view and laterality,
+    and are Breast Tomosynthesis Images or share a frame of reference: four views in one series are no stack.
     """
     uid = str(image.SOPInstanceUID)
     if int(image.get("NumberOfFrames") or 1) > 1:
@@ -36,10 +36,10 @@ def slice_of(image: Dataset, frame: int) -> tuple[Stack, int]:
 def on_best_slices(
     lesions: Sequence[Lesion], images: Mapping[str, Dataset], what: str, collected: Collected
 ) -> list[Lesion]:
-    """Return the lesions of one mark with each stack's on its best slice only: where the outlines are largest.
+    """Return one mark's lesions, each stack's only on its best slice: the one with the largest outlines.
 
-    Of slices with outlines of one size, or with points, the middle one is taken. `what` names the mark if lesions on
-    other slices are left out.
+    Of slices with outlines of equal size, or points, the middle one is used. `what` names the mark if lesions
+    on other slices are left out.
     """
     stacks: dict[Stack, dict[tuple[int, str, int], list[Lesion]]] = {}
     for lesion in lesions:
@@ -60,7 +60,7 @@ def on_best_slices(
 
 
 def one_lesion_per_tracking_uid(collected: Collected, images: Mapping[str, Dataset]) -> list[Lesion]:
-    """Return the lesions read, those with one Tracking UID on several slices of one stack on the best of them only."""
+    """Return the lesions read; those of one Tracking UID on slices of a stack only on the best slice."""
     tracked: dict[str, list[Lesion]] = {}
     for lesion in collected.lesions:
         if lesion.tracking_uid:

@@ -1,4 +1,4 @@
-"""What the tools of viewers write besides a mark: tools that mark no lesion, arrows, labels' places, control points."""
+"""Viewers' tool output besides marks: measuring tools, arrows, label positions, control points."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _NO_LESION_TOOLS = {
     "UltrasoundPleuraBLineTool": "measures ultrasound",
     "CalibrationLine": "calibrates an image",
 }
-# SCOORDs that are no part of the mark: where a label was dragged to, control points of a spline (Cornerstone), where a
-# label or the tail of an arrow is (dwv).
+# SCOORDs that are no part of the mark: dragged labels and spline control points (Cornerstone), labels and
+# arrow tails (dwv).
 _BESIDE_THE_MARK = {
     ("TextPosition", "99CS3D"),
     ("TextAnnotationPosition", "99CS3D"),
@@ -34,7 +34,7 @@ _DISTANCE_WORDS = ("distance", "abstand", "distanz", "distancia", "distanza", "a
 
 
 def draws_the_mark(scoord: ContentItem) -> bool:
-    """Return whether a SCOORD is geometry of the mark itself, not where its label stands."""
+    """Return whether a SCOORD is geometry of the mark itself, not its label's position."""
     name = scoord.name
     if name and ((name.value, name.scheme) in _BESIDE_THE_MARK or word_in(name.meaning, _LABEL_PLACES)):
         return False
@@ -59,7 +59,7 @@ def why_no_lesion_tool(
 ) -> str | None:
     """Return why a mark is a measurement and no lesion, None if it may be one.
 
-    `below` are the content items of the mark; `is_line` says that all that is drawn is one straight line.
+    `below` are the mark's content items; `is_line`: the whole drawing is one straight line.
     """
     for tool in tools_of(description.tracking_id):
         if tool in _NO_LESION_TOOLS:

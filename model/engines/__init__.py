@@ -1,6 +1,6 @@
-"""Inference engines: a bundle made ready to answer. Frameworks are imported only where an engine is made.
+"""Inference engines, which run a bundle. Frameworks are imported only when an engine is made.
 
-An engine has to prove itself before it is used: on fixed ROIs (`trial`) it must say what TensorFlow says in float32.
+Before an engine is used, its answers on fixed ROIs (the trial) must agree with TensorFlow's in float32.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ ENGINES = ("auto", "tensorflow", "openvino")
 
 
 class Engine(Protocol):
-    """What a classifier process asks of an engine. `name` says framework and precision, as `Prediction.engine`.
+    """The interface of an engine to a classifier process.
 
-    `why` says why it is this one, and what its trial found.
+    `name` gives framework and precision, as in `Prediction.engine`. `why` explains the choice of this engine
+    and the result of its trial.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Engine(Protocol):
     why: str
 
     def predict(self, rois: np.ndarray) -> np.ndarray:
-        """Probabilities of malignancy after calibration: float32 (N, size, size) in 0..1 -> float32 (N,).
+        """Return calibrated probabilities of malignancy: float32 (N, size, size) in 0..1 -> float32 (N,).
 
         Raises:
             ValueError: ROIs of another shape than the bundle's.
@@ -39,9 +40,9 @@ class Engine(Protocol):
         ...
 
     def heat_maps(self, rois: np.ndarray) -> np.ndarray | None:
-        """Where each ROI raises its score: float32 (N, size, size) -> float32 (N, rows, columns), as `grad_cam` has it.
+        """Return heat maps: float32 (N, size, size) -> float32 (N, rows, columns), see `grad_cam`.
 
-        The grid is the network's own and coarse. None where the engine has no heat maps.
+        The grid is the network's own and coarse. None if the engine has no heat maps.
 
         Raises:
             ValueError: see `predict`.
@@ -52,14 +53,14 @@ class Engine(Protocol):
 def load_engine(
     bundle: Bundle, name: str = "auto", *, max_batch: int = 8, threads: int = 0, cache: Path | None = None
 ) -> Engine:
-    """The engine called `name` for a bundle, warmed up and tried.
+    """Return the engine called `name` for a bundle, warmed up and past its trial.
 
-    "auto" is OpenVINO on a machine without GPU that has it installed, else TensorFlow, and TensorFlow too where OpenVINO is
-    refused. `threads` of the CPU, 0 for all. In folder `cache` an engine keeps what it converted; without one it converts
-    anew each time.
+    "auto" is OpenVINO if it is installed, not refused, and the machine has no GPU; else TensorFlow. `threads`
+    is the number of CPU threads, 0 for all. Converted networks are kept in folder `cache`; without it, each
+    start converts again.
 
     Raises:
-        ConfigurationError: no such engine, it is not installed, or it did not pass its trial.
+        ConfigurationError: an unknown engine, or one that is not installed or failed its trial.
         BundleError: the bundle's weights do not fit its architecture.
     """
     if name not in ENGINES:

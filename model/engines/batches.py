@@ -1,4 +1,4 @@
-"""How any number of ROIs becomes batches of few sizes."""
+"""Batches of few sizes for any number of ROIs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def bucket(count: int, largest: int) -> int:
-    """The batch size that `count` ROIs are padded to: the next power of two, at most `largest`."""
+    """Return the batch size to pad `count` ROIs to: the next power of two, at most `largest`."""
     return min(1 << (count - 1).bit_length(), largest)
 
 

@@ -1,8 +1,9 @@
-"""`python -m model.engines.convert BUNDLE FOLDER`: a bundle's network as OpenVINO reads it, and the reference to hold it to.
+"""`python -m model.engines.convert BUNDLE FOLDER`: convert a bundle's network for OpenVINO, with a reference.
 
-FOLDER gets the graphs (IR), `reference.npy` (float32 on the trial's ROIs) and `plan.json`: the fastest way of running the
-graphs whose probabilities stay within the trial's limit (see `model.engines.precision_split`). The reference is TensorFlow's.
-If TensorFlow is not installed, Keras builds the graphs on its OpenVINO backend, and the reference is OpenVINO's own float32.
+FOLDER gets the graphs (IR), `reference.npy` (float32 on the trial's ROIs) and `plan.json`: the fastest plan
+for the graphs whose probabilities stay within the trial's limit (see `model.engines.precision_split`). The
+reference is TensorFlow's. If TensorFlow is not installed, Keras builds the graphs on its OpenVINO backend,
+and the reference is OpenVINO's own float32.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def convert(bundle: Bundle, folder: Path) -> None:
-    """Write what the module's words say.
+    """Write graphs, reference and plan of a bundle into `folder`, see the module.
 
     Raises:
         EngineRefused: not even float32 passes the trial.
@@ -59,7 +60,7 @@ def convert(bundle: Bundle, folder: Path) -> None:
         raise EngineRefused(f"it differs from {referee} by more than {LIMIT:g}: {', '.join(refused)}")
     parts = []
     for number, (model, precision) in enumerate(models):
-        # Not in half precision on disk: batch normalisation's numbers are in here.
+        # Not in half precision on disk: the graphs include batch normalisation's parameters.
         module.save_model(model, folder / f"{number}.xml", compress_to_fp16=False)
         parts.append((f"{number}.xml", precision))
     np.save(folder / REFERENCE, reference, allow_pickle=False)
@@ -68,7 +69,7 @@ def convert(bundle: Bundle, folder: Path) -> None:
 
 
 def traced(network: keras.Model) -> Any:
-    """A Keras model of one input as an `openvino.Model` of any number of ROIs; Keras runs on its OpenVINO backend."""
+    """Trace a Keras model of one input on the OpenVINO backend into an `openvino.Model` of any batch size."""
     from keras.src.backend.openvino.core import OpenVINOKerasTensor
 
     module = openvino()
@@ -86,7 +87,7 @@ def _probabilities(bundle: Bundle, models: Sequence[tuple[Any, str]], rois: np.n
 
 
 def _plans(bundle: Bundle, whole: Any) -> Any:
-    """(engine name, models with their precision), the fastest first."""
+    """Yield (engine name, models with their precision), the fastest first."""
     if cpu_has_bfloat16():
         yield "openvino-bfloat16", [(whole, "bf16")]
         network = bundle.network()
@@ -100,5 +101,5 @@ def _plans(bundle: Bundle, whole: Any) -> Any:
 
 
 if __name__ == "__main__":
-    # The one who asked decided whether it may be untrained.
+    # The calling process decided whether the bundle may be untrained.
     convert(load_bundle(Path(sys.argv[1]), allow_untrained=True), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""The trial of an engine: fixed ROIs, on which it has to say what TensorFlow says in float32."""
+"""The trial of an engine: fixed ROIs, on which it must agree with TensorFlow in float32."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ LIMIT = 0.01  # of a probability
 
 
 def trial_rois(size: int) -> np.ndarray:
-    """`COUNT` ROIs of float32 (size, size) in 0..1, the same everywhere: breast-like shading, and a mass of every kind.
+    """Return `COUNT` fixed ROIs of float32 (size, size) in 0..1: breast-like shading with varied masses.
 
-    Size, contrast and edge of the mass, grey and texture of what lies around it change from one to the next. Many are of
-    little contrast, as real ones are: there half precision does most harm.
+    Size, contrast and edge of the mass, and grey and texture of its surroundings vary. Many have low
+    contrast, as real ROIs do: half precision harms those most.
     """
     row, column = np.mgrid[0:size, 0:size] / size - 0.5
     radius, angle = np.hypot(row, column), np.arctan2(row, column)
@@ -35,6 +35,6 @@ def trial_rois(size: int) -> np.ndarray:
 
 
 def difference(said: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference of two engines' probabilities; infinite where one is no number."""
+    """Return the largest difference of two engines' probabilities; infinite if one is not a number."""
     largest = float(np.max(np.abs(said.astype(np.float64) - reference)))
     return largest if np.isfinite(largest) else float("inf")

@@ -1,4 +1,4 @@
-"""What the machine has that decides about engines; asked without any framework."""
+"""Hardware on which the choice of an engine depends, detected without any framework."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def gpus() -> list[str]:
-    """NVIDIA GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it; empty where there is none."""
+    """Return the NVIDIA GPUs that this process may use, as named in CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         numbers = [path.name.removeprefix("nvidia") for path in DEVICES.glob("nvidia[0-9]*")]
         return sorted((number for number in numbers if number.isdecimal()), key=int)
     named = [part.strip() for part in visible.split(",")]
-    # CUDA takes what stands before the first name that is none, such as -1.
+    # CUDA uses the names before the first invalid one, such as -1.
     return named[: next((place for place, name in enumerate(named) if name in ("", "-1")), len(named))]
 
 
 def cpu_model() -> str:
-    """Return what the CPU calls itself, or nothing if it does not say."""
+    """Return the CPU's model name, empty if unknown."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -32,7 +32,7 @@ def cpu_model() -> str:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 by itself: without, it is slower than float32."""
+    """Return whether the CPU multiplies bfloat16 natively: emulated, it is slower than float32."""
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -8,12 +8,12 @@ import numpy as np
 
 
 def grad_cam(network: Any) -> Any:
-    """The heat map of a network made by `build_network`: a Keras tensor float32 (N, h, w) of the network's own graph.
+    """Return the heat map of a network made by `build_network`: a Keras tensor float32 (N, h, w).
 
-    Over the last convolutional activation, what the head pools, of the logit (the sigmoid's slope would only scale it,
-    down to nothing where the network is sure). A cell is what its activation adds to the logit, to first order; what
-    lowers it is cut to 0. As nothing but pooling and the head lies behind, the gradient is written out: through Dense,
-    batch normalisation and ReLU of the head's layers, last first.
+    It is taken over the last convolutional activation, which the head pools, and of the logit: the sigmoid's
+    slope would scale it to nothing if the network is certain. A cell is its activation's contribution to the
+    logit, to first order; negative contributions become 0. Only pooling and the head follow, so the gradient
+    is written out: through Dense, batch normalisation and ReLU of the head's layers, last first.
     """
     from keras import ops
 

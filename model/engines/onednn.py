@@ -1,8 +1,8 @@
-"""Whether TensorFlow's oneDNN kernels are faster on this CPU and say the same, by a trial.
+"""A trial of whether TensorFlow's oneDNN kernels are faster on this CPU with equal results.
 
-TensorFlow leaves oneDNN off on a CPU without AVX512_VNNI, where a training step of Xception-C then takes two to three times
-as long. It reads the setting when it is loaded, so each side is tried in a process of its own, and the choice has to be
-made before.
+TensorFlow leaves oneDNN off on a CPU without AVX512_VNNI, where a training step of Xception-C then takes two
+to three times as long. It reads the setting when it is loaded, so each side is tried in a process of its own,
+and the choice is made before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TRIAL_LIMIT_S = 240
 
 @dataclass(frozen=True)
 class Trial:
-    """One side's seconds of a step or an answer, and its probabilities (N,)."""
+    """One side's time in seconds for a step or an answer, and its probabilities (N,)."""
 
     seconds: float
     answers: tuple[float, ...]
@@ -38,11 +38,11 @@ Try = Callable[[bool, Path | None], Trial | None]  # oneDNN on?, the bundle to a
 
 
 def choose_onednn(cache: Path | None, bundle: Path | None = None, *, attempt: Try | None = None) -> str:
-    """Set TF_ENABLE_ONEDNN_OPTS to what is faster here, and return what was chosen and why.
+    """Set TF_ENABLE_ONEDNN_OPTS to the faster value here, and return the choice and its reason.
 
-    Without `bundle` a training step is tried, with it the bundle's answers, which must not differ by more than the limit of
-    every engine's trial. The choice is kept in folder `cache`. Nothing is tried if the variable is set, or if TensorFlow is
-    loaded already.
+    Without `bundle` a training step is tried; with it the bundle's answers, which must differ by no more than
+    the limit of every engine's trial. The choice is kept in folder `cache`. Nothing is tried if the variable
+    is set, or if TensorFlow is loaded already.
     """
     if VARIABLE in os.environ:
         return f"oneDNN as set ({VARIABLE}={os.environ[VARIABLE]})"

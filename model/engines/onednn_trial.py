@@ -17,7 +17,7 @@ _SIDE, _BATCH, _ROUNDS = 64, 8, 3
 
 
 def _training_step() -> Trial:
-    """Time a training step of three separable convolutions, what most of Xception consists of."""
+    """Time a training step of three separable convolutions, the main part of Xception."""
     import keras
     from keras import layers
 

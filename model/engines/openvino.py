@@ -1,7 +1,7 @@
-"""The OpenVINO engine, for CPUs: in bfloat16 as far as the bundle bears it, without TensorFlow in its process.
+"""The OpenVINO engine, for CPUs: in bfloat16 as far as the bundle allows, without TensorFlow in its process.
 
-A network is converted once for each bundle, by `model.engines.convert` in a process of its own, which also notes what
-TensorFlow says in float32 of the trial's ROIs. The engine is held against that at every start.
+Each bundle's network is converted once, by `model.engines.convert` in a process of its own, which also
+records TensorFlow's float32 answers for the trial's ROIs. The engine is compared with them at every start.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from model.engines.hardware import cpu_has_bfloat16
 from model.errors import EngineRefused
 from model.orientation import averaged
 
-FORMAT = 2  # of what is kept; part of the key
+FORMAT = 2  # of the cached files; part of the key
 REFERENCE, PLAN = "reference.npy", "plan.json"
 CONVERT_LIMIT_S = 240
-UNUSED_S = 30 * 86_400  # after which a converted network goes
+UNUSED_S = 30 * 86_400  # after which a converted network is removed
 
 
 class OpenVINOEngine:
     """The network as one or two compiled graphs: float32 up to a layer, bfloat16 behind it.
 
-    Any batch up to `max_batch` runs as it is: OpenVINO keeps what it prepared for each size.
+    Any batch up to `max_batch` runs unpadded: OpenVINO caches its preparation for each size.
 
     Raises:
         EngineRefused: the network cannot be converted, or did not pass its trial.
@@ -98,7 +98,7 @@ class Graph:
             self._requests.append(core.compile_model(model, "CPU", hints).create_infer_request())
 
     def __call__(self, rois: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, size, size) -> probability (N,) before calibration, heat map (N, h, w)."""
+        """Run (N, size, size) -> probability (N,) before calibration, heat map (N, h, w)."""
         fed: Any = np.ascontiguousarray(rois)[..., None]
         for request in self._requests:
             request.infer([fed], share_inputs=True)
@@ -107,10 +107,10 @@ class Graph:
 
 
 def openvino() -> Any:
-    """The openvino module without its telemetry.
+    """Return the openvino module without its telemetry.
 
-    `import openvino` reports itself to a server on the internet where the package openvino-telemetry is found, unless a file
-    in the user's home forbids it. Here it is not found: OpenVINO then takes its own stub.
+    `import openvino` reports to a server on the internet if it finds the package openvino-telemetry, unless a
+    file in the user's home forbids it. The package is hidden here, so OpenVINO uses its own stub.
     """
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino as module
@@ -119,12 +119,12 @@ def openvino() -> Any:
 
 
 def has_tensorflow() -> bool:
-    """Whether TensorFlow is installed. It is not needed here, but is the better reference."""
+    """Return whether TensorFlow is installed; it is not needed here, but is the better reference."""
     return importlib.util.find_spec("tensorflow") is not None
 
 
 def key(bundle: Bundle) -> str:
-    """What a converted network depends on, as a name: bundle, versions of what converts, what the CPU can do."""
+    """Return the cache name of a converted network, from bundle, converters' versions and CPU features."""
     converters = ("openvino", "keras", *(["tensorflow"] if has_tensorflow() else []))
     versions = [importlib.metadata.version(name) for name in converters]
     parts = [bundle.digest, *versions, str(FORMAT), str(cpu_has_bfloat16())]
@@ -133,7 +133,7 @@ def key(bundle: Bundle) -> str:
 
 @contextmanager
 def _converted(bundle: Bundle, cache: Path | None) -> Iterator[Path]:
-    """The folder with the converted network; made where it is not there, and kept in `cache`."""
+    """Yield the folder with the converted network; convert it if missing, and keep it in `cache`."""
     if cache is None:
         with tempfile.TemporaryDirectory(prefix="mammod-engine-") as folder:
             _convert(bundle, Path(folder))

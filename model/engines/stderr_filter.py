@@ -1,4 +1,4 @@
-"""TensorFlow's start-up lines, which no log level stops: kept off standard error, all else let through."""
+"""A filter of standard error for TensorFlow's start-up lines, which no log level stops."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Written by C++ before its log level is known, or at level "error" over there being no GPU.
+# Written by C++ before its log level is known, or at level "error" if there is no GPU.
 _START_UP = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog"
     rb"|[IW]\d{4} (\d\d:){2}\d+\.\d+ "
@@ -21,9 +21,9 @@ _START_UP = re.compile(
 
 @contextmanager
 def framework_start() -> Iterator[None]:
-    """Hold standard error back, then write what is no start-up line; all of it where the block raises.
+    """Hold standard error back, then write it without start-up lines; all of it if the block raises.
 
-    TF_CPP_MIN_LOG_LEVEL=0 in the environment lets everything through at once: the way to look into a crash.
+    TF_CPP_MIN_LOG_LEVEL=0 in the environment lets everything through at once, to investigate a crash.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         yield

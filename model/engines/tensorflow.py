@@ -1,4 +1,4 @@
-"""The TensorFlow engine: in float32, or in bfloat16 where the GPU or the CPU has it and as far as the bundle bears it."""
+"""The TensorFlow engine: in float32, or in bfloat16 if the hardware has it, as far as the bundle allows."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _BFLOAT16_GPU = (8, 0)  # compute capability: Ampere and later
 
 
 class TensorFlowEngine:
-    """One function of one signature, its weights constants, batches padded to powers of two up to `max_batch`.
+    """One function with constant weights; batches are padded to powers of two up to `max_batch`.
 
-    With constants TensorFlow folds batch normalisation into the kernels, which predict() cannot. No XLA: on a CPU it is
-    several times slower for these networks. `precision` is "float32", "bfloat16", or a seam behind which it is bfloat16 (see
-    `model.engines.precision_split`).
+    With constants TensorFlow folds batch normalisation into the kernels, which predict() cannot. No XLA: on a
+    CPU it is several times slower for these networks. `precision` is "float32", "bfloat16", or a seam behind
+    which it is bfloat16 (see `model.engines.precision_split`).
 
     Raises:
         BundleError: the bundle's weights do not fit its architecture, or Keras runs on another backend.
@@ -67,7 +67,7 @@ class TensorFlowEngine:
 
 
 def tensorflow_engine(bundle: Bundle, max_batch: int, cache: Path | None = None) -> TensorFlowEngine:
-    """Return the TensorFlow engine in the fastest precision that this machine has and this bundle bears.
+    """Return the TensorFlow engine in the fastest precision that machine and bundle allow.
 
     With a folder `cache` to keep the trial in, oneDNN is chosen by a trial too, see `model.engines.onednn`.
     """
@@ -101,7 +101,7 @@ def _fastest(bundle: Bundle, max_batch: int) -> TensorFlowEngine:
 
 
 def compiled(*networks: Any) -> Any:
-    """Keras models of one input, one behind the other, as a TensorFlow function of any number of ROIs, float32 in and out.
+    """Chain Keras models of one input into a TensorFlow function of any number of ROIs, float32 in and out.
 
     Their weights are constants.
     """
@@ -123,7 +123,7 @@ def compiled(*networks: Any) -> Any:
     def forward(rois: Any) -> Any:
         passed = [rois]
         for network, values in zip(networks, weights, strict=True):
-            # Made inside the function: so they are constants of its graph and no captured tensors.
+            # Made inside the function, so that they are constants of its graph, not captured tensors.
             constants = ([tf.constant(value) for value in kind] for kind in values)
             fed = tf.cast(passed[0], network.inputs[0].dtype)
             passed = tf.nest.flatten(network.stateless_call(*constants, [fed], training=False)[0])
@@ -141,9 +141,9 @@ def _start() -> None:
             f"Keras runs on {keras.backend.backend()}; the TensorFlow engine needs KERAS_BACKEND=tensorflow"
         )
     for gpu in tf.config.list_physical_devices("GPU"):
-        # Else the first process takes all of its memory.
+        # Otherwise the first process takes all of its memory.
         tf.config.experimental.set_memory_growth(gpu, True)
-    # A GPU's float32 would have the mantissa of TF32, ten bits, and be no reference.
+    # A GPU's float32 would otherwise have TF32's mantissa of ten bits, and be no reference.
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
@@ -161,7 +161,7 @@ def _gpu_has_bfloat16() -> bool:
 
 
 def _prepared(bundle: Bundle, precision: str) -> tuple[str, Any]:
-    """The engine's name, and (N, size, size, 1) -> probability (N, 1) before calibration and heat map (N, h, w)."""
+    """Return the engine's name, and (N, S, S, 1) -> uncalibrated probability (N, 1), heat map (N, h, w)."""
     import keras
 
     if precision in ("float32", "bfloat16"):

@@ -158,7 +158,7 @@ def test_enlarging_is_bilinear_as_pillow_does_it() -> None:
 
 
 def test_a_fine_image_is_seen_as_coarsely_as_the_training_set() -> None:
-    """The same breast at 0.07 mm and, averaged to 0.7 mm, as a film scan without spacing: the ROIs are the same."""
+    """The same breast at 0.07 mm and, averaged to 0.7 mm, as a film scan without spacing gives equal ROIs."""
     fine = np.random.default_rng(3).random((1000, 1000))
     coarse = fine.reshape(100, 10, 100, 10).mean(axis=(1, 3))
     policy = CropPolicy(kind="millimetres", side_mm=35, resolution_mm=0.7, assumed_spacing_mm=0.7)

@@ -27,7 +27,7 @@ from tests.support.repository import ROOT
 
 
 def lively(network: Any) -> Any:
-    """With random weights, the same each time, of a size that keeps activations alive: probabilities differ between ROIs."""
+    """Set fixed random weights that keep activations alive, so that probabilities differ between ROIs."""
     rng = np.random.default_rng(1)
     for variable in network.weights:
         if len(variable.shape) > 1:
@@ -63,7 +63,7 @@ def rois() -> np.ndarray:
     return np.random.default_rng(3).random((5, 75, 75), dtype=np.float32)
 
 
-# Every process of the program gets this as its sitecustomize: it notes each attempt to reach anything by a socket.
+# Every process of the program gets this as its sitecustomize: it records each connection attempt.
 WATCH = """
 import sys
 def watch(event, arguments):
@@ -87,7 +87,7 @@ assert sys.modules["openvino_telemetry"] is None
 
 
 def test_openvino_loads_without_tensorflow_and_tells_nobody(bundle: Bundle, cache: Path, tmp_path: Path) -> None:
-    """First with the conversion, in its own process, then from what was kept; both with a home that forbids nothing."""
+    """First with the conversion, in its own process, then from the cache; the home forbids nothing."""
     seen = tmp_path / "seen"
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(WATCH.format(file=str(seen)))
@@ -299,7 +299,7 @@ def test_bfloat16_of_a_gpu_is_tried_too(bundle: Bundle, harm: float, monkeypatch
 
 
 def test_the_trial_shows_a_network_what_it_tells_apart() -> None:
-    """All that it is shown lies in 0..1, differs, and is the same wherever it is made; a NaN passes no trial."""
+    """The ROIs lie in 0..1, differ, and are the same on every machine; a NaN passes no trial."""
     rois = equivalence_check.trial_rois(75)
     assert rois.dtype == np.float32 and rois.min() >= 0 and rois.max() <= 1
     assert len({roi.tobytes() for roi in rois}) == equivalence_check.COUNT

@@ -22,7 +22,7 @@ def heat_maps(network: keras.Model, rois: np.ndarray) -> np.ndarray:
 
 
 def corner_network() -> keras.Model:
-    """Sees the top left quarter of 32 x 32 only; two channels of the means of 4 x 4 pixels, one for and one against."""
+    """Return a network of the top left quarter of 32 x 32: means of 4 x 4, one channel for, one against."""
     roi = keras.Input((32, 32, 1))
     x = layers.Cropping2D(((0, 16), (0, 16)))(roi)
     x = layers.ZeroPadding2D(((0, 16), (0, 16)))(x)

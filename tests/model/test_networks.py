@@ -1,4 +1,4 @@
-"""Architectures: the paper's parameter counts, and that a start from keras.applications reaches every shared layer."""
+"""Architectures: the paper's parameter counts, and keras.applications weights in every shared layer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from model.errors import NetworkError
 from model.networks import NAMES, build_network, load_backbone_weights
 
-# The paper's table, where the misprints are not: MobileNetV2 reads 3,873,505 there (two digits swapped), Xception-A
-# 23,369,115 (no layer leaves that remainder modulo 8; A moves a stride and adds no parameter to Xception's 23,227,433),
-# Xception-C 24,875,297 (0.02 % off; Xception + SE of 1536 and 2048 channels).
+# The paper's table without its misprints: MobileNetV2 reads 3,873,505 there (two digits swapped), Xception-A
+# 23,369,115 (no layer leaves that remainder modulo 8; A moves a stride and adds no parameter to Xception's
+# 23,227,433), Xception-C 24,875,297 (0.02 % off; Xception + SE of 1536 and 2048 channels).
 OPTIMISED = {
     "resnet50": 25_953_665,
     "mobilenet_v2": 3_837_505,
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, xception_start: tuple[keras.
 
 
 def _randomise(model: keras.Model) -> None:
-    """Random values for batch normalisation and biases too, which start as zeros and ones and would tell nothing."""
+    """Set random values, also of batch normalisation and biases, whose zeros and ones would test nothing."""
     rng = np.random.default_rng(0)
     for variable in model.weights:
         if len(variable.shape) == 1:

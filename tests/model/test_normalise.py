@@ -150,7 +150,7 @@ def test_padding_of_signed_pixels_that_was_read_unsigned() -> None:
     "raw", [{"PresentationIntentType": "FOR PROCESSING"}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"}]
 )
 def test_for_processing_only_where_the_bundle_takes_it(raw: dict[str, Any]) -> None:
-    # Sign 1: lower values are less X-ray intensity, so dense tissue is dark and is turned; the window is not for it.
+    # Sign 1: lower values are less X-ray intensity, so dense tissue is dark and inverted; no window applies.
     dataset = image(np.array([[0, 4095]], np.uint16), WindowCenter=1, WindowWidth=2, PixelIntensityRelationshipSign=1)
     for keyword, value in raw.items():
         setattr(dataset, keyword, value)
@@ -204,7 +204,7 @@ def _normalise(dataset: Dataset, policy: NormalisationPolicy) -> np.ndarray:
 
 
 def _assert_like_pydicom(dataset: Dataset) -> None:
-    """pydicom gives the window's output in the range of the rescaled stored values; ours is that range as 0..1."""
+    """Compare with pydicom's window output, scaled from the range of the rescaled stored values to 0..1."""
     rescaled = apply_modality_lut(dataset.pixel_array, dataset)
     expected = apply_voi_lut(rescaled, dataset)
     lowest = -(2 ** (dataset.BitsStored - 1)) if dataset.PixelRepresentation else 0

@@ -36,7 +36,7 @@ def test_rois_come_in_order_and_each_frame_is_decoded_once(monkeypatch: pytest.M
 
 
 def test_a_digital_mammogram_and_a_film_scan_give_one_roi() -> None:
-    """One lesion through both roads: 0.07 mm MONOCHROME1 with magnification, and a coarse film without any spacing.
+    """One lesion on both paths: 0.07 mm MONOCHROME1 with magnification, and a coarse film without spacing.
 
     The box begins on a whole film pixel; on noise, another phase of the coarse grid would be another ROI.
     """

@@ -1,4 +1,4 @@
-"""The synthetic objects of the tests must be what they claim: judged by dciodvfy (dicom3tools) and dsrdump (DCMTK)."""
+"""The synthetic objects of the tests are valid DICOM: checked by dciodvfy and dsrdump (DCMTK)."""
 
 from __future__ import annotations
 

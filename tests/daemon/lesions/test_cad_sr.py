@@ -112,7 +112,7 @@ def test_a_composite_feature_gives_the_finding_on_each_image_once(views: tuple[D
         children=[
             code_item(RENDERING_INTENT, PRESENTATION_REQUIRED, "HAS CONCEPT MOD"),
             single_image_finding(DENSITY, (1, 1, 1), outline=SQUARE, relationship="INFERRED FROM"),
-            # the impression is root.2.1, this composite its item 2, the last finding of the impression its item 3
+            # the impression is root.2.1, this composite its item 2, its last finding item 3
             reference_item((1, 2, 1, 3), "INFERRED FROM"),
         ],
     )

@@ -1,4 +1,4 @@
-"""SRs that Cornerstone's own adapters (the writer in OHIF) make of each tool, under node; skipped if that is not there."""
+"""SRs that Cornerstone's own adapters (the writer in OHIF) make of each tool, under node; else skipped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def image() -> Dataset:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, image: Dataset) -> Path:
-    """A folder with the SR of each tool, and with "-dragged" that of each tool whose label was dragged away."""
+    """Return a folder with the SR of each tool, and with "-dragged" its SR after its label was dragged."""
     if not shutil.which("npm") or not shutil.which("node"):
         pytest.skip("node and npm are not installed")
     folder = tmp_path_factory.mktemp("viewers")

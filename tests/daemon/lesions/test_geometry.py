@@ -88,7 +88,7 @@ def test_an_outline_drawn_again_gives_the_mask(noise: np.ndarray) -> None:
 
 
 def flooded_from_outside(mask: np.ndarray) -> np.ndarray:
-    """The background that reaches the border through pixel edges (4-connected, as the component is 8-connected)."""
+    """Return the background that reaches the border through pixel edges (4-connected)."""
     background, _ = ndimage.label(~np.pad(mask, 1))
     return (background == background[0, 0])[1:-1, 1:-1]
 

@@ -1,4 +1,4 @@
-"""The default list of codes that are not lesions, held against pydicom's dictionary of the standard's codes."""
+"""The default list of codes that are not lesions, compared with pydicom's dictionary of codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_every_code_is_the_concept_it_is_meant_to_be() -> None:
         *(DCM.BreastGeometry, DCM.ImageQuality, DCM.NonLesion, DCM.Background),
     ]
     known = {f"{concept.scheme_designator}:{concept.value}" for concept in concepts}
-    # The category of SNOMED's own hierarchy that dcmqi and highdicom write, and NCI's code of fibroglandular tissue.
+    # The category of SNOMED's hierarchy that dcmqi and highdicom write, and NCI's fibroglandular tissue.
     known |= {"SCT:123037004", "NCIT:C114467"}
     assert known | BREAST_SEGMENTATION_TYPES == set(NOT_LESION_CODES)
 
@@ -31,7 +31,7 @@ def test_no_lesion_is_on_the_list() -> None:
     lesions = [
         *(SCT.Mass, SCT.Lesion, SCT.Nodule, SCT.Neoplasm, SCT.MorphologicallyAbnormalStructure, SCT.Cyst),
         *(SCT.MammographicBreastMass, SCT.CalcificationCluster, SCT.IndividualCalcification),
-        # what CAD calls a mass that it sees in one view only (CID 6014), and what viewers write where nobody chose
+        # CAD's code for a mass seen in one view only (CID 6014), and viewers' default code
         *(SCT.MammographyBreastDensity, SCT.Tissue),
     ]
     assert not {f"SCT:{concept.value}" for concept in lesions} & set(NOT_LESION_CODES)

@@ -1,4 +1,4 @@
-"""Properties over content trees: no lesion without a mark, and no point of an outline that the mark does not have."""
+"""Properties over content trees: no lesion without a mark, no outline point that the mark does not have."""
 
 from __future__ import annotations
 

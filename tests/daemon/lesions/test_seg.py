@@ -1,4 +1,4 @@
-"""SEG objects made by highdicom (and bent by hand where highdicom cannot), against masks whose geometry is known."""
+"""SEG objects made by highdicom (modified by hand if it cannot), against masks of known geometry."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def boxes(reading: LesionReading) -> list[list[float]]:
 
 
 def small(image: Dataset, rows: int, columns: int, marked: tuple[slice, slice], kind: str = "BINARY") -> Dataset:
-    """A SEG of `rows` x `columns` that names `image`; made on an image of its own size, as highdicom wants it."""
+    """Return a SEG of `rows` x `columns` that names `image`; highdicom makes it on an image of equal size."""
     mask = np.zeros((rows, columns), np.uint8)
     mask[marked] = 1
     own = mammogram(rows, columns, sop_instance_uid=image.SOPInstanceUID, study_instance_uid=image.StudyInstanceUID)

@@ -1,4 +1,4 @@
-"""What other programs write and is no lesion, or lies on no mammogram; each case is one that was once classified."""
+"""Marks of other programs that are no lesions or on no mammogram; each case was once classified."""
 
 from __future__ import annotations
 
