@@ -28,7 +28,11 @@ FORBIDDEN_FUNCTIONS = {
     "enable_unsafe_deserialization", "unsafe_load", "full_load", "load_module",
 }  # fmt: skip
 # The demo starts `mammod serve`, OpenVINO's engine converts a network: a fixed list of arguments, no shell.
-MAY_START_PROGRAMS = {Path("daemon/demo/service.py"), Path("model/engines/openvino.py")}
+MAY_START_PROGRAMS = {
+    Path("daemon/demo/service.py"),
+    Path("model/engines/onednn.py"),
+    Path("model/engines/openvino.py"),
+}
 # The engine's factory is named by our own code.
 MAY_IMPORT_BY_NAME = {Path("daemon/workers/classifier_process.py"), Path("daemon/workers/ray_engine.py")}
 

@@ -108,7 +108,7 @@ def evaluated(crops: Crops, out: Path) -> Expected:
     sets = result["sets"]
     words = [one["name"] for one in sets] + [row["identity"] for row in wrong] + [f"{sets[0]['auc']['value']:.3f}"]
     # For each set ROC, reliability and a confusion matrix; once the accuracy and the loss by epoch.
-    return Expected(out / "e", 2 + len(sets), 2 * len(sets) + 2, 2 * len(sets) + 2, len(wrong), words, of_training=2)
+    return Expected(out / "e", 3 + len(sets), 2 * len(sets) + 2, 2 * len(sets) + 2, len(wrong), words, of_training=2)
 
 
 def truth_of(crops: Crops, identity: str) -> bool:

@@ -168,10 +168,10 @@ def test_work_done_again_leaves_a_report_as_it_was_first_written(kept: Kept) -> 
     again.ContentTime = "120000"
     unused: Any = None
     worker = JobRunner(unused, kept.ledger, kept.spool, unused)
-    assert worker._place(Written("tid1500", again)) == kept.report
+    assert worker._store(Written("tid1500", again)) == kept.report
     assert path.read_bytes() == first
     path.unlink()
-    written = worker._place(Written("tid1500", again))
+    written = worker._store(Written("tid1500", again))
     assert path.stat().st_size == written.size != kept.report.size
     with kept.ledger.write() as connection:
         assert outbox.put(connection, kept.job, kept.source.sop_instance_uid, [written], 5.0) == 0
@@ -196,7 +196,7 @@ def test_the_command_beside_a_running_service(
     assert f"BAD report {item.sop_instance_uid}" in bad.stdout
 
     (job,) = service.jobs()
-    assert "written again" in _retry(service, job.id, 0)
+    assert "will be rewritten" in _retry(service, job.id, 0)
     service.wait_jobs("done")
     wait_until(lambda: (service.spool / item.path).is_file(), "the report written again")
     service.wait_jobs("done")

@@ -263,7 +263,7 @@ def test_check_says_in_plain_words_what_is_wrong_with_the_bucket(
 ) -> None:
     section = s3.settings(tmp_path / "spool")
     good, text = spool_finding(section)
-    assert good and f"bucket {BUCKET} at {s3.endpoint} takes, gives and removes objects" in text
+    assert good and f"bucket {BUCKET} at {s3.endpoint} stores, returns and deletes objects" in text
     assert "unencrypted" in text
     assert s3.objects() == {}
 

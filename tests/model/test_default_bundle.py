@@ -30,7 +30,7 @@ def test_its_card_tells_what_was_measured_and_its_limits(shipped: Bundle) -> Non
     first = manifest.metrics[0]
     assert first.name == "AUC" and first.low is not None and first.low < first.value < (first.high or 0)
     assert first.count == 378 and "official test part" in first.data
-    assert manifest.licence == "research only"
+    assert manifest.licence == "CC BY 3.0, attribution to CBIS-DDSM"
     text = card(shipped)
     assert all(
         word in text for word in ("Masses only", "never measured on a digital mammogram", "Not a medical device")

@@ -135,6 +135,7 @@ def test_bad_instances_cost_themselves_and_the_next_good_one_passes(
     for item in misfit.PerFrameFunctionalGroupsSequence:
         item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID = other.image.SOPInstanceUID
     misfit.Rows, misfit.Columns = ROWS // 2, COLUMNS * 2
+    misfit.PatientID, misfit.PatientName = other.image.PatientID, other.image.PatientName
     pointless = dcmread(report_on(other.image, tmp_path / "sr.dcm"))
     pointless.ContentSequence = [
         item for item in pointless.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue != "126010"

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def test_finished_jobs_are_replayed_under_another_bundle_and_nothing_is_sent(
     pids = tmp_path / "pids"
     pids.mkdir()
     arguments = ("replay", "--bundle", bundle, "--output", out, "--allow-untrained")
-    first = mammod(service, *arguments, MAMMOD_TEST_THRESHOLD=threshold, MAMMOD_TEST_PIDS=str(pids))
+    surroundings = {"MAMMOD_TEST_ENGINE": "stand-in", "MAMMOD_TEST_THRESHOLD": threshold, "MAMMOD_TEST_PIDS": str(pids)}
+    # A program of its own: processes of a fork server would not inherit its priority.
+    program = [sys.executable, "-m", "tests.support.launch", *map(str, arguments), "--config", str(service.settings)]
+    first = subprocess.run(program, capture_output=True, text=True, env=os.environ | surroundings, timeout=240)
     assert first.returncode == 1, first.stdout + first.stderr
     assert "jobs replayed: 2 of 3" in first.stdout and "UNTRAINED" in first.stdout
     assert [file.read_text() for file in pids.iterdir()] == ["19"], "the lowest priority"

@@ -72,7 +72,7 @@ def hang_dispatcher(file: Path) -> None:
     import daemon.monitoring.health
     from daemon.jobs.dispatcher import Dispatcher
 
-    daemon.monitoring.health.SILENT_S = 2
+    daemon.monitoring.health.MAX_SILENCE_S = 2
     claim = Dispatcher._claim
 
     def wrapped(self: Dispatcher) -> None:

@@ -78,7 +78,7 @@ def test_the_commands_from_tree_to_bundle(tree: Path, tmp_path: Path) -> None:
     found = predict(bundle.network(), cache, part_of(cache, numbers))
     from model.calibration import calibrate
 
-    calibrated = calibrate(found, bundle.manifest.temperature)
+    calibrated = calibrate(found, bundle.manifest.temperature, bundle.manifest.bias)
     np.testing.assert_allclose(calibrated, [row["probability"] for row in scores], atol=0.02)
 
 

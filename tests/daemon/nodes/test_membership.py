@@ -256,7 +256,7 @@ def test_only_what_dead_processes_were_receiving_is_swept(ledger: Ledger, tmp_pa
 def test_a_process_that_ended_on_this_machine_is_known_to_be_gone() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     here, _, _ = process_identity.own_identity().partition(":")
-    identity = f"{here}:{child.pid}:{process_identity._began(child.pid)}"
+    identity = f"{here}:{child.pid}:{process_identity._start_ticks(child.pid)}"
     assert not process_identity.is_gone(identity) and not process_identity.is_gone(process_identity.own_identity())
     assert process_identity.is_gone(f"{here}:{os.getpid()}:1"), "another process has its id by now"
     child.kill()
@@ -316,7 +316,7 @@ def test_check_and_status_name_server_and_nodes(postgresql_url: str, tmp_path: P
     said = {(one.subject, one.level): one.text for one in node_findings(settings, ledger)}
     assert "PostgreSQL" in said["database", "ok"]
     assert "fsync = off" in said["database", "bad"], "as it is in tests"
-    assert "silent, to be taken over: 1" in said["nodes", "ok"]
+    assert "lease expired: 1" in said["nodes", "ok"]
     archive = Archive(
         settings.archive.model_copy(update={"host": "127.0.0.1", "port": free_port()}), "MAMMOD", tmp_path
     )

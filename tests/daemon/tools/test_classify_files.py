@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_done(settings: Path, case:
     assert "images that are missing" in problem and alone.image.SOPInstanceUID in problem
     assert problem in answer.stderr
     assert {Path(item["file"]).name: item["reason"] for item in told["refused"]} == {
-        "notes.txt": "this is no DICOM object; DICOM Part 10 files are expected",
+        "notes.txt": "not a DICOM file; DICOM Part 10 files are expected",
         "nowhere.dcm": "cannot be read: No such file or directory",
     }
 
