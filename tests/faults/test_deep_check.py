@@ -201,7 +201,7 @@ def test_the_command_beside_a_running_service(
     wait_until(lambda: (service.spool / item.path).is_file(), "the report written again")
     service.wait_jobs("done")
     assert check_deep(service).returncode == 0
-    assert "only quarantined" in _retry(service, job.id, 1), "nothing of it is damaged now"
+    assert "only a quarantined" in _retry(service, job.id, 1), "nothing of it is damaged now"
     assert len(storescp.files()) == 1 and len(service.outbox()) == 1, "it is the same report, which is not sent again"
     assert service.stop() == 0
 

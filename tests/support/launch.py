@@ -75,10 +75,10 @@ def hang_dispatcher(file: Path) -> None:
     daemon.monitoring.health.MAX_SILENCE_S = 2
     claim = Dispatcher._claim
 
-    def wrapped(self: Dispatcher) -> None:
+    def wrapped(self: Dispatcher) -> float:
         while file.exists():
             time.sleep(0.05)
-        claim(self)
+        return claim(self)
 
     Dispatcher._claim = wrapped  # type: ignore[method-assign]
 

@@ -158,7 +158,7 @@ async function ask() {
     document.body.classList.add("stale");
     document.title = "mammod: no answer";
     const below = lastAnswer === null ? "" : " The data below is from then.";
-    say("bad", `No answer since ${clock(silentSince)}: the service is stopped or cannot be reached.${below}`);
+    showState("bad", `No answer since ${clock(silentSince)}: the service is stopped or cannot be reached.${below}`);
     if (!(error instanceof TypeError || error instanceof DOMException)) console.error(error); // a fault of this page, not of the network
   }
   setTimeout(ask, EVERY_MS);
