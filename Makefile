@@ -143,7 +143,9 @@ locked() {
 		taken' deploy/packages.txt requirements.lock
 }
 install() {
-	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python "$$@"; else $(PIP) install --quiet "$$@"; fi
+	# The machine's certificates, not uv's own: hospitals put theirs on the way to PyPI. What uv cannot do pip tries.
+	if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python "$$@"; then return; fi
+	$(PIP) install --quiet "$$@"
 }
 step() { echo "$$(date +%H:%M:%S)  $$*"; }
 endef
