@@ -55,7 +55,9 @@ def test_hooks_before_a_commit_run_what_make_lint_runs_and_fetch_nothing() -> No
     assert {hook["language"] for hook in hooks} == {"system"}
     programs = [hook["entry"].replace("--force-exclude", "").split() for hook in hooks]
     lint = re.findall(
-        r"\$\(BIN\)/(.*)$", re.search(r"^lint:.*?\n\n", makefile(), re.MULTILINE | re.DOTALL)[0], re.MULTILINE
+        r"(?:\$\(BIN\)/|xargs )(.*)$",
+        re.search(r"^lint:.*?\n\n", makefile(), re.MULTILINE | re.DOTALL)[0],
+        re.MULTILINE,
     )  # type: ignore[index]
     assert [" ".join(part for part in line.split() if part != ".") for line in lint] == [
         " ".join(program).removeprefix(".venv/bin/") for program in programs
