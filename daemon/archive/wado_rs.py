@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from io import BytesIO
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from typing import Any, BinaryIO
 from urllib.parse import quote
 from uuid import uuid4
@@ -251,7 +251,8 @@ def _answer(connection: HTTPConnection, target: str, headers: dict[str, str], li
     if connection.sock is None:
         connection.connect()
     # A socket's own limit is for each read: an answer that drips would block us for ever.
-    timer = Timer(limit_s, _shut, [connection.sock])
+    expired = Event()
+    timer = Timer(limit_s, _shut, [connection.sock, expired])
     timer.daemon = True
     timer.start()
     try:
@@ -262,14 +263,15 @@ def _answer(connection: HTTPConnection, target: str, headers: dict[str, str], li
             if response.read(CHUNK) and not response.isclosed():
                 connection.close()  # more than is wanted
     except (OSError, HTTPException, ArchiveError) as error:
-        if timer.finished.is_set():
+        if expired.is_set():
             raise TimeoutError(f"no whole answer in {limit_s:g} s") from error
         raise
     finally:
         timer.cancel()
 
 
-def _shut(connection: socket.socket) -> None:
+def _shut(connection: socket.socket, expired: Event) -> None:
+    expired.set()  # before the reader wakes; a Timer sets its own event only after this function
     with suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS's own shutdown would break a read in another thread
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import closing
+from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.archive import wado_rs
 from daemon.archive.query_retrieve import RetrieveKind, RetrieveOutcome, Wanted
 from daemon.archive.store_status import OutgoingInstance
 from daemon.archive.wado_rs import first_part
@@ -93,6 +98,30 @@ def test_what_the_archive_does_not_hold_or_cannot_name_is_not_found(nothing: Ans
 def test_an_archive_that_cannot_be_asked_says_why(answer: Answer | None, said: str, tmp_path: Path) -> None:
     with stub(lambda path: answer) as (url, _), pytest.raises(ArchiveError, match=rf"{said}.*archive\.dicomweb_url"):
         archive(url, tmp_path, timeout_s=0.4).find_instances([WANTED])
+
+
+def test_an_answer_that_is_cut_off_for_its_time_is_a_timeout_whichever_thread_is_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shut, reader_done = wado_rs._shut, threading.Event()
+
+    def lingering(*arguments: Any) -> None:
+        shut(*arguments)
+        reader_done.wait(5)  # the timer's thread goes on only after the reader has raised
+
+    monkeypatch.setattr(wado_rs, "_shut", lingering)
+    with (
+        stub(lambda path: None) as (url, _),
+        closing(HTTPConnection("127.0.0.1", urlsplit(url).port, timeout=30)) as line,
+    ):
+        try:
+            with (
+                pytest.raises(TimeoutError, match="no whole answer in 0.2 s"),
+                wado_rs._answer(line, "/", {"Accept": "*/*"}, 0.2),
+            ):
+                pass
+        finally:
+            reader_done.set()
 
 
 def test_nobody_there_is_an_archive_error(tmp_path: Path) -> None:
