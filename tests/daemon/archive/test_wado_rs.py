@@ -116,7 +116,7 @@ def test_an_answer_that_is_cut_off_for_its_time_is_a_timeout_whichever_thread_is
     ):
         try:
             with (
-                pytest.raises(TimeoutError, match="no whole answer in 0.2 s"),
+                pytest.raises(TimeoutError, match=r"no whole answer in 0\.2 s"),
                 wado_rs._answer(line, "/", {"Accept": "*/*"}, 0.2),
             ):
                 pass
