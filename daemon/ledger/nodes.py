@@ -13,21 +13,8 @@ from sqlalchemy import ColumnElement, Connection, Double, cast, delete, extract,
 from sqlalchemy.dialects import postgresql, sqlite
 
 from daemon.ledger import job_claims
-from daemon.ledger.records import NodeRecord, records
+from daemon.ledger.records import NodeFacts, NodeRecord, records
 from daemon.ledger.schema import duties, nodes, outbox
-
-
-@dataclass(frozen=True)
-class NodeFacts:
-    """What a node says of itself."""
-
-    host: str
-    pid: int
-    process: str  # identity of the process on its machine: see `daemon.system.process_identity`
-    address: str  # where it listens, as host:port
-    bundle: str  # digest of its model bundle
-    version: str  # of mammod
-    lease_s: float
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,9 @@ class OutboxItem:
 
 
 @dataclass(frozen=True)
-class NodeRecord:
-    """A service process that shares the ledger. Its times are by the database's clock."""
+class NodeFacts:
+    """What a node states of itself when it joins."""
 
-    id: str
     host: str
     pid: int
     process: str  # identity of the process on its machine: see `daemon.system.process_identity`
@@ -110,6 +109,13 @@ class NodeRecord:
     bundle: str  # digest of its model bundle
     version: str  # of mammod
     lease_s: float
+
+
+@dataclass(frozen=True)
+class NodeRecord(NodeFacts):
+    """A service process that shares the ledger. Its times are by the database's clock."""
+
+    id: str
     started_at: float
     beat_at: float  # its last heartbeat
     silent_s: float  # seconds since its last heartbeat

@@ -23,7 +23,8 @@ from sqlalchemy import Connection
 from config import __version__
 from config.settings import Settings
 from daemon.ledger import UNAVAILABLE, Ledger, nodes
-from daemon.ledger.nodes import NodeFacts, TakenOver
+from daemon.ledger.nodes import TakenOver
+from daemon.ledger.records import NodeFacts
 from daemon.storage.spool import Spool
 from daemon.system import process_identity
 from model.bundle import Bundle

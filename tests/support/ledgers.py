@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from daemon.ledger import Ledger, nodes
-from daemon.ledger.nodes import NodeFacts
+from daemon.ledger.records import NodeFacts
 from daemon.nodes.membership import Hold
 
 NODE = "node-1"
